@@ -1,0 +1,1 @@
+"""Straightforward implementations to measure and test against."""

@@ -1,0 +1,91 @@
+"""Multi-head attention whose queries may be a part of the tokens."""
+
+from typing import Final, Optional
+
+import torch
+import torch.nn.functional as F
+from timm.layers import use_fused_attn
+from torch import nn
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused qkv projection, asked by all tokens or by a few of them.
+
+    With `query` the output has one row per query token and neither queries, scores nor output projections of the
+    other tokens are computed: how layer-wise class-token attention asks with the last layer's token, and how the last
+    block serves a classifier that reads the class token alone.
+
+    Args:
+        dim: Channels C of the tokens.
+        num_heads: Number of heads.
+        head_dim: Channels per head; `dim // num_heads` when None.
+        qkv_bias: Give the qkv projection a bias.
+        attn_drop: Dropout rate on the attention weights.
+        proj_drop: Dropout rate after the output projection.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: `dim` is not divisible by `num_heads` and no `head_dim` is given.
+    """
+
+    fused_attn: Final[bool]
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        head_dim: Optional[int] = None,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        if head_dim is None:
+            if dim % num_heads:
+                raise ValueError(f'dim ({dim}) must be divisible by num_heads ({num_heads}) unless head_dim is given')
+            head_dim = dim // num_heads
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.attn_dim = num_heads * head_dim
+        self.scale = head_dim**-0.5
+        self.fused_attn = use_fused_attn()
+
+        self.qkv = nn.Linear(dim, self.attn_dim * 3, bias=qkv_bias, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(self.attn_dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: torch.Tensor, query: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Attend over the tokens.
+
+        Args:
+            x: Tokens (B, N, C): keys and values.
+            query: Tokens (B, M, C) that ask; all of `x` when None.
+
+        Returns:
+            (B, N, C), or (B, M, C) when `query` is given.
+        """
+        B, N, _ = x.shape
+        if query is None:
+            qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)  # each (B, H, N, D)
+        else:
+            w, b = self.qkv.weight, self.qkv.bias
+            q = F.linear(query, w[: self.attn_dim], b[: self.attn_dim] if b is not None else None)
+            q = q.reshape(B, query.shape[1], self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, M, D)
+            kv = F.linear(x, w[self.attn_dim :], b[self.attn_dim :] if b is not None else None)
+            kv = kv.reshape(B, N, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            k, v = kv.unbind(0)  # each (B, H, N, D)
+
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        else:
+            attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, M, N)
+            x = self.attn_drop(attn.softmax(dim=-1)) @ v
+
+        x = x.transpose(1, 2).reshape(B, -1, self.attn_dim)  # (B, M, H·D)
+        return self.proj_drop(self.proj(x))

@@ -1,0 +1,45 @@
+"""Gradient checkpointing that counts each batch once."""
+
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Iterator
+
+import torch
+from timm.models import checkpoint as timm_checkpoint
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
+    """Normalise by batch statistics as before, but leave running statistics and batch counters as they are."""
+    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for m in tracking:
+        m.track_running_stats = False
+    try:
+        yield
+    finally:
+        for m in tracking:
+            m.track_running_stats = True
+
+
+def _contexts(module: nn.Module):
+    return nullcontext(), _frozen_running_stats(module)
+
+
+def checkpoint(module: nn.Module, *args: Any) -> Any:
+    """Run a module without keeping its activations; they are computed again in the backward pass.
+
+    The second forward pass of plain checkpointing updates BatchNorm's running statistics once more, so that a
+    checkpointed model evaluates differently from the same model trained without. Here it does not.
+
+    Args:
+        module: Module to run.
+        *args: Its positional arguments.
+
+    Returns:
+        What the module returns.
+    """
+    if torch.compiler.is_compiling():  # the compiler saves the statistics' update with the first pass
+        return timm_checkpoint(module, *args, use_reentrant=False)
+    return timm_checkpoint(module, *args, use_reentrant=False, context_fn=partial(_contexts, module))

@@ -1,0 +1,5 @@
+"""Model families. Importing this package registers them with timm."""
+
+from .ceit import CeiT
+
+__all__ = ['CeiT']

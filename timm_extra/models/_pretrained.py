@@ -1,0 +1,112 @@
+"""Building registered models and loading weights into them, with errors that name the file and the keys."""
+
+import os
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Type
+
+import torch
+from safetensors import SafetensorError
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import nn
+
+StateDict = Dict[str, torch.Tensor]
+
+
+def build_model(
+    model_cls: Type[nn.Module],
+    variant: str,
+    pretrained: bool = False,
+    *,
+    pretrained_filter_fn: Callable[[StateDict, nn.Module], StateDict],
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model the way timm does, after checking that the weights asked for are there.
+
+    Args:
+        model_cls: Class of the model.
+        variant: Registered name.
+        pretrained: Load weights: a local file or folder, a Hub repository, or what the configuration names.
+        pretrained_filter_fn: Converts a state dict of any known layout.
+        **kwargs: As for `timm.models.build_model_with_cfg`.
+
+    Returns:
+        The model, or timm's feature extractor around it with `features_only=True`.
+
+    Raises:
+        RuntimeError: `pretrained=True` for a model without hosted weights and no file given.
+        FileNotFoundError: The file or folder named does not exist.
+        ValueError: The file cannot be read, or does not fit the model.
+    """
+    source = _local_source(variant, kwargs) if pretrained else None
+    try:
+        return build_model_with_cfg(model_cls, variant, pretrained, pretrained_filter_fn=pretrained_filter_fn, **kwargs)
+    except (RuntimeError, OSError, EOFError, AttributeError, SafetensorError) as e:
+        if source is None:
+            raise
+        hint = ''
+        if 'head.' in str(e):
+            hint = ' (a head of k classes loads with num_classes=k and pretrained_cfg_overlay=dict(…, num_classes=k))'
+        raise ValueError(f'{variant}: cannot load {source!r}: {e}{hint}') from e
+
+
+def _local_source(variant: str, kwargs: Dict[str, Any]) -> Optional[str]:
+    """The existing local path that `pretrained=True` will read, or None when the weights come from elsewhere."""
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    if cfg.source == 'hf-hub' or cfg.state_dict:
+        return None
+    if cfg.file:
+        path = os.fspath(cfg.file)
+        if not os.path.exists(path):
+            raise FileNotFoundError(f'{variant}: no checkpoint at {path!r}')
+        return path
+    if cfg.url or cfg.hf_hub_id:
+        return None
+    raise RuntimeError(
+        f'{variant} has no hosted weights. Give a checkpoint file with '
+        f"timm.create_model('{variant}', pretrained=True, pretrained_cfg_overlay=dict(file='….pth')), "
+        'or use pretrained=False for random initialisation.'
+    )
+
+
+def unwrap(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """The state dict inside a training checkpoint (`state_dict` or `model`), or the argument itself."""
+    for key in ('state_dict', 'model'):
+        if isinstance(state_dict.get(key), dict):
+            return state_dict[key]
+    return state_dict
+
+
+def check_fit(state_dict: StateDict, model: nn.Module, layout: str, adaptable: Iterable[str]) -> None:
+    """Refuse a state dict that would leave a part of the model at its random initialisation.
+
+    Args:
+        state_dict: Converted state dict.
+        model: Model it is for.
+        layout: Name of the layout it came in, for the message.
+        adaptable: Prefixes of keys that the caller or timm resizes, replaces or drops (stem, classifier).
+
+    Raises:
+        ValueError: Keys are missing, unexpected, or of another shape; the message names them.
+    """
+    adaptable = tuple(adaptable)
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith(adaptable)}
+    given = {k: v for k, v in state_dict.items() if not k.startswith(adaptable)}
+    problems: List[str] = []
+    for label, keys in (
+        ('missing', [k for k in own if k not in given and not k.endswith('num_batches_tracked')]),
+        ('unexpected', [k for k in given if k not in own]),
+        ('of another shape', [_shapes(k, given[k], own[k]) for k in own if _differ(given.get(k), own[k])]),
+    ):
+        if keys:
+            more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
+            problems.append(f'{label}: {", ".join(keys[:5])}{more}')
+    if problems:
+        raise ValueError(f'the {layout} checkpoint does not fit {type(model).__name__}: ' + '; '.join(problems))
+
+
+def _differ(given: Optional[torch.Tensor], own: torch.Tensor) -> bool:
+    return given is not None and tuple(given.shape) != tuple(own.shape)
+
+
+def _shapes(key: str, given: Optional[torch.Tensor], own: torch.Tensor) -> str:
+    shape: Tuple[int, ...] = tuple(given.shape) if given is not None else ()
+    return f'{key} {shape} for {tuple(own.shape)}'

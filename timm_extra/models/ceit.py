@@ -1,0 +1,770 @@
+"""CeiT: Convolution-enhanced image Transformer.
+
+Paper: `Incorporating Convolution Designs into Visual Transformers` by Kun Yuan, Shaopeng Guo, Ziwei Liu, Aojun Zhou,
+Fengwei Yu and Wei Wu, https://arxiv.org/abs/2103.11816
+
+Official code: https://github.com/coeusguo/ceit (Apache-2.0), whose behaviour and weights these models match. The
+variant in https://github.com/rishikksh20/CeiT-pytorch (MIT) is `ceit_tiny_article`.
+"""
+
+from functools import partial
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    _assert,
+    calculate_drop_path_rates,
+    get_act_layer,
+    get_device_dtype,
+    get_norm_layer,
+    global_pool_nlc,
+    resample_abs_pos_embed,
+    to_2tuple,
+    trunc_normal_,
+)
+from timm.models import generate_default_cfgs, named_apply, register_model, register_model_deprecations
+from timm.utils import reparameterize_model
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from timm_extra._timm import feature_take_indices, update_model_input_size
+from timm_extra.layers import Attention, LeFF, checkpoint
+
+from ._ceit_checkpoint import checkpoint_filter_fn
+from ._pretrained import build_model
+
+__all__ = ['CeiT', 'Image2Tokens', 'LayerwiseClassAttention']
+
+
+LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)  # the official code's epsilon
+
+
+class Image2Tokens(nn.Module):
+    """Convolution, BatchNorm and max-pooling to a quarter of the size, then a projection of small patches.
+
+    Source: arXiv:2103.11816 section 3.1; no activation follows the BatchNorm, as in the official code.
+
+    Args:
+        img_size: Image height and width in pixels.
+        patch_size: Pixels of the image per token side, a multiple of 4.
+        in_chans: Image channels.
+        embed_dim: Channels C of a token.
+        stem_chs: Channels of the convolution.
+        stem_padding: Padding of the convolution and of the pooling.
+        stem_bias: Give the convolution a bias.
+        strict_img_size: Accept images of `img_size` only; otherwise any multiple of `patch_size`.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: `patch_size` is not a multiple of 4, or `img_size` not one of `patch_size`.
+    """
+
+    def __init__(
+        self,
+        img_size: Union[int, Tuple[int, int]] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        stem_chs: int = 64,
+        stem_padding: Tuple[int, int] = (3, 1),
+        stem_bias: bool = False,
+        strict_img_size: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        if patch_size < 4 or patch_size % 4:
+            raise ValueError(f'patch_size must be a multiple of 4, the stride of the stem, got {patch_size}')
+        self.patch_size = to_2tuple(patch_size)
+        self.in_chans = in_chans
+        self.strict_img_size = strict_img_size
+        self._init_img_size(img_size)
+
+        self.conv = nn.Conv2d(
+            in_chans, stem_chs, kernel_size=7, stride=2, padding=stem_padding[0], bias=stem_bias, **dd
+        )
+        self.bn = nn.BatchNorm2d(stem_chs, **dd)
+        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=stem_padding[1])
+        self.proj = nn.Conv2d(stem_chs, embed_dim, kernel_size=patch_size // 4, stride=patch_size // 4, **dd)
+
+    def _init_img_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
+        height, width = self.img_size = to_2tuple(img_size)
+        ph, pw = self.patch_size
+        if height < ph or width < pw or height % ph or width % pw:
+            raise ValueError(f'img_size {self.img_size} must be a positive multiple of patch_size {self.patch_size}')
+        self.grid_size = (height // ph, width // pw)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def set_input_size(self, img_size: Optional[Union[int, Tuple[int, int]]] = None) -> None:
+        """Change the image size that is accepted (strict) or that position embeddings are stored for."""
+        if img_size is not None:
+            self._init_img_size(img_size)
+
+    def feat_ratio(self, as_scalar: bool = True) -> Union[Tuple[int, int], int]:
+        """Pixels of the image per token side."""
+        return max(self.patch_size) if as_scalar else self.patch_size
+
+    def dynamic_feat_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Token grid (H, W) of an image of the given height and width."""
+        return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Embed images.
+
+        Args:
+            x: Images (B, in_chans, height, width).
+
+        Returns:
+            Tokens as a map (B, C, height / patch, width / patch).
+
+        Raises:
+            AssertionError: Channels or size are not what the model takes.
+        """
+        _, chans, height, width = x.shape
+        _assert(chans == self.in_chans, f'Input has {chans} channels, model takes {self.in_chans}.')
+        if self.strict_img_size:
+            _assert(height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]}).")
+            _assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")
+        else:
+            ph, pw = self.patch_size
+            _assert(height % ph == 0, f'Input height ({height}) should be divisible by patch size ({ph}).')
+            _assert(width % pw == 0, f'Input width ({width}) should be divisible by patch size ({pw}).')
+        # channels-last is what the tokens become anyway, and max-pooling on a CPU is several times faster in it
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.proj(self.pool(self.bn(self.conv(x))))
+
+    def fuse(self) -> nn.Module:
+        """Fold the BatchNorm into the convolution, for inference.
+
+        Returns:
+            This module, without BatchNorm.
+
+        Raises:
+            RuntimeError: The module is in training mode, where the statistics are the batch's.
+        """
+        if self.training:
+            raise RuntimeError('Image2Tokens.fuse() needs evaluation mode: call model.eval() first')
+        if not isinstance(self.bn, nn.Identity):
+            self.conv = fuse_conv_bn_eval(self.conv, self.bn)
+            self.bn = nn.Identity()
+        return self
+
+
+class Block(nn.Module):
+    """Transformer block whose feed-forward is LeFF on the patch tokens.
+
+    The class token does not enter LeFF. In the official code its branch ends after the norm, so that
+    `cls += norm2(cls)`; with `cls_bypass` (the article's code) it is left as it is.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: Optional[int] = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        leff_kernel_size: int = 3,
+        leff_bn: bool = True,
+        leff_out_act: bool = False,
+        cls_bypass: bool = False,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        act_layer=nn.GELU,
+        norm_layer=nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.cls_bypass = cls_bypass
+        self.norm1 = norm_layer(dim, **dd)
+        self.attn = Attention(dim, num_heads, head_dim, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
+        self.norm2 = norm_layer(dim, **dd)
+        self.leff = LeFF(dim, int(dim * mlp_ratio), leff_kernel_size, leff_bn, leff_out_act, act_layer, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor, grid: Tuple[int, int]) -> torch.Tensor:
+        """(B, 1 + H·W, C) to the same, `grid` being (H, W)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        if self.cls_bypass:
+            patches = x[:, 1:]
+            return torch.cat([x[:, :1], patches + self.drop_path(self.leff(self.norm2(patches), grid))], dim=1)
+        y = self.norm2(x)
+        return x + self.drop_path(torch.cat([y[:, :1], self.leff(y[:, 1:], grid)], dim=1))
+
+    def forward_cls(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the class token of `forward` alone: (B, 1 + N, C) to (B, 1, C)."""
+        y = self.norm1(x)
+        cls = x[:, :1] + self.drop_path(self.attn(y, y[:, :1]))
+        return cls if self.cls_bypass else cls + self.drop_path(self.norm2(cls))
+
+
+class LayerwiseClassAttention(nn.Module):
+    """The last layer's class token attends to the class tokens of all layers (LCA).
+
+    Source: arXiv:2103.11816 section 3.3; residuals on the last token and the layer embedding as in the official code.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        head_dim: Optional[int] = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        act_layer=nn.GELU,
+        norm_layer=nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.layer_embed = nn.Parameter(torch.zeros(1, depth, dim, **dd))
+        self.norm1 = norm_layer(dim, **dd)
+        self.attn = Attention(dim, num_heads, head_dim, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
+        self.norm2 = norm_layer(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class tokens of all layers (B, L, C) to one token (B, 1, C)."""
+        x = x + self.layer_embed
+        y = self.norm1(x)
+        x = x[:, -1:] + self.attn(y, y[:, -1:])
+        return x + self.mlp(self.norm2(x))
+
+
+class CeiT(nn.Module):
+    """Convolution-enhanced image Transformer.
+
+    Args:
+        img_size: Image height and width in pixels, multiples of `patch_size`.
+        patch_size: Pixels per token side, a multiple of 4.
+        in_chans: Image channels.
+        num_classes: Classes of the head; 0 for none.
+        global_pool: 'token' (the class token after layer-wise attention), 'avg' (patch tokens), or '' (no pooling).
+        embed_dim: Channels C of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        head_dim: Channels per head; `embed_dim // num_heads` when None.
+        mlp_ratio: Hidden channels of LeFF over `embed_dim`.
+        qkv_bias: Give the qkv projections a bias.
+        conv_stem: Image-to-tokens stem; plain patches when False.
+        stem_chs: Channels of the stem's convolution.
+        stem_padding: Padding of the stem's convolution and pooling.
+        stem_bias: Give the stem's convolution a bias.
+        leff_kernel_size: Side of LeFF's depthwise kernel in tokens, odd.
+        leff_bn: BatchNorms in LeFF.
+        leff_out_act: Activation after LeFF's last BatchNorm.
+        cls_bypass: Leave the class token alone in the second half of a block, instead of adding its norm to it.
+        use_lca: Layer-wise class-token attention; the last block's class token when False.
+        lca_num_heads: Heads of that attention; `num_heads` when None.
+        lca_head_dim: Channels per head there; `head_dim` when None.
+        lca_mlp_ratio: Hidden channels of its feed-forward over `embed_dim`; `mlp_ratio` when None.
+        lca_proj_drop_rate: Dropout rate of its projections; `proj_drop_rate` when None.
+        pool_include_prefix: Count the class token in 'avg' pooling.
+        fc_norm: Normalise after pooling instead of before; when None, only for 'avg' (as timm's ViT).
+        dynamic_img_size: Accept any multiple of `patch_size` and resample position embeddings to it.
+        drop_rate: Dropout rate before the classifier.
+        pos_drop_rate: Dropout rate after the position embedding.
+        proj_drop_rate: Dropout rate of attention's output projection and of the class-token feed-forward.
+        attn_drop_rate: Dropout rate of attention weights.
+        drop_path_rate: Stochastic depth rate of the last block, rising linearly from 0.
+        norm_layer: Normalisation, by class or by timm's name.
+        act_layer: Activation, by class or by timm's name.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: An argument is out of range; the message names its value.
+    """
+
+    dynamic_img_size: torch.jit.Final[bool]
+
+    def __init__(
+        self,
+        img_size: Union[int, Tuple[int, int]] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'token',
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        head_dim: Optional[int] = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        conv_stem: bool = True,
+        stem_chs: int = 64,
+        stem_padding: Tuple[int, int] = (3, 1),
+        stem_bias: bool = False,
+        leff_kernel_size: int = 3,
+        leff_bn: bool = True,
+        leff_out_act: bool = False,
+        cls_bypass: bool = False,
+        use_lca: bool = True,
+        lca_num_heads: Optional[int] = None,
+        lca_head_dim: Optional[int] = None,
+        lca_mlp_ratio: Optional[float] = None,
+        lca_proj_drop_rate: Optional[float] = None,
+        pool_include_prefix: bool = False,
+        fc_norm: Optional[bool] = None,
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer=LAYER_NORM,
+        act_layer=nn.GELU,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        if depth < 1:
+            raise ValueError(f'depth must be at least 1, got {depth}')
+        norm_layer = get_norm_layer(norm_layer)
+        act_layer = get_act_layer(act_layer)
+        shared = dict(qkv_bias=qkv_bias, attn_drop=attn_drop_rate, act_layer=act_layer, norm_layer=norm_layer, **dd)
+
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = _checked_pool(global_pool)
+        self.pool_include_prefix = pool_include_prefix
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_prefix_tokens = 1
+        self.dynamic_img_size = dynamic_img_size
+        self.grad_checkpointing = False
+
+        embed_args = dict(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, **dd)
+        if conv_stem:
+            self.patch_embed = Image2Tokens(
+                stem_chs=stem_chs,
+                stem_padding=stem_padding,
+                stem_bias=stem_bias,
+                strict_img_size=not dynamic_img_size,
+                **embed_args,
+            )
+        else:
+            self.patch_embed = PatchEmbed(output_fmt='NCHW', strict_img_size=not dynamic_img_size, **embed_args)
+            self._traits = dict(first_conv='patch_embed.proj')
+
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(p=pos_drop_rate)
+
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                head_dim,
+                mlp_ratio,
+                leff_kernel_size=leff_kernel_size,
+                leff_bn=leff_bn,
+                leff_out_act=leff_out_act,
+                cls_bypass=cls_bypass,
+                proj_drop=proj_drop_rate,
+                drop_path=rate,
+                **shared,
+            )
+            for rate in calculate_drop_path_rates(drop_path_rate, depth)
+        )
+        reduction = self.patch_embed.feat_ratio()
+        self.feature_info = [dict(num_chs=embed_dim, reduction=reduction, module=f'blocks.{i}') for i in range(depth)]
+        self.lca = (
+            LayerwiseClassAttention(
+                embed_dim,
+                depth,
+                num_heads if lca_num_heads is None else lca_num_heads,
+                head_dim if lca_head_dim is None else lca_head_dim,
+                mlp_ratio if lca_mlp_ratio is None else lca_mlp_ratio,
+                proj_drop=proj_drop_rate if lca_proj_drop_rate is None else lca_proj_drop_rate,
+                **shared,
+            )
+            if use_lca
+            else None
+        )
+
+        norm_after_pool = global_pool == 'avg' if fc_norm is None else fc_norm
+        self.norm = nn.Identity() if norm_after_pool else norm_layer(embed_dim, **dd)
+        self.fc_norm = norm_layer(embed_dim, **dd) if norm_after_pool else nn.Identity()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+        if self.pos_embed.device.type != 'meta':
+            self.init_weights(needs_reset=False)
+
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialise all parameters and buffers as the official code does.
+
+        Args:
+            needs_reset: Reset layers that initialise themselves on construction too; needed after `to_empty()`.
+        """
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+        if self.lca is not None:
+            nn.init.zeros_(self.lca.layer_embed)
+        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Parameters that are not decayed."""
+        return {'pos_embed', 'cls_token'}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """Groups of parameters for layer-wise learning rates; LCA belongs to the last block."""
+        return dict(
+            stem=r'^cls_token|pos_embed|patch_embed',
+            blocks=[(r'^blocks\.(\d+)', None), (r'^lca|^norm', (99999,))],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the classifier.
+
+        Args:
+            num_classes: Classes of the new head; 0 for none.
+            global_pool: New pooling; unchanged when None.
+
+        Raises:
+            ValueError: `global_pool` is not one of '', 'token' and 'avg'.
+        """
+        dd = get_device_dtype(self)
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = _checked_pool(global_pool)
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head.train(self.training)
+
+    def set_input_size(self, img_size: Optional[Union[int, Tuple[int, int]]] = None) -> None:
+        """Change the image size, resampling the position embedding.
+
+        Args:
+            img_size: New height and width in pixels, multiples of the patch size; unchanged when None.
+
+        Raises:
+            ValueError: The size is not a positive multiple of the patch size.
+        """
+        previous = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size)
+        if self.patch_embed.grid_size != previous:
+            resized = resample_abs_pos_embed(
+                self.pos_embed.detach(), self.patch_embed.grid_size, previous, num_prefix_tokens=1
+            )
+            self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+        update_model_input_size(self, self.patch_embed.img_size)
+
+    def fuse(self) -> nn.Module:
+        """Fold every BatchNorm into the layer before it, for inference.
+
+        Returns:
+            This model. Its state dict has other keys than before: save it first.
+
+        Raises:
+            RuntimeError: The model is in training mode.
+        """
+        return reparameterize_model(self, inplace=True)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """Run the model and collect patch tokens after blocks.
+
+        A classifier that reads the class token gives no gradient to the last block's LeFF: for dense features of such
+        a model prefer the block before it.
+
+        Args:
+            x: Images (B, in_chans, height, width).
+            indices: The last n blocks if an int, all if None, else these blocks.
+            return_prefix_tokens: Return (patch tokens, class token) pairs.
+            norm: Apply the final norm to the intermediates.
+            stop_early: Do not run blocks after the last one asked for.
+            output_fmt: 'NCHW' (B, C, H, W) or 'NLC' (B, H·W, C).
+            intermediates_only: Return the intermediates alone.
+
+        Returns:
+            The intermediates, or what `forward_features` returns and the intermediates.
+        """
+        _assert(output_fmt in ('NCHW', 'NLC'), 'Output format must be one of NCHW or NLC.')
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        intermediates: List[torch.Tensor] = []
+        cls_tokens: List[torch.Tensor] = []
+
+        x, grid = self._embed(x)
+        for i, blk in enumerate(self.blocks):
+            if stop_early and i > max_index:
+                break
+            x = self._run_block(blk, x, grid)
+            cls_tokens.append(x[:, :1])
+            if i in take_indices:
+                intermediates.append(self.norm(x) if norm else x)
+
+        prefixes = [y[:, :1] for y in intermediates]
+        intermediates = [y[:, 1:] for y in intermediates]
+        if output_fmt == 'NCHW':
+            B, (H, W) = x.shape[0], grid
+            intermediates = [y.reshape(B, H, W, -1).permute(0, 3, 1, 2).contiguous() for y in intermediates]
+        if not torch.jit.is_scripting() and return_prefix_tokens:
+            intermediates = list(zip(intermediates, prefixes, strict=True))
+
+        if intermediates_only:
+            return intermediates
+        return self._finish(x, cls_tokens), intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> List[int]:
+        """Remove what the given intermediates do not need.
+
+        Args:
+            indices: As in `forward_intermediates`.
+            prune_norm: Remove the final norm.
+            prune_head: Remove layer-wise class-token attention, pooling and classifier.
+
+        Returns:
+            The indices as non-negative numbers.
+        """
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: max_index + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.lca = None
+            self.fc_norm = nn.Identity()
+            self.reset_classifier(0, '')
+        elif self.lca is not None:
+            embed = self.lca.layer_embed
+            self.lca.layer_embed = nn.Parameter(embed.detach()[:, : max_index + 1].clone(), embed.requires_grad)
+        return take_indices
+
+    def _embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, Tuple[int, int]]:
+        """Images to tokens with class token and positions (B, 1 + H·W, C), and their grid (H, W)."""
+        x = self.patch_embed(x)
+        B, _, H, W = x.shape
+        pos_embed = self.pos_embed
+        if self.dynamic_img_size:
+            pos_embed = resample_abs_pos_embed(pos_embed, [H, W], self.patch_embed.grid_size, num_prefix_tokens=1)
+        x = torch.cat([self.cls_token.expand(B, -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
+        return self.pos_drop(x + pos_embed), (H, W)
+
+    def _run_block(self, blk: Block, x: torch.Tensor, grid: Tuple[int, int]) -> torch.Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint(blk, x, grid)
+        return blk(x, grid)
+
+    def _finish(self, x: torch.Tensor, cls_tokens: List[torch.Tensor]) -> torch.Tensor:
+        """Put the layer-wise class token in place of the last block's, and normalise.
+
+        Args:
+            x: Tokens after the last block (B, 1 + N, C), N may be 0.
+            cls_tokens: Class token of every block, (B, 1, C) each.
+        """
+        if self.lca is not None:
+            x = torch.cat([self.lca(torch.cat(cls_tokens, dim=1)), x[:, 1:]], dim=1)
+        return self.norm(x)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, height, width) to normed tokens (B, 1 + N, C), the layer-wise class token first."""
+        x, grid = self._embed(x)
+        cls_tokens: List[torch.Tensor] = []
+        for blk in self.blocks:
+            x = self._run_block(blk, x, grid)
+            cls_tokens.append(x[:, :1])
+        return self._finish(x, cls_tokens)
+
+    def _forward_cls(self, x: torch.Tensor) -> torch.Tensor:
+        """The first token of `forward_features`, (B, 1, C), without the last block's work on patch tokens."""
+        x, grid = self._embed(x)
+        cls_tokens: List[torch.Tensor] = []
+        last = len(self.blocks) - 1
+        for i, blk in enumerate(self.blocks):
+            if i == last:
+                x = blk.forward_cls(x)
+            else:
+                x = self._run_block(blk, x, grid)
+            cls_tokens.append(x[:, :1])
+        return self._finish(x, cls_tokens)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Tokens (B, 1 + N, C) to logits (B, num_classes), or to pooled features (B, C) with `pre_logits`."""
+        x = global_pool_nlc(x, self.global_pool, self.num_prefix_tokens, self.pool_include_prefix)
+        x = self.head_drop(self.fc_norm(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, height, width) to logits (B, num_classes)."""
+        if self.global_pool == 'token' and not self.training and not torch.is_grad_enabled():
+            return self.forward_head(self._forward_cls(x))
+        return self.forward_head(self.forward_features(x))
+
+
+def _checked_pool(global_pool: str) -> str:
+    if global_pool not in ('', 'token', 'avg'):
+        raise ValueError(f"global_pool must be '', 'token' or 'avg', got {global_pool!r}")
+    return global_pool
+
+
+def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif needs_reset and hasattr(module, 'reset_parameters'):
+        module.reset_parameters()
+
+
+def _create_ceit(variant: str, pretrained: bool = False, **kwargs: Any) -> CeiT:
+    out_indices = kwargs.pop('out_indices', 3)
+    return build_model(
+        CeiT,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=out_indices, feature_cls='getter'),
+        **kwargs,
+    )
+
+
+def _cfg(**kwargs: Any) -> Dict[str, Any]:
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': None,
+        'crop_pct': 0.875,
+        'interpolation': 'bicubic',
+        'fixed_input_size': True,
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'patch_embed.conv',
+        'classifier': 'head',
+        'license': 'apache-2.0',
+        'paper_ids': 'arXiv:2103.11816',
+        'paper_name': 'Incorporating Convolution Designs into Visual Transformers',
+        'origin_url': 'https://github.com/coeusguo/ceit',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'ceit_tiny': _cfg(),
+        'ceit_small': _cfg(),
+        'ceit_base': _cfg(),
+        'ceit_tiny_384': _cfg(input_size=(3, 384, 384)),
+        'ceit_small_384': _cfg(input_size=(3, 384, 384)),
+        'ceit_tiny_article': _cfg(license='mit', origin_url='https://github.com/rishikksh20/CeiT-pytorch'),
+        'test_ceit': _cfg(input_size=(3, 160, 160), crop_pct=0.95),
+    }
+)
+
+
+@register_model
+def ceit_tiny(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """CeiT-T at 224×224."""
+    model_args = dict(embed_dim=192, depth=12, num_heads=3)
+    return _create_ceit('ceit_tiny', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def ceit_small(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """CeiT-S at 224×224."""
+    model_args = dict(embed_dim=384, depth=12, num_heads=6)
+    return _create_ceit('ceit_small', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def ceit_base(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """CeiT-B at 224×224, in the official code but not in the paper."""
+    model_args = dict(embed_dim=768, depth=12, num_heads=12)
+    return _create_ceit('ceit_base', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def ceit_tiny_384(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """CeiT-T at 384×384."""
+    model_args = dict(img_size=384, embed_dim=192, depth=12, num_heads=3)
+    return _create_ceit('ceit_tiny_384', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def ceit_small_384(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """CeiT-S at 384×384."""
+    model_args = dict(img_size=384, embed_dim=384, depth=12, num_heads=6)
+    return _create_ceit('ceit_small_384', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def ceit_tiny_article(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """CeiT-T as in rishikksh20/CeiT-pytorch at d41cb23, with LCA.
+
+    Its `pool='mean'` is `global_pool='avg'` here, `dropout` is `proj_drop_rate`, `emb_dropout` is `pos_drop_rate`.
+    """
+    model_args = dict(
+        embed_dim=192,
+        depth=12,
+        num_heads=3,
+        head_dim=64,
+        qkv_bias=False,
+        stem_chs=32,
+        stem_padding=(4, 0),
+        stem_bias=True,
+        leff_out_act=True,
+        cls_bypass=True,
+        lca_num_heads=4,
+        lca_head_dim=48,
+        lca_mlp_ratio=2.0,
+        lca_proj_drop_rate=0.0,
+        pool_include_prefix=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),
+    )
+    return _create_ceit('ceit_tiny_article', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def test_ceit(pretrained: bool = False, **kwargs: Any) -> CeiT:
+    """A toy size for tests."""
+    model_args = dict(img_size=160, embed_dim=64, depth=6, num_heads=2, mlp_ratio=3.0, stem_chs=32)
+    return _create_ceit('test_ceit', pretrained, **dict(model_args, **kwargs))
+
+
+register_model_deprecations(
+    __name__,
+    {
+        'ceit_tiny_patch16_224': 'ceit_tiny',
+        'ceit_small_patch16_224': 'ceit_small',
+        'ceit_base_patch16_224': 'ceit_base',
+        'ceit_tiny_patch16_384': 'ceit_tiny_384',
+        'ceit_small_patch16_384': 'ceit_small_384',
+    },
+)

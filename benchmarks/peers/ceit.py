@@ -34,10 +34,10 @@ def attend(q, k, v, heads):
 
 
 def to_map(tokens):
-    """(B, N, C) to a contiguous square map (B, C, √N, √N)."""
+    """(B, N, C) to a square map (B, C, √N, √N)."""
     b, n, c = tokens.shape
     side = math.isqrt(n)
-    return tokens.permute(0, 2, 1).reshape(b, c, side, side).contiguous()
+    return tokens.permute(0, 2, 1).reshape(b, c, side, side)
 
 
 class Stem(nn.Module):

@@ -13,14 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 @contextmanager
 def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
     """Normalise by batch statistics as before, but leave running statistics and batch counters as they are."""
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for m in tracking:
-        m.track_running_stats = False
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    kept = [(m.momentum, m.num_batches_tracked) for m in norms]
+    for m in norms:
+        m.momentum, m.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for m in tracking:
-            m.track_running_stats = True
+        for m, (momentum, count) in zip(norms, kept, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, count
 
 
 def _contexts(module: nn.Module):

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Type
 
 import torch
 from safetensors import SafetensorError
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, load_state_dict, resolve_pretrained_cfg
 from torch import nn
 
 StateDict = Dict[str, torch.Tensor]
@@ -36,21 +36,53 @@ def build_model(
         FileNotFoundError: The file or folder named does not exist.
         ValueError: The file cannot be read, or does not fit the model.
     """
-    source = _local_source(variant, kwargs) if pretrained else None
+    overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
+    source = _local_source(variant, kwargs.get('pretrained_cfg'), overlay) if pretrained else None
+    if source and os.path.isfile(source):
+        overlay['state_dict'] = read_checkpoint(source)
     try:
-        return build_model_with_cfg(model_cls, variant, pretrained, pretrained_filter_fn=pretrained_filter_fn, **kwargs)
-    except (RuntimeError, OSError, EOFError, AttributeError, SafetensorError) as e:
+        model = build_model_with_cfg(
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=pretrained_filter_fn,
+            **kwargs,
+        )
+    except (RuntimeError, OSError, SafetensorError) as e:
         if source is None:
             raise
         hint = ''
         if 'head.' in str(e):
             hint = ' (a head of k classes loads with num_classes=k and pretrained_cfg_overlay=dict(…, num_classes=k))'
-        raise ValueError(f'{variant}: cannot load {source!r}: {e}{hint}') from e
+        raise ValueError(f'{variant}: cannot load {source!r}: {" ".join(str(e).split())}{hint}') from e
+    for module in model.modules():  # the tensors are in the model now: do not keep them a second time
+        if isinstance(getattr(module, 'pretrained_cfg', None), dict):
+            module.pretrained_cfg.pop('state_dict', None)
+    return model
 
 
-def _local_source(variant: str, kwargs: Dict[str, Any]) -> Optional[str]:
+def read_checkpoint(path: str) -> StateDict:
+    """Read the weights in a checkpoint file, EMA weights before others, executing nothing that is in it.
+
+    Args:
+        path: A .safetensors file, or one of `torch.save`.
+
+    Returns:
+        State dict, on the CPU.
+
+    Raises:
+        ValueError: The file is damaged, holds no state dict, or would need code to be executed.
+    """
+    try:
+        return load_state_dict(path)
+    except Exception as e:  # what damaged bytes raise is of nearly any type
+        raise ValueError(f'cannot load {path!r}: truncated, or not a checkpoint ({type(e).__name__}: {e})') from e
+
+
+def _local_source(variant: str, pretrained_cfg: Any, overlay: Dict[str, Any]) -> Optional[str]:
     """The existing local path that `pretrained=True` will read, or None when the weights come from elsewhere."""
-    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
     if cfg.source == 'hf-hub' or cfg.state_dict:
         return None
     if cfg.file:

@@ -506,7 +506,7 @@ class CeiT(nn.Module):
             indices: The last n blocks if an int, all if None, else these blocks.
             return_prefix_tokens: Return (patch tokens, class token) pairs.
             norm: Apply the final norm to the intermediates.
-            stop_early: Do not run blocks after the last one asked for.
+            stop_early: With `intermediates_only`, do not run blocks after the last one asked for.
             output_fmt: 'NCHW' (B, C, H, W) or 'NLC' (B, H·W, C).
             intermediates_only: Return the intermediates alone.
 
@@ -519,10 +519,15 @@ class CeiT(nn.Module):
         cls_tokens: List[torch.Tensor] = []
 
         x, grid = self._embed(x)
-        for i, blk in enumerate(self.blocks):
-            if stop_early and i > max_index:
-                break
-            x = self._run_block(blk, x, grid)
+        if torch.jit.is_scripting() or not (stop_early and intermediates_only):  # torchscript cannot slice modules
+            blocks = self.blocks
+        else:
+            blocks = self.blocks[: max_index + 1]
+        for i, blk in enumerate(blocks):
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(blk, x, grid)
+            else:
+                x = blk(x, grid)
             cls_tokens.append(x[:, :1])
             if i in take_indices:
                 intermediates.append(self.norm(x) if norm else x)
@@ -578,10 +583,29 @@ class CeiT(nn.Module):
         x = torch.cat([self.cls_token.expand(B, -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
         return self.pos_drop(x + pos_embed), (H, W)
 
-    def _run_block(self, blk: Block, x: torch.Tensor, grid: Tuple[int, int]) -> torch.Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint(blk, x, grid)
-        return blk(x, grid)
+    def _run_blocks(
+        self, x: torch.Tensor, grid: Tuple[int, int], cls_only: bool
+    ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+        """Run all blocks on tokens (B, 1 + H·W, C).
+
+        Args:
+            x: Tokens.
+            grid: (H, W).
+            cls_only: Leave out the last block's work on patch tokens.
+
+        Returns:
+            The tokens after the last block, the class token alone with `cls_only`, and every block's class token.
+        """
+        cls_tokens: List[torch.Tensor] = []
+        for i, blk in enumerate(self.blocks):
+            if cls_only and i == len(self.blocks) - 1:
+                x = blk.forward_cls(x)
+            elif self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(blk, x, grid)
+            else:
+                x = blk(x, grid)
+            cls_tokens.append(x[:, :1])
+        return x, cls_tokens
 
     def _finish(self, x: torch.Tensor, cls_tokens: List[torch.Tensor]) -> torch.Tensor:
         """Put the layer-wise class token in place of the last block's, and normalise.
@@ -597,23 +621,7 @@ class CeiT(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, height, width) to normed tokens (B, 1 + N, C), the layer-wise class token first."""
         x, grid = self._embed(x)
-        cls_tokens: List[torch.Tensor] = []
-        for blk in self.blocks:
-            x = self._run_block(blk, x, grid)
-            cls_tokens.append(x[:, :1])
-        return self._finish(x, cls_tokens)
-
-    def _forward_cls(self, x: torch.Tensor) -> torch.Tensor:
-        """The first token of `forward_features`, (B, 1, C), without the last block's work on patch tokens."""
-        x, grid = self._embed(x)
-        cls_tokens: List[torch.Tensor] = []
-        last = len(self.blocks) - 1
-        for i, blk in enumerate(self.blocks):
-            if i == last:
-                x = blk.forward_cls(x)
-            else:
-                x = self._run_block(blk, x, grid)
-            cls_tokens.append(x[:, :1])
+        x, cls_tokens = self._run_blocks(x, grid, cls_only=False)
         return self._finish(x, cls_tokens)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -624,9 +632,10 @@ class CeiT(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, height, width) to logits (B, num_classes)."""
-        if self.global_pool == 'token' and not self.training and not torch.is_grad_enabled():
-            return self.forward_head(self._forward_cls(x))
-        return self.forward_head(self.forward_features(x))
+        x, grid = self._embed(x)
+        cls_only = self.global_pool == 'token' and not self.training and not torch.is_grad_enabled()
+        x, cls_tokens = self._run_blocks(x, grid, cls_only)
+        return self.forward_head(self._finish(x, cls_tokens))
 
 
 def _checked_pool(global_pool: str) -> str:

@@ -1,0 +1,99 @@
+"""`python -m benchmarks`: this package against its peers, in one process, with ratios."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+
+from .harness import Case, run_case
+from .report import environment
+from .suites import CASES
+
+EXAMPLES = """examples:
+  python -m benchmarks --only ceit
+  python -m benchmarks --only ceit/small --rounds 30 --out benchmarks/results/ceit-cpu.json
+  python -m benchmarks --quick"""
+
+
+def _arguments(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks',
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--only', default='', metavar='PART', help='cases whose name contains PART')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--rounds', type=int, default=20, help='samples of each side (default: 20)')
+    parser.add_argument('--quick', action='store_true', help='three rounds: correctness, and hardly a measurement')
+    parser.add_argument('--threads', type=int, help="threads of both sides (default: torch's)")
+    parser.add_argument('--out', type=Path, help='write the result as JSON')
+    parser.add_argument('--list', action='store_true', help='list the cases')
+    return parser.parse_args(argv)
+
+
+def _line(row: Dict[str, Any]) -> str:
+    if not row['correct']:
+        return f'{row["name"]:<34} WRONG by {row["max_difference"]:.2g} (allowed {row["atol"]:.2g}): no speed reported'
+    ours, other, speedup = row['ours_ms'], row['other_ms'], row['speedup']
+    return (
+        f'{row["name"]:<34}{ours["median"]:>10.2f} ms{other["median"]:>10.2f} ms{speedup["median"]:>8.2f}×'
+        f'  ({speedup["p10"]:.2f} to {speedup["p90"]:.2f})'
+    )
+
+
+def run(cases: List[Case], device: str, rounds: int) -> Dict[str, Any]:
+    """Measure cases, printing a line each.
+
+    Args:
+        cases: What to measure.
+        device: 'cpu' or 'cuda'.
+        rounds: Samples of each side.
+
+    Returns:
+        Environment and rows, for a result file.
+    """
+    print(f'{"case":<34}{"ours":>13}{"other":>13}{"speedup":>9}  (p10 to p90)')
+    rows = []
+    for case in cases:
+        rows.append(run_case(case, device, rounds))
+        print(_line(rows[-1]), flush=True)
+    return dict(environment=environment(device), rows=rows)
+
+
+def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -> int:
+    """Entry point.
+
+    Args:
+        argv: Command line; that of the process when None.
+        cases: Cases to choose from; the registry when None.
+
+    Returns:
+        Exit status: 0, 1 when a result is wrong, 2 when nothing matches.
+    """
+    args = _arguments(argv)
+    chosen = [c for c in (CASES if cases is None else cases) if args.only in c.name]
+    if not chosen:
+        print(f'benchmarks: no case contains {args.only!r}; --list shows them', file=sys.stderr)
+        return 2
+    if args.list:
+        for case in chosen:
+            print(f'{case.name}\n  ours: {case.ours}\n  other: {case.other}')
+        return 0
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        print('benchmarks: --device cuda, but torch finds no GPU', file=sys.stderr)
+        return 2
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    result = run(chosen, args.device, 3 if args.quick else args.rounds)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    return 0 if all(row['correct'] for row in result['rows']) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Pytest plugin that points timm's own tests/test_models.py at this package's models, and at nothing else."""
+
+import pytest
+import timm
+import timm.models
+from timm.models import _registry as registry
+
+import timm_extra  # noqa: F401
+
+OURS = {n for n, f in registry._model_entrypoints.items() if f.__module__.split('.')[0] == 'timm_extra'}
+MODULES = {registry._model_to_module[n] for n in OURS}
+_list_models = timm.list_models
+_tested = set()
+
+
+def _is_ours(name) -> bool:
+    return str(name).split('.')[0] in OURS
+
+
+def list_models(filter='', module='', pretrained=False, exclude_filters='', name_matches_cfg=False, include_tags=None):
+    """`timm.list_models` of our models only, sorted into the suite's groups.
+
+    The suite knows groups by timm's file and model names: the modules with `forward_intermediates` and the models
+    tested by the config test for tokens. All of ours belong to the second; our modules stand in for the first.
+    """
+    includes, excludes = registry._to_str_list(filter), list(registry._to_str_list(exclude_filters))
+    if isinstance(module, list) and 'vision_transformer' in module:  # FEAT_INTER_FILTERS
+        module = list(MODULES)
+    if {'vit_*', 'cait_*'} <= set(includes):  # NON_STD_FILTERS as what to test
+        includes = []
+    elif {'vit_*', 'cait_*'} <= set(excludes):  # NON_STD_FILTERS as what to leave out
+        return []
+    names = _list_models(includes, module, pretrained, excludes, name_matches_cfg, include_tags)
+    return [n for n in names if _is_ours(n)]
+
+
+timm.list_models = timm.models.list_models = list_models
+
+
+def _model_name(item) -> str:
+    return str(getattr(getattr(item, 'callspec', None), 'params', {}).get('model_name', ''))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(session, config, items):
+    """Drop what the suite parametrises over timm's own names, and refuse to pass on nothing."""
+    kept = [i for i in items if _is_ours(_model_name(i))]
+    config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+    items[:] = kept
+    if not kept:
+        raise pytest.UsageError("no test of timm's suite names a model of timm_extra")
+    _tested.update(_model_name(i).split('.')[0] for i in kept)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was tested."""
+    passed = len(terminalreporter.stats.get('passed', []))
+    names = ', '.join(sorted(_tested))
+    terminalreporter.write_line(f"timm's own suite: {passed} tests passed on {len(_tested)} models: {names}")

@@ -1,0 +1,140 @@
+"""The `timm-extra` command: a table of verbs, each a thin call of one library function."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Callable, List, Optional
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word of the command.
+
+    Attributes:
+        name: The word.
+        help: One line.
+        examples: Command lines for `--help`.
+        add_arguments: Declares the arguments on a parser.
+        run: Carries it out and returns the exit status.
+    """
+
+    name: str
+    help: str
+    examples: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('pattern', nargs='?', default='*', help='wildcard filter of names (default: all)')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def _models(args: argparse.Namespace) -> int:
+    from .info import list_names, model_info
+
+    infos = [model_info(name) for name in list_names(args.pattern)]
+    if not infos:
+        print(f'timm-extra: no model matches {args.pattern!r}', file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps([asdict(info) for info in infos], indent=1))
+        return 0
+    print(f'{"model":<24}{"params M":>10}{"GMACs":>9}  {"input":<13}weights')
+    for info in infos:
+        size = '×'.join(map(str, info.input_size))
+        weights = 'hosted' if info.weights else 'from a file'
+        print(f'{info.name:<24}{info.params / 1e6:>10.2f}{info.gmacs:>9.2f}  {size:<13}{weights}')
+    return 0
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('script', help='Python script, as train.py of timm')
+    parser.add_argument('args', nargs=argparse.REMAINDER, help='its command line')
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .run import run_script
+
+    run_script(args.script, args.args)
+    return 0
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--output', default='output/demo', help='folder for model, pictures and log (%(default)s)')
+    parser.add_argument('--epochs', type=int, default=12, help='passes over the training images (%(default)s)')
+    parser.add_argument('--batch-size', type=int, default=64, help='images per step (%(default)s)')
+    parser.add_argument('--lr', type=float, default=2e-3, help='peak learning rate (%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of split, initialisation and order (%(default)s)')
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    run_demo(args.output, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
+    return 0
+
+
+VERBS = (
+    Verb(
+        'models', 'list the models', "timm-extra models\ntimm-extra models 'ceit_*' --json", _models_arguments, _models
+    ),
+    Verb(
+        'run',
+        'run a script with the models registered',
+        'timm-extra run train.py --model ceit_small --data-dir imagenet',
+        _run_arguments,
+        _run,
+    ),
+    Verb(
+        'demo',
+        'train a small CeiT on 5,000 handwritten digits, save, reload and draw it',
+        'timm-extra demo\ntimm-extra demo --epochs 3 --output output/short',
+        _demo_arguments,
+        _demo,
+    ),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from ._version import __version__
+
+    parser = argparse.ArgumentParser(
+        prog='timm-extra', description='CeiT and friends for timm. `timm-extra VERB --help` shows examples.'
+    )
+    parser.add_argument('--version', action='version', version=f'timm-extra {__version__}')
+    verbs = parser.add_subparsers(title='verbs', metavar='VERB', required=True)
+    for verb in VERBS:
+        examples = '\n'.join(f'  {line}' for line in verb.examples.splitlines())
+        sub = verbs.add_parser(
+            verb.name,
+            help=verb.help,
+            description=verb.help,
+            epilog=f'examples:\n{examples}',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_arguments(sub)
+        sub.set_defaults(run=verb.run)
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Entry point.
+
+    Args:
+        argv: Command line without the program's name; that of the process when None.
+
+    Returns:
+        Exit status: 0 done, 1 refused with a message, 2 misused.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (FileNotFoundError, ValueError, ModuleNotFoundError) as e:
+        print(f'timm-extra: {e}', file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

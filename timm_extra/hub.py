@@ -1,0 +1,118 @@
+"""Weights in the Hugging Face Hub's format: `config.json`, `model.safetensors` and a model card."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Optional, Union
+
+import safetensors.torch
+import timm
+import torch
+from timm.utils import unwrap_model
+from torch import nn
+
+from ._timm import save_config_for_hf
+
+PLUGIN = __package__
+
+
+def save(
+    model: nn.Module,
+    folder: Union[str, Path],
+    *,
+    model_config: Optional[Dict[str, Any]] = None,
+    model_args: Optional[Dict[str, Any]] = None,
+    data_config: Optional[Dict[str, Any]] = None,
+) -> Path:
+    """Save a timm model so that `timm.create_model('local-dir:FOLDER', pretrained=True)` gives it back.
+
+    Written aside and moved into place at the end, after checking that the configuration rebuilds the very tensors
+    that the weights file holds: an error leaves the folder as it was. A README.md that exists is kept.
+
+    Args:
+        model: Model made by `timm.create_model`; DDP and compiled wrappers are taken off.
+        folder: Folder to write to, made if absent.
+        model_config: Extra entries for config.json, as `label_names`.
+        model_args: Constructor arguments that timm could not record, as JSON values.
+        data_config: Preprocessing the model was trained with, as `dict(mean=…, std=…)`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The model is not a registered one, or its configuration rebuilds other tensors (a fused, pruned
+            or edited model).
+    """
+    model = unwrap_model(model)
+    architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
+    if not architecture or not timm.is_model(architecture):
+        raise ValueError(f'{type(model).__name__} is not a model made by timm.create_model: cannot name its config')
+    from_plugin = timm.model_entrypoint(architecture).__module__.split('.')[0] == PLUGIN
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.saving-', dir=folder) as aside:
+        aside = Path(aside)
+        tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+        safetensors.torch.save_file(tensors, aside / 'model.safetensors', metadata={'format': 'pt'})
+        config = dict(model_config or {}, **({'timm_plugin': PLUGIN} if from_plugin else {}))
+        save_config_for_hf(
+            model, str(aside / 'config.json'), model_config=config, model_args=model_args, data_config=data_config
+        )
+        _check_rebuilds(aside, tensors)
+        if not (folder / 'README.md').exists():
+            (aside / 'README.md').write_text(_card(aside, from_plugin), encoding='utf-8')
+        for file in sorted(aside.iterdir(), key=lambda f: f.suffix == '.json'):  # the config last: it names the rest
+            os.replace(file, folder / file.name)
+    return folder
+
+
+def _check_rebuilds(folder: Path, tensors: Dict[str, torch.Tensor]) -> None:
+    """Build the saved configuration without memory and compare names and shapes."""
+    with torch.device('meta'):
+        rebuilt = timm.create_model(f'local-dir:{folder}').state_dict()
+    saved = {k: tuple(v.shape) for k, v in tensors.items()}
+    differing = sorted(k for k in saved.keys() | rebuilt.keys() if saved.get(k) != _shape(rebuilt.get(k)))
+    if differing:
+        more = f' and {len(differing) - 5} more' if len(differing) > 5 else ''
+        raise ValueError(
+            f'the configuration of this model does not rebuild it, its tensors differ at {", ".join(differing[:5])}'
+            f'{more}. Was it fused, pruned or edited? Save before that, or pass what it was built with as model_args.'
+        )
+
+
+def _shape(tensor: Optional[torch.Tensor]) -> Optional[tuple]:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _card(folder: Path, from_plugin: bool) -> str:
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    cfg = config['pretrained_cfg']
+    plugin_tag, plugin_install, plugin_import = '', '', ''
+    if from_plugin:
+        plugin_tag, plugin_install = '\n- timm-extra', ' timm-extra'
+        plugin_import = f'import {PLUGIN}  # registers the model\n'
+    return f"""---
+library_name: timm
+license: {cfg.get('license', 'other')}
+tags:
+- image-classification
+- timm{plugin_tag}
+---
+# {config['architecture']}
+
+A timm model with {config['num_classes']} classes for images of {'×'.join(map(str, cfg['input_size']))} \
+(channels × height × width).
+
+```bash
+pip install timm{plugin_install}
+```
+
+```python
+import timm
+{plugin_import}
+model = timm.create_model('hf-hub:OWNER/NAME', pretrained=True).eval()  # or 'local-dir:PATH'
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+"""

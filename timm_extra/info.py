@@ -1,0 +1,58 @@
+"""Facts about registered models, counted without allocating them."""
+
+from dataclasses import dataclass
+from typing import List, Tuple
+
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .hub import PLUGIN
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One registered model.
+
+    Attributes:
+        name: Name for `timm.create_model`.
+        params: Number of parameters.
+        gmacs: Multiply-accumulates of convolutions, linear layers and attention for one image, in billions.
+        input_size: Channels, height and width.
+        weights: Whether `pretrained=True` finds weights without a file.
+    """
+
+    name: str
+    params: int
+    gmacs: float
+    input_size: Tuple[int, int, int]
+    weights: bool
+
+
+def list_names(pattern: str = '*') -> List[str]:
+    """Names of this package's models that match a wildcard pattern."""
+    names = timm.list_models(pattern)
+    return [n for n in names if timm.model_entrypoint(n).__module__.split('.')[0] == PLUGIN]
+
+
+def model_info(name: str) -> ModelInfo:
+    """Count a model's parameters and operations on the meta device.
+
+    Args:
+        name: Registered name.
+
+    Returns:
+        What was counted.
+    """
+    with torch.device('meta'):
+        model = timm.create_model(name).eval()
+    cfg = model.pretrained_cfg
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *cfg['input_size'], device='meta'))
+    return ModelInfo(
+        name=name,
+        params=sum(p.numel() for p in model.parameters()),
+        gmacs=counter.get_total_flops() / 2e9,
+        input_size=tuple(cfg['input_size']),
+        weights=timm.models.is_model_pretrained(name),
+    )

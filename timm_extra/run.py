@@ -1,0 +1,25 @@
+"""Running other people's scripts with this package's models registered."""
+
+import os
+import runpy
+import sys
+from typing import List
+
+
+def run_script(script: str, args: List[str]) -> None:
+    """Run a Python script as `python script args…` would, after registering the models.
+
+    Args:
+        script: Path of the script, such as timm's train.py.
+        args: Its command line.
+
+    Raises:
+        SystemExit: There is no such file; an error of the script itself comes through as it is.
+    """
+    if not os.path.isfile(script):
+        sys.exit(f'timm_extra: no script at {script!r}')
+    import timm_extra  # noqa: F401
+
+    sys.argv = [script, *args]
+    sys.path[0] = os.path.dirname(os.path.abspath(script))
+    runpy.run_path(script, run_name='__main__')

@@ -46,8 +46,8 @@ def save(
     """
     model = unwrap_model(model)
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
-    if not architecture or not timm.is_model(architecture):
-        raise ValueError(f'{type(model).__name__} is not a model made by timm.create_model: cannot name its config')
+    if not architecture or not timm.is_model(architecture) or not hasattr(model, 'num_classes'):
+        raise ValueError(f'{type(model).__name__} is not a model made by timm.create_model, or is a feature extractor')
     from_plugin = timm.model_entrypoint(architecture).__module__.split('.')[0] == PLUGIN
 
     folder = Path(folder)

@@ -76,7 +76,7 @@ def prediction_sheet(
 
     top = float(attention.max())
     for i in range(columns):
-        image = images[i].permute(1, 2, 0).squeeze(-1)
+        image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
         axes[0, i].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
         right = int(predicted[i]) == int(labels[i])
         text = f'{name(int(predicted[i]))}  {100 * float(probability[i]):.0f} %'
@@ -86,7 +86,7 @@ def prediction_sheet(
             color='#1a7f37' if right else '#c62828',
         )
         axes[0, i].set_axis_off()
-        shown = axes[1, i].imshow(attention[i], cmap='viridis', vmin=0, vmax=top, aspect='auto')
+        shown = axes[1, i].imshow(attention[i].cpu().numpy(), cmap='viridis', vmin=0, vmax=top, aspect='auto')
         axes[1, i].set_xticks(range(attention.shape[2]), range(1, attention.shape[2] + 1), fontsize=7)
         axes[1, i].set_yticks(range(attention.shape[1]), [] if i else range(1, attention.shape[1] + 1), fontsize=7)
     axes[1, 0].set_ylabel('head', fontsize=8)

@@ -273,7 +273,7 @@ class CeiT(nn.Module):
         lca_mlp_ratio: Hidden channels of its feed-forward over `embed_dim`; `mlp_ratio` when None.
         lca_proj_drop_rate: Dropout rate of its projections; `proj_drop_rate` when None.
         pool_include_prefix: Count the class token in 'avg' pooling.
-        fc_norm: Normalise after pooling instead of before; when None, only for 'avg' (as timm's ViT).
+        fc_norm: Normalise after pooling instead of before; `forward_features` is then not normed.
         dynamic_img_size: Accept any multiple of `patch_size` and resample position embeddings to it.
         drop_rate: Dropout rate before the classifier.
         pos_drop_rate: Dropout rate after the position embedding.
@@ -318,7 +318,7 @@ class CeiT(nn.Module):
         lca_mlp_ratio: Optional[float] = None,
         lca_proj_drop_rate: Optional[float] = None,
         pool_include_prefix: bool = False,
-        fc_norm: Optional[bool] = None,
+        fc_norm: bool = False,
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
@@ -396,9 +396,8 @@ class CeiT(nn.Module):
             else None
         )
 
-        norm_after_pool = global_pool == 'avg' if fc_norm is None else fc_norm
-        self.norm = nn.Identity() if norm_after_pool else norm_layer(embed_dim, **dd)
-        self.fc_norm = norm_layer(embed_dim, **dd) if norm_after_pool else nn.Identity()
+        self.norm = nn.Identity() if fc_norm else norm_layer(embed_dim, **dd)
+        self.fc_norm = norm_layer(embed_dim, **dd) if fc_norm else nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
@@ -737,7 +736,8 @@ def ceit_small_384(pretrained: bool = False, **kwargs: Any) -> CeiT:
 def ceit_tiny_article(pretrained: bool = False, **kwargs: Any) -> CeiT:
     """CeiT-T as in rishikksh20/CeiT-pytorch at d41cb23, with LCA.
 
-    Its `pool='mean'` is `global_pool='avg'` here, `dropout` is `proj_drop_rate`, `emb_dropout` is `pos_drop_rate`.
+    Its `pool='mean'` is `global_pool='avg'` here, the mean of all tokens and then the norm; its `dropout` is
+    `proj_drop_rate`, its `emb_dropout` is `pos_drop_rate`.
     """
     model_args = dict(
         embed_dim=192,
@@ -755,6 +755,7 @@ def ceit_tiny_article(pretrained: bool = False, **kwargs: Any) -> CeiT:
         lca_mlp_ratio=2.0,
         lca_proj_drop_rate=0.0,
         pool_include_prefix=True,
+        fc_norm=kwargs.get('global_pool') == 'avg',
         norm_layer=partial(nn.LayerNorm, eps=1e-5),
     )
     return _create_ceit('ceit_tiny_article', pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,98 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from timm_extra import cli
+
+SCRIPT = """
+import sys
+import timm
+import sibling
+print(sys.argv[1:], timm.is_model('ceit_small'), sibling.VALUE, __name__)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    (tmp_path / 'sibling.py').write_text('VALUE = 7')
+    return str(tmp_path / 'script.py')
+
+
+def run(*command, **kwargs):
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, **kwargs)
+
+
+EXPECTED = "['--flag', 'x'] True 7 __main__"
+
+
+@pytest.mark.parametrize('command', [['-m', 'timm_extra'], ['-m', 'timm_extra.cli', 'run']])
+def test_scripts_run_with_the_models_registered(command, script):
+    done = run(*command, script, '--flag', 'x')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == EXPECTED
+
+
+def test_scripts_run_under_torchrun(script):
+    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '-m', 'timm_extra']
+    done = run(*torchrun, script, '--flag', 'x')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(EXPECTED) == 2
+
+
+@pytest.mark.parametrize('command', [['-m', 'timm_extra'], ['-m', 'timm_extra.cli', 'run']])
+def test_a_missing_script_is_named(command):
+    done = run(*command, 'nosuch.py')
+    assert done.returncode == 1
+    assert done.stderr.strip() == "timm_extra: no script at 'nosuch.py'"
+
+
+def test_the_module_without_a_script_shows_its_usage():
+    done = run('-m', 'timm_extra')
+    assert done.returncode == 2
+    assert 'torchrun' in done.stdout
+
+
+def test_errors_of_the_script_come_through(tmp_path):
+    (tmp_path / 'bad.py').write_text('raise KeyError(42)')
+    done = run('-m', 'timm_extra', str(tmp_path / 'bad.py'))
+    assert done.returncode == 1
+    assert 'KeyError: 42' in done.stderr
+
+
+@pytest.mark.parametrize('verb', [v.name for v in cli.VERBS])
+def test_every_verb_shows_examples(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, '--help'])
+    assert stop.value.code == 0
+    assert f'timm-extra {verb}' in capsys.readouterr().out.split('examples:')[1]
+
+
+def test_models(capsys):
+    assert cli.main(['models', 'ceit_tiny*']) == 0
+    assert 'ceit_tiny_384' in capsys.readouterr().out
+    assert cli.main(['models', 'ceit_small', '--json']) == 0
+    (info,) = json.loads(capsys.readouterr().out)
+    assert info['params'] == 24_204_840
+    assert info['gmacs'] == pytest.approx(4.76, abs=0.005)
+    assert info['weights'] is False
+
+
+def test_models_that_are_not_ours_are_not_listed(capsys):
+    assert cli.main(['models', 'resnet50']) == 1
+    assert "'resnet50'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argv', [[], ['nosuch'], ['demo', '--epochs', 'many']])
+def test_misuse_exits_with_two(argv):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+
+
+def test_unfit_values_are_refused_with_a_message(tmp_path, capsys):
+    assert cli.main(['demo', '--epochs', '0', '--output', str(tmp_path / 'out')]) == 1
+    assert capsys.readouterr().err.strip() == 'timm-extra: epochs must be positive, got 0'
+    assert not (tmp_path / 'out').exists()

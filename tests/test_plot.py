@@ -1,0 +1,44 @@
+import pytest
+import timm
+import torch
+
+from timm_extra import plot
+
+TOY = dict(img_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3)
+
+
+def test_lca_attention_is_what_the_layer_uses():
+    model = timm.create_model('test_ceit', **TOY).eval()
+    x = torch.randn(2, 3, 32, 32)
+    inputs = []
+    hook = model.lca.attn.register_forward_hook(lambda module, args, out: inputs.append(args))
+    expected = model(x)
+    tokens, query = inputs[0]
+    q, k, _ = model.lca.attn.qkv(tokens).reshape(2, 5, 3, 3, 8).unbind(2)
+    assert torch.equal(tokens[:, -1:], query)
+    scores = torch.einsum('bhd,blhd->bhl', q[:, -1], k) / 8**0.5
+    fused = model.lca.attn.fused_attn
+    weights = plot.lca_attention(model, x)
+    torch.testing.assert_close(weights, scores.softmax(-1))
+    hook.remove()
+    assert model.lca.attn.fused_attn == fused
+    assert not model.lca.attn.attn_drop._forward_pre_hooks
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_model_without_lca_has_none_to_show():
+    with pytest.raises(ValueError, match='no layer-wise'):
+        plot.lca_attention(timm.create_model('test_ceit', use_lca=False, **TOY), torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize('chans, count', [(1, 1), (3, 4)])
+def test_sheets_are_drawn(chans, count, tmp_path):
+    path = plot.prediction_sheet(
+        torch.rand(count, chans, 8, 8),
+        [0] * count,
+        torch.randn(count, 2),
+        torch.rand(count, 3, 5).softmax(-1),
+        tmp_path / 'sheet.png',
+        class_names=['left', 'right'],
+    )
+    assert path.stat().st_size > 3000

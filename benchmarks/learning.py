@@ -21,13 +21,14 @@ from timm.task import ClassificationTask
 
 import timm_extra  # noqa: F401
 from benchmarks.report import environment
+from timm_extra.plot import new_figure
 
 SIZE = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=6, num_heads=2)
 VARIANTS = {
     'DeiT': ('deit_tiny_patch16_224', {}),
     'CeiT': ('ceit_tiny', {}),
     'CeiT, plain patches': ('ceit_tiny', dict(conv_stem=False)),
-    'CeiT, no LeFF': ('ceit_tiny', dict(leff_kernel_size=1, leff_bn=False)),
+    'CeiT, LeFF 1×1 without BatchNorm': ('ceit_tiny', dict(leff_kernel_size=1, leff_bn=False)),
     'CeiT, no LCA': ('ceit_tiny', dict(use_lca=False)),
 }
 RECIPE = dict(
@@ -110,12 +111,8 @@ def run(variant: str, seed: int, epochs: int, num_train: int, folder: Path) -> d
 
 def plot(result: dict, path: Path) -> None:
     """Accuracy against epoch and against processor time, the mean of the seeds with their range."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    figure = new_figure(11, 4)
+    axes = figure.subplots(1, 2, sharey=True)
     for variant in VARIANTS:
         curves = [r['curve'] for r in result['runs'] if r['variant'] == variant]
         if not curves:
@@ -131,7 +128,6 @@ def plot(result: dict, path: Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.suptitle(f'Fashion-MNIST, {result["num_train"]:,} training images, {result["epochs"]} epochs')
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
@@ -160,7 +156,12 @@ def main() -> None:
             print(f'{runs[-1]["variant"]}, seed {runs[-1]["seed"]}: {last["top1"]:.2f} % in {last["train_seconds"]} s')
     runs.sort(key=lambda r: (list(VARIANTS).index(r['variant']), r['seed']))
     result = dict(
-        environment=environment(), num_train=args.num_train, epochs=args.epochs, model=SIZE, recipe=RECIPE, runs=runs
+        environment=dict(environment(), threads=1, jobs=args.jobs),
+        num_train=args.num_train,
+        epochs=args.epochs,
+        model=SIZE,
+        recipe=RECIPE,
+        runs=runs,
     )
     (args.out / 'learning.json').write_text(json.dumps(result, indent=1) + '\n')
     plot(result, args.out / 'learning.png')

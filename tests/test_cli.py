@@ -55,11 +55,13 @@ def test_the_module_without_a_script_shows_its_usage():
     assert 'torchrun' in done.stdout
 
 
-def test_errors_of_the_script_come_through(tmp_path):
-    (tmp_path / 'bad.py').write_text('raise KeyError(42)')
-    done = run('-m', 'timm_extra', str(tmp_path / 'bad.py'))
+@pytest.mark.parametrize('command', [['-m', 'timm_extra'], ['-m', 'timm_extra.cli', 'run']])
+def test_errors_of_the_script_come_through(command, tmp_path):
+    (tmp_path / 'bad.py').write_text('def deep():\n    raise ValueError(42)\ndeep()')
+    done = run(*command, str(tmp_path / 'bad.py'))
     assert done.returncode == 1
-    assert 'KeyError: 42' in done.stderr
+    assert 'in deep' in done.stderr
+    assert 'ValueError: 42' in done.stderr
 
 
 @pytest.mark.parametrize('verb', [v.name for v in cli.VERBS])
@@ -92,7 +94,21 @@ def test_misuse_exits_with_two(argv):
     assert stop.value.code == 2
 
 
-def test_unfit_values_are_refused_with_a_message(tmp_path, capsys):
-    assert cli.main(['demo', '--epochs', '0', '--output', str(tmp_path / 'out')]) == 1
-    assert capsys.readouterr().err.strip() == 'timm-extra: epochs must be positive, got 0'
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--epochs', '0'], 'epochs must be positive, got 0'),
+        (['--batch-size', '5000'], 'batch_size must be at most 4000, the number of training images, got 5000'),
+    ],
+)
+def test_unfit_values_are_refused_with_a_message(options, message, tmp_path, capsys):
+    assert cli.main(['demo', *options, '--output', str(tmp_path / 'out')]) == 1
+    assert capsys.readouterr().err.strip() == f'timm-extra: {message}'
     assert not (tmp_path / 'out').exists()
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path, capsys):
+    (tmp_path / 'out').write_text('mine')
+    assert cli.main(['demo', '--output', str(tmp_path / 'out')]) == 1
+    assert str(tmp_path / 'out') in capsys.readouterr().err
+    assert (tmp_path / 'out').read_text() == 'mine'

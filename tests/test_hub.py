@@ -41,6 +41,23 @@ def test_an_adapted_model_comes_back_adapted(tmp_path):
     assert again(x).shape == (2, 3)
 
 
+def test_frozen_batchnorms_are_saved(tmp_path):
+    model = timm.create_model('test_ceit', **TOY)
+    model(torch.randn(4, 3, 32, 32))
+    timm.utils.model.freeze_batch_norm_2d(model.blocks)
+    again = timm.create_model(f'local-dir:{hub.save(model, tmp_path)}', pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(again(x), model.eval()(x))
+
+
+def test_the_article_keeps_its_norm_where_it_was(tmp_path):
+    model = timm.create_model('ceit_tiny_article', depth=1)
+    model.reset_classifier(5, 'avg')
+    again = timm.create_model(f'local-dir:{hub.save(model, tmp_path)}', pretrained=True).eval()
+    x = torch.randn(1, 3, 224, 224)
+    assert torch.equal(again(x), model.eval()(x))
+
+
 def test_the_plugin_is_named_where_it_is_needed(tmp_path):
     ours = hub.save(timm.create_model('test_ceit', **TOY), tmp_path / 'ours', data_config=dict(mean=(0.1, 0.2, 0.3)))
     config = json.loads((ours / 'config.json').read_text())
@@ -74,4 +91,9 @@ def test_what_would_not_load_is_refused_and_nothing_is_overwritten(tmp_path):
         hub.save(torch.nn.Linear(2, 2), tmp_path)
     with pytest.raises(ValueError, match='feature extractor'):
         hub.save(timm.create_model('test_ceit', features_only=True, out_indices=(1,), **TOY), tmp_path)
+    with torch.device('meta'), pytest.raises(ValueError, match='meta device'):
+        hub.save(timm.create_model('test_ceit', **TOY), tmp_path)
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match='fused'):
+        hub.save(model, tmp_path / 'new' / 'folder')
+    assert not (tmp_path / 'new').exists()

@@ -16,6 +16,10 @@ README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
 
+def test_nothing_is_left_to_fill_in():
+    assert '@@' not in README
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A folder with the file that the README converts: random weights in the authors' layout."""

@@ -2,6 +2,6 @@
 
 from timm.models._features import feature_take_indices
 from timm.models._hub import save_config_for_hf
-from timm.models._input import update_model_input_size
+from timm.models._input import update_model_args, update_model_input_size
 
-__all__ = ['feature_take_indices', 'save_config_for_hf', 'update_model_input_size']
+__all__ = ['feature_take_indices', 'save_config_for_hf', 'update_model_args', 'update_model_input_size']

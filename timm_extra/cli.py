@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, Tuple, Type
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Verb:
         examples: Command lines for `--help`.
         add_arguments: Declares the arguments on a parser.
         run: Carries it out and returns the exit status.
+        refusals: Errors that mean bad input and are told in a line; others show their traceback.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Verb:
     examples: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    refusals: Tuple[Type[Exception], ...] = (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError)
 
 
 def _models_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,7 @@ VERBS = (
         'timm-extra run train.py --model ceit_small --data-dir imagenet',
         _run_arguments,
         _run,
+        refusals=(),  # errors are the script's own
     ),
     Verb(
         'demo',
@@ -115,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_arguments(sub)
-        sub.set_defaults(run=verb.run)
+        sub.set_defaults(verb=verb)
     return parser
 
 
@@ -130,8 +133,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
-    except (FileNotFoundError, ValueError, ModuleNotFoundError) as e:
+        return args.verb.run(args)
+    except args.verb.refusals as e:
         print(f'timm-extra: {e}', file=sys.stderr)
         return 1
 

@@ -19,6 +19,7 @@ from torch import nn
 from . import hub, plot
 
 MODEL = 'test_ceit'
+NUM_TRAIN = 4000
 MODEL_ARGS = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10)
 DATA = dict(input_size=(1, 28, 28), mean=(0.1307,), std=(0.3081,), interpolation='bicubic', crop_pct=1.0)
 
@@ -43,11 +44,14 @@ def run_demo(
         What log.json holds.
 
     Raises:
-        ValueError: `epochs`, `batch_size` or `lr` is not positive, or a reloaded model answers differently.
+        ValueError: `epochs`, `batch_size` or `lr` is out of range, or the reloaded model answers differently.
+        FileExistsError: `output` is a file.
     """
     for name, value in (('epochs', epochs), ('batch_size', batch_size), ('lr', lr)):
         if value <= 0:
             raise ValueError(f'{name} must be positive, got {value}')
+    if batch_size > NUM_TRAIN:
+        raise ValueError(f'batch_size must be at most {NUM_TRAIN}, the number of training images, got {batch_size}')
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     root = write_digits(output / f'digits-seed{seed}', seed)

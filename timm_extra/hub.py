@@ -27,8 +27,9 @@ def save(
 ) -> Path:
     """Save a timm model so that `timm.create_model('local-dir:FOLDER', pretrained=True)` gives it back.
 
-    Written aside and moved into place at the end, after checking that the configuration rebuilds the very tensors
-    that the weights file holds: an error leaves the folder as it was. A README.md that exists is kept.
+    Written aside and moved into place at the end, one file after the other, after checking that the configuration
+    rebuilds the very tensors that the weights file holds: what is refused leaves the folder as it was. A README.md that
+    exists is kept.
 
     Args:
         model: Model made by `timm.create_model`; DDP and compiled wrappers are taken off.
@@ -41,8 +42,8 @@ def save(
         The folder.
 
     Raises:
-        ValueError: The model is not a registered one, or its configuration rebuilds other tensors (a fused, pruned
-            or edited model).
+        ValueError: The model is not a registered one, is on the meta device, or its configuration rebuilds other
+            tensors (a fused, pruned or edited model).
     """
     model = unwrap_model(model)
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
@@ -50,11 +51,15 @@ def save(
         raise ValueError(f'{type(model).__name__} is not a model made by timm.create_model, or is a feature extractor')
     from_plugin = timm.model_entrypoint(architecture).__module__.split('.')[0] == PLUGIN
 
+    tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+    empty = [k for k, v in tensors.items() if v.device.type == 'meta']
+    if empty:
+        raise ValueError(f'{len(empty)} tensors are on the meta device and hold nothing to save, among them {empty[0]}')
+
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.saving-', dir=folder) as aside:
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    with tempfile.TemporaryDirectory(prefix='.saving-', dir=existing) as aside:
         aside = Path(aside)
-        tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
         safetensors.torch.save_file(tensors, aside / 'model.safetensors', metadata={'format': 'pt'})
         config = dict(model_config or {}, **({'timm_plugin': PLUGIN} if from_plugin else {}))
         save_config_for_hf(
@@ -63,6 +68,7 @@ def save(
         _check_rebuilds(aside, tensors)
         if not (folder / 'README.md').exists():
             (aside / 'README.md').write_text(_card(aside, from_plugin), encoding='utf-8')
+        folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(aside.iterdir(), key=lambda f: f.suffix == '.json'):  # the config last: it names the rest
             os.replace(file, folder / file.name)
     return folder
@@ -73,7 +79,12 @@ def _check_rebuilds(folder: Path, tensors: Dict[str, torch.Tensor]) -> None:
     with torch.device('meta'):
         rebuilt = timm.create_model(f'local-dir:{folder}').state_dict()
     saved = {k: tuple(v.shape) for k, v in tensors.items()}
-    differing = sorted(k for k in saved.keys() | rebuilt.keys() if saved.get(k) != _shape(rebuilt.get(k)))
+    differing = sorted(
+        k
+        for k in saved.keys() | rebuilt.keys()
+        if saved.get(k) != _shape(rebuilt.get(k))
+        and not k.endswith('num_batches_tracked')  # frozen norms count nothing
+    )
     if differing:
         more = f' and {len(differing) - 5} more' if len(differing) > 5 else ''
         raise ValueError(

@@ -59,17 +59,10 @@ def prediction_sheet(
     Returns:
         The path.
     """
-    plt = _pyplot()
     probability, predicted = logits.softmax(-1).max(-1)
     columns = len(images)
-    figure, axes = plt.subplots(
-        2,
-        columns,
-        figsize=(1.35 * columns + 1, 3.6),
-        squeeze=False,
-        layout='constrained',
-        gridspec_kw={'height_ratios': [2, 1.5]},
-    )
+    figure = new_figure(1.35 * columns + 1, 3.6)
+    axes = figure.subplots(2, columns, squeeze=False, gridspec_kw={'height_ratios': [2, 1.5]})
 
     def name(index: int) -> str:
         return class_names[index] if class_names else str(index)
@@ -105,9 +98,9 @@ def learning_curve(history: Sequence[Dict[str, Any]], path: PathLike) -> Path:
     Returns:
         The path.
     """
-    plt = _pyplot()
     epochs = range(1, len(history) + 1)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure = new_figure(9, 3.4)
+    left, right = figure.subplots(1, 2)
     left.plot(epochs, [e['train_loss'] for e in history], marker='.')
     left.set(xlabel='epoch', ylabel='training loss')
     right.plot(epochs, [e['top1'] for e in history], marker='.', color='#1a7f37')
@@ -115,23 +108,23 @@ def learning_curve(history: Sequence[Dict[str, Any]], path: PathLike) -> Path:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.tight_layout()
     return _write(figure, path)
 
 
-def _pyplot():
+def new_figure(width: float, height: float):
+    """An empty figure in inches, which leaves the caller's pyplot and its backend alone.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError('drawing needs matplotlib: pip install "timm-extra[plot]"') from e
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    return pyplot
+    return Figure(figsize=(width, height), layout='constrained')
 
 
 def _write(figure, path: PathLike) -> Path:
     path = Path(path)
     figure.savefig(path, dpi=120)
-    _pyplot().close(figure)
     return path

@@ -13,8 +13,8 @@ def test_a_query_gets_its_row_of_self_attention(head_dim, qkv_bias, fused):
     x = torch.randn(2, 11, 24)
     full = attn(x)
     assert full.shape == x.shape
-    torch.testing.assert_close(attn(x, x[:, -1:]), full[:, -1:])
-    torch.testing.assert_close(attn(x, x[:, 2:5]), full[:, 2:5])
+    torch.testing.assert_close(attn(x, query=-1), full[:, -1:])
+    torch.testing.assert_close(attn(x, query=0), full[:, :1])
 
 
 def test_fused_and_explicit_agree_with_gradients():
@@ -25,6 +25,17 @@ def test_fused_and_explicit_agree_with_gradients():
         attn.fused_attn = fused
         grads.append(torch.autograd.grad(attn(x).square().sum(), [x, *attn.parameters()]))
     torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_a_replaced_projection_is_used():
+    """Adapters and quantised layers stand in for `qkv` as modules."""
+    attn = Attention(6, num_heads=2)
+    weight = attn.qkv.weight
+    attn.qkv = torch.nn.Sequential(torch.nn.Linear(6, 18, bias=False))
+    with torch.no_grad():
+        attn.qkv[0].weight.copy_(2 * weight)
+    x = torch.randn(2, 3, 6)
+    torch.testing.assert_close(attn(x, query=-1), attn(x)[:, -1:])
 
 
 def test_one_token_and_one_head():
@@ -38,6 +49,12 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(attn(x), attn(x))
     attn.eval()
     assert torch.equal(attn(x), attn(x))
+
+
+@pytest.mark.parametrize('num_heads', [0, -2])
+def test_heads_that_are_not_positive_are_named(num_heads):
+    with pytest.raises(ValueError, match=f'num_heads .* got {num_heads}'):
+        Attention(10, num_heads=num_heads)
 
 
 def test_indivisible_heads_are_named():

@@ -100,6 +100,19 @@ def test_logits_skip_the_last_leff_and_stay_equal(kwargs):
     torch.testing.assert_close(logits, expected)
 
 
+def test_every_block_is_called_as_a_module():
+    """What wraps blocks (hooks, FSDP, compile) must see each of them, with and without gradients."""
+    model = toy().eval()
+    calls = []
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda module, args, out, i=i: calls.append(i))
+    x = torch.randn(1, 3, 32, 32)
+    model(x)
+    with torch.no_grad():
+        model(x)
+    assert calls == [0, 1, 2, 0, 1, 2]
+
+
 def test_average_pooling_needs_the_last_leff():
     model = toy(global_pool='avg').eval()
     x = torch.randn(2, 3, 32, 32)
@@ -174,8 +187,11 @@ def test_unfit_dynamic_images_are_named():
     'kwargs, message',
     [
         (dict(img_size=225), '225'),
+        (dict(img_size=225, conv_stem=False), '225'),
         (dict(img_size=0), '0'),
-        (dict(patch_size=6), '6'),
+        (dict(patch_size=6, img_size=36), '6'),
+        (dict(patch_size=(8, 8)), r'\(8, 8\)'),
+        (dict(num_heads=0), 'num_heads .* 0'),
         (dict(global_pool='median'), 'median'),
         (dict(depth=0), '0'),
         (dict(leff_kernel_size=4), '4'),
@@ -190,6 +206,16 @@ def test_unfit_arguments_are_named(kwargs, message):
 def test_unknown_arguments_are_refused():
     with pytest.raises(TypeError, match='embed_dims'):
         toy(embed_dims=24)
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(conv_stem=False)])
+def test_a_refused_size_changes_nothing(kwargs):
+    model = toy(**kwargs).eval()
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x)
+    with pytest.raises(ValueError, match='50×50'):
+        model.set_input_size(50)
+    assert torch.equal(model(x), expected)
 
 
 def test_wrong_pooling_keeps_the_classifier():
@@ -317,11 +343,21 @@ def test_exports():
     torch.testing.assert_close(exported.module()(y), model(y), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
-def test_dtype_and_device_reach_every_tensor(dtype):
-    model = toy(device='cpu', dtype=dtype)
-    assert {p.dtype for p in model.parameters()} == {dtype}
-    assert model.eval()(torch.randn(2, 3, 32, 32, dtype=dtype)).dtype == dtype
+@pytest.mark.parametrize('kwargs', [{}, dict(conv_stem=False)])
+def test_dtype_and_device_reach_every_tensor(kwargs):
+    model = toy(device='meta', dtype=torch.float64, **kwargs)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {t.device.type for t in tensors} == {'meta'}
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
+
+
+def test_bfloat16():
+    model = toy(dtype=torch.bfloat16).eval()
+    assert model(torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    model = toy().train()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        model(torch.randn(2, 3, 32, 32)).float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_optimizer_groups():

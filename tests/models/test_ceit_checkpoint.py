@@ -175,6 +175,35 @@ def test_the_article_without_lca_does_not_fit_a_model_with_it(tmp_path):
         load('ceit_tiny_article', saved(tmp_path, plain.state_dict()))
 
 
+def test_an_article_file_does_not_fit_a_model_that_behaves_otherwise(tmp_path):
+    file = saved(tmp_path, ArticleCeiT(depth=2).state_dict())
+    shapes = dict(depth=2, stem_chs=32, stem_bias=True, lca_num_heads=4, lca_head_dim=48, lca_mlp_ratio=2.0)
+    with pytest.raises(ValueError, match=r'cls_bypass=True, not False.*leff_out_act=True.*stem_padding'):
+        load('ceit_tiny', file, **shapes)
+    official = saved(tmp_path, OfficialCeiT(**PLAIN_SMALL, img_size=64).state_dict())
+    with pytest.raises(ValueError, match='cls_bypass=False, not True'):
+        load('ceit_tiny', official, img_size=64, cls_bypass=True, **SMALL)
+
+
+def test_native_average_pooling_does_not_move_its_norm(tmp_path):
+    file = saved(tmp_path, timm.create_model('test_ceit', global_pool='avg').state_dict())
+    with pytest.raises(ValueError, match=r'missing: fc_norm\.weight'):
+        load('test_ceit', file, global_pool='avg', fc_norm=True)
+
+
+def test_python_objects_are_refused_and_named(tmp_path):
+    import numpy as np
+
+    file = saved(tmp_path, {'model': state(), 'best': np.float64(3)})
+    with pytest.raises(ValueError, match=r'x\.pth.*never executed.*numpy'):
+        load('ceit_tiny', file, img_size=64, **SMALL)
+
+
+def test_errors_of_construction_do_not_blame_the_file(tmp_path):
+    with pytest.raises(RuntimeError, match='nosuchdevice'):
+        load('ceit_tiny', saved(tmp_path, state()), img_size=64, device='nosuchdevice', **SMALL)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'nosuch\.pth'):
         load('ceit_tiny', tmp_path / 'nosuch.pth')

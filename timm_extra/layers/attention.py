@@ -1,4 +1,4 @@
-"""Multi-head attention whose queries may be a part of the tokens."""
+"""Multi-head self-attention, of all tokens or of one."""
 
 from typing import Final, Optional
 
@@ -9,11 +9,10 @@ from torch import nn
 
 
 class Attention(nn.Module):
-    """Self-attention with one fused qkv projection, asked by all tokens or by a few of them.
+    """Self-attention with one fused qkv projection, asked by all tokens or by one of them.
 
-    With `query` the output has one row per query token and neither queries, scores nor output projections of the
-    other tokens are computed: how layer-wise class-token attention asks with the last layer's token, and how the last
-    block serves a classifier that reads the class token alone.
+    With `query` neither scores nor output projections of the other tokens are computed: how layer-wise class-token
+    attention asks with the last layer's token, and how the last block serves a classifier that reads the class token.
 
     Args:
         dim: Channels C of the tokens.
@@ -26,7 +25,7 @@ class Attention(nn.Module):
         dtype: Dtype of the parameters.
 
     Raises:
-        ValueError: `dim` is not divisible by `num_heads` and no `head_dim` is given.
+        ValueError: `num_heads` is not positive, or `dim` is not divisible by it and no `head_dim` is given.
     """
 
     fused_attn: Final[bool]
@@ -44,6 +43,8 @@ class Attention(nn.Module):
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
+        if num_heads < 1:
+            raise ValueError(f'num_heads must be at least 1, got {num_heads}')
         if head_dim is None:
             if dim % num_heads:
                 raise ValueError(f'dim ({dim}) must be divisible by num_heads ({num_heads}) unless head_dim is given')
@@ -59,33 +60,27 @@ class Attention(nn.Module):
         self.proj = nn.Linear(self.attn_dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor, query: Optional[torch.Tensor] = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, query: Optional[int] = None) -> torch.Tensor:
         """Attend over the tokens.
 
         Args:
             x: Tokens (B, N, C): keys and values.
-            query: Tokens (B, M, C) that ask; all of `x` when None.
+            query: Index of the one token that asks; all of them when None.
 
         Returns:
-            (B, N, C), or (B, M, C) when `query` is given.
+            (B, N, C), or (B, 1, C) when `query` is given.
         """
         B, N, _ = x.shape
-        if query is None:
-            qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            q, k, v = qkv.unbind(0)  # each (B, H, N, D)
-        else:
-            w, b = self.qkv.weight, self.qkv.bias
-            q = F.linear(query, w[: self.attn_dim], b[: self.attn_dim] if b is not None else None)
-            q = q.reshape(B, query.shape[1], self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, M, D)
-            kv = F.linear(x, w[self.attn_dim :], b[self.attn_dim :] if b is not None else None)
-            kv = kv.reshape(B, N, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            k, v = kv.unbind(0)  # each (B, H, N, D)
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # each (B, H, N, D)
+        if query is not None:
+            q = q[:, :, query].unsqueeze(2)  # (B, H, 1, D)
 
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, M, N)
+            attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, N, N), or (B, H, 1, N)
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
 
-        x = x.transpose(1, 2).reshape(B, -1, self.attn_dim)  # (B, M, H·D)
+        x = x.transpose(1, 2).reshape(B, -1, self.attn_dim)  # (B, N or 1, H·D)
         return self.proj_drop(self.proj(x))

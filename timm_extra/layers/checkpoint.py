@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any, Iterator
 
 import torch
-from timm.models import checkpoint as timm_checkpoint
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 
 @contextmanager
@@ -16,7 +16,8 @@ def _frozen_running_stats(module: nn.Module) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [(m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
-        m.momentum, m.num_batches_tracked = 0.0, None
+        m.momentum = 0.0
+        m.num_batches_tracked = m.num_batches_tracked.clone() if m.num_batches_tracked is not None else None
     try:
         yield
     finally:
@@ -42,5 +43,5 @@ def checkpoint(module: nn.Module, *args: Any) -> Any:
         What the module returns.
     """
     if torch.compiler.is_compiling():  # the compiler saves the statistics' update with the first pass
-        return timm_checkpoint(module, *args, use_reentrant=False)
-    return timm_checkpoint(module, *args, use_reentrant=False, context_fn=partial(_contexts, module))
+        return torch_checkpoint(module, *args, use_reentrant=False)
+    return torch_checkpoint(module, *args, use_reentrant=False, context_fn=partial(_contexts, module))

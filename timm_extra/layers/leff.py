@@ -5,7 +5,8 @@ from typing import Tuple
 import torch
 from timm.layers import get_act_layer
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from .fuse import fold_batchnorm
 
 
 class LeFF(nn.Module):
@@ -90,11 +91,6 @@ class LeFF(nn.Module):
         Raises:
             RuntimeError: The module is in training mode, where the statistics are the batch's.
         """
-        if self.training:
-            raise RuntimeError('LeFF.fuse() needs evaluation mode: call model.eval() first')
-        if not isinstance(self.bn1, nn.Identity):
-            self.fc1 = fuse_linear_bn_eval(self.fc1, self.bn1)
-            self.conv = fuse_conv_bn_eval(self.conv, self.bn2)
-            self.fc2 = fuse_linear_bn_eval(self.fc2, self.bn3)
-            self.bn1 = self.bn2 = self.bn3 = nn.Identity()
+        for layer, norm in (('fc1', 'bn1'), ('conv', 'bn2'), ('fc2', 'bn3')):
+            fold_batchnorm(self, layer, norm)
         return self

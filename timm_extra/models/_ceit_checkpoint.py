@@ -51,8 +51,8 @@ ARTICLE_KEYS = (
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateDict:
     """Convert a CeiT checkpoint of any known layout to the model's own.
 
-    Position embeddings of another resolution are resampled. A state dict that is the model's already comes back as
-    it is.
+    Position embeddings of another resolution are resampled; the resolution they are for is what the checkpoint's
+    configuration says, where the number of tokens agrees with it. Else a native state dict comes back as it is.
 
     Args:
         state_dict: Keys and tensors of a checkpoint, or a training checkpoint around them.
@@ -62,20 +62,24 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
         State dict for `model.load_state_dict`, the classifier and the stem as in the checkpoint: timm adapts those.
 
     Raises:
-        ValueError: The layout is unknown, or parts of the model would stay at their random initialisation.
+        ValueError: The layout is unknown, parts of the model would stay at their random initialisation, or the model
+            does not compute what the layout's code does.
     """
     state_dict = unwrap(state_dict)
-    if 'i2t.proj.weight' in state_dict:
-        layout, state_dict = 'official CeiT', _from_official(state_dict)
-    elif 'to_patch_embedding.1.weight' in state_dict:
-        layout, state_dict = "article's CeiT", _from_article(state_dict, model)
-    elif 'patch_embed.proj.weight' in state_dict and 'blocks.0.leff.fc1.weight' in state_dict:
+    if 'patch_embed.proj.weight' in state_dict and 'blocks.0.leff.fc1.weight' in state_dict:
         layout = 'native CeiT'
+    elif 'i2t.proj.weight' in state_dict:
+        layout = 'official CeiT'
+        _check_behaviour(model, layout, article=False)
+        state_dict = _move_norm(_from_official(state_dict), model)
+    elif 'to_patch_embedding.1.weight' in state_dict:
+        layout = "article's CeiT"
+        _check_behaviour(model, layout, article=True)
+        state_dict = _move_norm(_from_article(state_dict, model), model)
     else:
-        keys = ', '.join(list(state_dict)[:5])
+        keys = ', '.join(map(str, list(state_dict)[:5]))
         raise ValueError(f'not a CeiT checkpoint: {len(state_dict)} keys, among them {keys or "none"}')
 
-    state_dict = _move_norm(state_dict, model)
     state_dict = _resize_pos_embed(state_dict, model)
     check_fit(state_dict, model, layout, adaptable=('head.', f'{_stem(model)}.weight'))
     _check_stem(state_dict, model, layout)
@@ -121,15 +125,28 @@ def _from_article(state_dict: StateDict, model: nn.Module) -> StateDict:
     return out
 
 
+def _check_behaviour(model: nn.Module, layout: str, article: bool) -> None:
+    """Refuse a model of the same shapes that computes what the other code does."""
+    block = model.blocks[0]
+    found = dict(
+        cls_bypass=block.cls_bypass,
+        leff_out_act=not isinstance(block.leff.act3, nn.Identity),
+        stem_padding=(model.patch_embed.conv.padding[0], model.patch_embed.pool.padding)
+        if hasattr(model.patch_embed, 'pool')
+        else None,
+    )
+    needed = dict(cls_bypass=article, leff_out_act=article, stem_padding=(4, 0) if article else (3, 1))
+    wrong = [f'{name}={needed[name]}, not {value}' for name, value in found.items() if value != needed[name]]
+    if wrong:
+        name = 'ceit_tiny_article' if article else 'the ceit_* models'
+        raise ValueError(f'the {layout} checkpoint needs {"; ".join(wrong)} (as {name} set it)')
+
+
 def _move_norm(state_dict: StateDict, model: nn.Module) -> StateDict:
-    """The one final norm serves before or after pooling: give it the name it has in this model."""
-    before, after = isinstance(model.norm, nn.LayerNorm), isinstance(model.fc_norm, nn.LayerNorm)
-    if before == after:
+    """Give the one final norm of a foreign layout the name it has in this model, before or after pooling."""
+    if not isinstance(model.fc_norm, nn.LayerNorm):
         return state_dict
-    source, target = ('fc_norm.', 'norm.') if before else ('norm.', 'fc_norm.')
-    if f'{target}weight' in state_dict or f'{source}weight' not in state_dict:
-        return state_dict
-    return {target + k[len(source) :] if k.startswith(source) else k: v for k, v in state_dict.items()}
+    return {f'fc_{k}' if k.startswith('norm.') else k: v for k, v in state_dict.items()}
 
 
 def _resize_pos_embed(state_dict: StateDict, model: nn.Module) -> StateDict:

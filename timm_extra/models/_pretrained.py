@@ -50,7 +50,7 @@ def build_model(
             **kwargs,
         )
     except (RuntimeError, OSError, SafetensorError) as e:
-        if source is None:
+        if source is None or not _about_loading(e):
             raise
         hint = ''
         if 'head.' in str(e):
@@ -77,7 +77,19 @@ def read_checkpoint(path: str) -> StateDict:
     try:
         return load_state_dict(path)
     except Exception as e:  # what damaged bytes raise is of nearly any type
-        raise ValueError(f'cannot load {path!r}: truncated, or not a checkpoint ({type(e).__name__}: {e})') from e
+        if 'Unsupported globals' in str(e):
+            what = str(e).split('Unsupported globals: ')[1].split(' No automatic')[0]
+            reason = f'it holds Python objects, which are never executed: {what} Save its state dict alone'
+        else:
+            reason = f'truncated, or not a checkpoint ({type(e).__name__}: {e})'
+        raise ValueError(f'cannot load {path!r}: {reason}') from e
+
+
+def _about_loading(error: Exception) -> bool:
+    """Whether timm raised this while loading weights, and not while building the model."""
+    if not isinstance(error, RuntimeError):
+        return True
+    return any(part in str(error) for part in ('state_dict', 'Pretrained', 'checkpoint', 'PytorchStreamReader'))
 
 
 def _local_source(variant: str, pretrained_cfg: Any, overlay: Dict[str, Any]) -> Optional[str]:

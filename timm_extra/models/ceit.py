@@ -14,7 +14,6 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
-    Mlp,
     PatchEmbed,
     _assert,
     calculate_drop_path_rates,
@@ -29,131 +28,17 @@ from timm.layers import (
 from timm.models import generate_default_cfgs, named_apply, register_model, register_model_deprecations
 from timm.utils import reparameterize_model
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from timm_extra._timm import feature_take_indices, update_model_input_size
-from timm_extra.layers import Attention, LeFF, checkpoint
+from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
+from timm_extra.layers import Attention, Image2Tokens, LayerwiseClassAttention, LeFF, checkpoint
 
 from ._ceit_checkpoint import checkpoint_filter_fn
 from ._pretrained import build_model
 
-__all__ = ['CeiT', 'Image2Tokens', 'LayerwiseClassAttention']
+__all__ = ['CeiT']
 
 
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)  # the official code's epsilon
-
-
-class Image2Tokens(nn.Module):
-    """Convolution, BatchNorm and max-pooling to a quarter of the size, then a projection of small patches.
-
-    Source: arXiv:2103.11816 section 3.1; no activation follows the BatchNorm, as in the official code.
-
-    Args:
-        img_size: Image height and width in pixels.
-        patch_size: Pixels of the image per token side, a multiple of 4.
-        in_chans: Image channels.
-        embed_dim: Channels C of a token.
-        stem_chs: Channels of the convolution.
-        stem_padding: Padding of the convolution and of the pooling.
-        stem_bias: Give the convolution a bias.
-        strict_img_size: Accept images of `img_size` only; otherwise any multiple of `patch_size`.
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
-
-    Raises:
-        ValueError: `patch_size` is not a multiple of 4, or `img_size` not one of `patch_size`.
-    """
-
-    def __init__(
-        self,
-        img_size: Union[int, Tuple[int, int]] = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        embed_dim: int = 768,
-        stem_chs: int = 64,
-        stem_padding: Tuple[int, int] = (3, 1),
-        stem_bias: bool = False,
-        strict_img_size: bool = True,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        if patch_size < 4 or patch_size % 4:
-            raise ValueError(f'patch_size must be a multiple of 4, the stride of the stem, got {patch_size}')
-        self.patch_size = to_2tuple(patch_size)
-        self.in_chans = in_chans
-        self.strict_img_size = strict_img_size
-        self._init_img_size(img_size)
-
-        self.conv = nn.Conv2d(
-            in_chans, stem_chs, kernel_size=7, stride=2, padding=stem_padding[0], bias=stem_bias, **dd
-        )
-        self.bn = nn.BatchNorm2d(stem_chs, **dd)
-        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=stem_padding[1])
-        self.proj = nn.Conv2d(stem_chs, embed_dim, kernel_size=patch_size // 4, stride=patch_size // 4, **dd)
-
-    def _init_img_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
-        height, width = self.img_size = to_2tuple(img_size)
-        ph, pw = self.patch_size
-        if height < ph or width < pw or height % ph or width % pw:
-            raise ValueError(f'img_size {self.img_size} must be a positive multiple of patch_size {self.patch_size}')
-        self.grid_size = (height // ph, width // pw)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-
-    def set_input_size(self, img_size: Optional[Union[int, Tuple[int, int]]] = None) -> None:
-        """Change the image size that is accepted (strict) or that position embeddings are stored for."""
-        if img_size is not None:
-            self._init_img_size(img_size)
-
-    def feat_ratio(self, as_scalar: bool = True) -> Union[Tuple[int, int], int]:
-        """Pixels of the image per token side."""
-        return max(self.patch_size) if as_scalar else self.patch_size
-
-    def dynamic_feat_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Token grid (H, W) of an image of the given height and width."""
-        return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Embed images.
-
-        Args:
-            x: Images (B, in_chans, height, width).
-
-        Returns:
-            Tokens as a map (B, C, height / patch, width / patch).
-
-        Raises:
-            AssertionError: Channels or size are not what the model takes.
-        """
-        _, chans, height, width = x.shape
-        _assert(chans == self.in_chans, f'Input has {chans} channels, model takes {self.in_chans}.')
-        if self.strict_img_size:
-            _assert(height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]}).")
-            _assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")
-        else:
-            ph, pw = self.patch_size
-            _assert(height % ph == 0, f'Input height ({height}) should be divisible by patch size ({ph}).')
-            _assert(width % pw == 0, f'Input width ({width}) should be divisible by patch size ({pw}).')
-        # channels-last is what the tokens become anyway, and max-pooling on a CPU is several times faster in it
-        x = x.contiguous(memory_format=torch.channels_last)
-        return self.proj(self.pool(self.bn(self.conv(x))))
-
-    def fuse(self) -> nn.Module:
-        """Fold the BatchNorm into the convolution, for inference.
-
-        Returns:
-            This module, without BatchNorm.
-
-        Raises:
-            RuntimeError: The module is in training mode, where the statistics are the batch's.
-        """
-        if self.training:
-            raise RuntimeError('Image2Tokens.fuse() needs evaluation mode: call model.eval() first')
-        if not isinstance(self.bn, nn.Identity):
-            self.conv = fuse_conv_bn_eval(self.conv, self.bn)
-            self.bn = nn.Identity()
-        return self
 
 
 class Block(nn.Module):
@@ -191,57 +76,26 @@ class Block(nn.Module):
         self.leff = LeFF(dim, int(dim * mlp_ratio), leff_kernel_size, leff_bn, leff_out_act, act_layer, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: torch.Tensor, grid: Tuple[int, int]) -> torch.Tensor:
-        """(B, 1 + H·W, C) to the same, `grid` being (H, W)."""
+    def forward(self, x: torch.Tensor, grid: Tuple[int, int], cls_only: bool = False) -> torch.Tensor:
+        """Transform tokens.
+
+        Args:
+            x: Class token and patch tokens (B, 1 + H·W, C).
+            grid: (H, W).
+            cls_only: Compute the class token alone.
+
+        Returns:
+            (B, 1 + H·W, C), or (B, 1, C) with `cls_only`.
+        """
+        if cls_only:
+            x = x[:, :1] + self.drop_path(self.attn(self.norm1(x), query=0))
+            return x if self.cls_bypass else x + self.drop_path(self.norm2(x))
         x = x + self.drop_path(self.attn(self.norm1(x)))
         if self.cls_bypass:
             patches = x[:, 1:]
             return torch.cat([x[:, :1], patches + self.drop_path(self.leff(self.norm2(patches), grid))], dim=1)
         y = self.norm2(x)
         return x + self.drop_path(torch.cat([y[:, :1], self.leff(y[:, 1:], grid)], dim=1))
-
-    def forward_cls(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the class token of `forward` alone: (B, 1 + N, C) to (B, 1, C)."""
-        y = self.norm1(x)
-        cls = x[:, :1] + self.drop_path(self.attn(y, y[:, :1]))
-        return cls if self.cls_bypass else cls + self.drop_path(self.norm2(cls))
-
-
-class LayerwiseClassAttention(nn.Module):
-    """The last layer's class token attends to the class tokens of all layers (LCA).
-
-    Source: arXiv:2103.11816 section 3.3; residuals on the last token and the layer embedding as in the official code.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        head_dim: Optional[int] = None,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        act_layer=nn.GELU,
-        norm_layer=nn.LayerNorm,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        self.layer_embed = nn.Parameter(torch.zeros(1, depth, dim, **dd))
-        self.norm1 = norm_layer(dim, **dd)
-        self.attn = Attention(dim, num_heads, head_dim, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
-        self.norm2 = norm_layer(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Class tokens of all layers (B, L, C) to one token (B, 1, C)."""
-        x = x + self.layer_embed
-        y = self.norm1(x)
-        x = x[:, -1:] + self.attn(y, y[:, -1:])
-        return x + self.mlp(self.norm2(x))
 
 
 class CeiT(nn.Module):
@@ -334,6 +188,7 @@ class CeiT(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         if depth < 1:
             raise ValueError(f'depth must be at least 1, got {depth}')
+        img_size = _checked_size(img_size, patch_size)
         norm_layer = get_norm_layer(norm_layer)
         act_layer = get_act_layer(act_layer)
         shared = dict(qkv_bias=qkv_bias, attn_drop=attn_drop_rate, act_layer=act_layer, norm_layer=norm_layer, **dd)
@@ -382,8 +237,9 @@ class CeiT(nn.Module):
         )
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [dict(num_chs=embed_dim, reduction=reduction, module=f'blocks.{i}') for i in range(depth)]
-        self.lca = (
-            LayerwiseClassAttention(
+        self.lca = None
+        if use_lca:
+            self.lca = LayerwiseClassAttention(
                 embed_dim,
                 depth,
                 num_heads if lca_num_heads is None else lca_num_heads,
@@ -392,9 +248,6 @@ class CeiT(nn.Module):
                 proj_drop=proj_drop_rate if lca_proj_drop_rate is None else lca_proj_drop_rate,
                 **shared,
             )
-            if use_lca
-            else None
-        )
 
         self.norm = nn.Identity() if fc_norm else norm_layer(embed_dim, **dd)
         self.fc_norm = norm_layer(embed_dim, **dd) if fc_norm else nn.Identity()
@@ -453,6 +306,7 @@ class CeiT(nn.Module):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
+            update_model_args(self, fc_norm=not isinstance(self.fc_norm, nn.Identity))
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
 
@@ -465,8 +319,10 @@ class CeiT(nn.Module):
         Raises:
             ValueError: The size is not a positive multiple of the patch size.
         """
+        if img_size is None:
+            return
         previous = self.patch_embed.grid_size
-        self.patch_embed.set_input_size(img_size)
+        self.patch_embed.set_input_size(_checked_size(img_size, self.patch_embed.feat_ratio()))
         if self.patch_embed.grid_size != previous:
             resized = resample_abs_pos_embed(
                 self.pos_embed.detach(), self.patch_embed.grid_size, previous, num_prefix_tokens=1
@@ -597,12 +453,10 @@ class CeiT(nn.Module):
         """
         cls_tokens: List[torch.Tensor] = []
         for i, blk in enumerate(self.blocks):
-            if cls_only and i == len(self.blocks) - 1:
-                x = blk.forward_cls(x)
-            elif self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing and not torch.jit.is_scripting():
                 x = checkpoint(blk, x, grid)
             else:
-                x = blk(x, grid)
+                x = blk(x, grid, cls_only and i == len(self.blocks) - 1)
             cls_tokens.append(x[:, :1])
         return x, cls_tokens
 
@@ -630,11 +484,24 @@ class CeiT(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, in_chans, height, width) to logits (B, num_classes)."""
+        """Images (B, in_chans, height, width) to logits (B, num_classes).
+
+        In evaluation mode without gradients, a classifier that reads the class token spares the last block its work on
+        patch tokens: hooks there see the class token alone. `forward_features` and `forward_intermediates` do it all.
+        """
         x, grid = self._embed(x)
         cls_only = self.global_pool == 'token' and not self.training and not torch.is_grad_enabled()
         x, cls_tokens = self._run_blocks(x, grid, cls_only)
         return self.forward_head(self._finish(x, cls_tokens))
+
+
+def _checked_size(img_size: Union[int, Tuple[int, int]], patch_size: int) -> Tuple[int, int]:
+    if not isinstance(patch_size, int) or patch_size < 1:
+        raise ValueError(f'patch_size must be a positive integer, got {patch_size!r}')
+    height, width = size = to_2tuple(img_size)
+    if min(size) < patch_size or height % patch_size or width % patch_size:
+        raise ValueError(f'img_size must be a positive multiple of patch_size {patch_size}, got {height}×{width}')
+    return size
 
 
 def _checked_pool(global_pool: str) -> str:

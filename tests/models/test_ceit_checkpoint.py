@@ -185,6 +185,21 @@ def test_an_article_file_does_not_fit_a_model_that_behaves_otherwise(tmp_path):
         load('ceit_tiny', official, img_size=64, cls_bypass=True, **SMALL)
 
 
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'conv.0.weight': None}, r'patch_embed\.conv\.weight missing'),
+        ({'to_patch_embedding.1.weight': torch.zeros(192, 513)}, r'patch_embed\.proj\.weight \(192, 513\)'),
+        ({'transformer.layers.0.0.fn.fn.to_out.0.weight': None}, r'missing: blocks\.0\.attn\.proj\.weight'),
+    ],
+)
+def test_article_misfits_are_named(change, message, tmp_path):
+    content = {**ArticleCeiT(depth=2).state_dict(), **change}
+    file = saved(tmp_path, {k: v for k, v in content.items() if v is not None})
+    with pytest.raises(ValueError, match=message):
+        load('ceit_tiny_article', file, depth=2)
+
+
 def test_native_average_pooling_does_not_move_its_norm(tmp_path):
     file = saved(tmp_path, timm.create_model('test_ceit', global_pool='avg').state_dict())
     with pytest.raises(ValueError, match=r'missing: fc_norm\.weight'):

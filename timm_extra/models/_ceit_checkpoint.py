@@ -110,8 +110,9 @@ def _from_official(state_dict: StateDict) -> StateDict:
 def _from_article(state_dict: StateDict, model: nn.Module) -> StateDict:
     out = _rename(state_dict, ARTICLE_KEYS)
     weight = out['patch_embed.proj.weight']
-    side = math.isqrt(weight.shape[1] // max(out['patch_embed.conv.weight'].shape[0], 1))
-    out['patch_embed.proj.weight'] = rearrange(weight, 'o (p1 p2 c) -> o c p1 p2', p1=side, p2=side)
+    outs, chans, height, width = model.patch_embed.proj.weight.shape
+    if weight.shape == (outs, height * width * chans):  # else check_fit names the misfit
+        out['patch_embed.proj.weight'] = rearrange(weight, 'o (p1 p2 c) -> o c p1 p2', p1=height, p2=width)
     for key, value in model.state_dict().items():
         if key in out:
             continue

@@ -1,5 +1,6 @@
 """The README is a promise: its Python blocks run as written, its figures are what the code counts."""
 
+import json
 import re
 import subprocess
 import sys
@@ -42,6 +43,18 @@ def test_the_model_table_states_what_is_counted(name):
     assert cells[2] == f'{info.params:,}'
     assert float(cells[3]) == pytest.approx(info.gmacs, abs=0.005)
     assert cells[4] == '×'.join(map(str, info.input_size[1:]))
+
+
+def test_stated_results_are_those_committed():
+    results = ROOT / 'benchmarks' / 'results'
+    rows = json.loads((results / 'ceit-cpu.json').read_text())['rows']
+    for row in rows:
+        assert row['correct']
+        assert f'{row["speedup"]["median"]:.2f}×' in README
+    runs = json.loads((results / 'learning-fashion-mnist.json').read_text())['runs']
+    for variant in ('CeiT', 'DeiT'):
+        last = [r['curve'][-1]['top1'] for r in runs if r['variant'] == variant]
+        assert f'{sum(last) / len(last):.1f} %' in README
 
 
 def test_every_link_into_the_repository_leads_somewhere():

@@ -276,6 +276,25 @@ def test_init_weights_after_to_empty():
     assert model.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
+def test_initialisation_is_the_official_one():
+    model = timm.create_model('ceit_tiny', depth=2)
+    block, uniform = model.blocks[1], 1 / 3**0.5
+    spreads = {
+        0.02: [block.attn.qkv, block.attn.proj, model.lca.mlp.fc1, model.head],
+        uniform / 192**0.5: [block.leff.fc1],
+        uniform / 768**0.5: [block.leff.fc2],
+        uniform / 9**0.5: [block.leff.conv],
+        uniform / 147**0.5: [model.patch_embed.conv],
+    }
+    for expected, layers in spreads.items():
+        for layer in layers:
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+    assert not model.lca.layer_embed.any()
+    assert not block.attn.qkv.bias.any()
+
+
 @pytest.mark.parametrize('prune_head', [True, False])
 @pytest.mark.parametrize('indices', [[0], [1], [0, 2], 2])
 def test_pruning_keeps_intermediates_and_uses_every_parameter(indices, prune_head):

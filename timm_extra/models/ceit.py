@@ -511,7 +511,7 @@ def _checked_pool(global_pool: str) -> str:
 
 
 def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and '.leff.' not in name:  # there they are convolutions, as PyTorch draws them
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

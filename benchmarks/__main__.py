@@ -18,6 +18,13 @@ EXAMPLES = """examples:
   python -m benchmarks --quick"""
 
 
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'a whole number of at least 1 is needed, not {text!r}')
+    return int(text)
+
+
 def _arguments(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks',
@@ -27,9 +34,9 @@ def _arguments(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument('--only', default='', metavar='PART', help='cases whose name contains PART')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--rounds', type=int, default=20, help='samples of each side (default: 20)')
+    parser.add_argument('--rounds', type=positive, default=20, help='samples of each side (default: 20)')
     parser.add_argument('--quick', action='store_true', help='three rounds: correctness, and hardly a measurement')
-    parser.add_argument('--threads', type=int, help="threads of both sides (default: torch's)")
+    parser.add_argument('--threads', type=positive, help="threads of both sides (default: torch's)")
     parser.add_argument('--out', type=Path, help='write the result as JSON')
     parser.add_argument('--list', action='store_true', help='list the cases')
     return parser.parse_args(argv)

@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
     parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for the JSON and the plot')
     args = parser.parse_args()
+    if args.num_train < RECIPE['batch_size']:
+        parser.error(f'--num-train must be at least a batch, {RECIPE["batch_size"]}, not {args.num_train}')
     load_data(args.data, 1)  # fail on missing files before the first run
     args.out.mkdir(parents=True, exist_ok=True)
 

@@ -3,6 +3,7 @@
 import json
 import time
 
+import pytest
 import torch
 
 from benchmarks.__main__ import main
@@ -66,6 +67,14 @@ def test_results_say_where_they_were_measured(tmp_path):
     result = json.loads(out.read_text())
     assert {'date', 'commit', 'device', 'threads', 'torch', 'timm', 'triton'} <= result['environment'].keys()
     assert result['rows'][0]['rounds'] == 3
+
+
+@pytest.mark.parametrize('option', ['--rounds', '--threads'])
+def test_counts_that_are_not_positive_are_named(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([option, '0'])
+    assert stop.value.code == 2
+    assert "not '0'" in capsys.readouterr().err
 
 
 def test_unknown_cases_are_named(capsys):

@@ -46,7 +46,7 @@ def test_scripts_run_under_torchrun(script):
 def test_a_missing_script_is_named(command):
     done = run(*command, 'nosuch.py')
     assert done.returncode == 1
-    assert done.stderr.strip() == "timm_extra: no script at 'nosuch.py'"
+    assert done.stderr.strip() == "timm-extra: no script at 'nosuch.py'"
 
 
 def test_the_module_without_a_script_shows_its_usage():
@@ -98,6 +98,8 @@ def test_misuse_exits_with_two(argv):
     'options, message',
     [
         (['--epochs', '0'], 'epochs must be positive, got 0'),
+        (['--seed', '-1'], 'seed must be between 0 and 2**32 - 1, got -1'),
+        (['--lr', 'nan'], 'lr must be positive, got nan'),
         (['--batch-size', '5000'], 'batch_size must be at most 4000, the number of training images, got 5000'),
     ],
 )

@@ -37,6 +37,13 @@ def test_the_backend_of_the_caller_stays(tmp_path):
         matplotlib.use(before)
 
 
+def test_a_model_in_training_is_refused_and_left_alone():
+    model = timm.create_model('test_ceit', **TOY).train()
+    with pytest.raises(ValueError, match='eval'):
+        plot.lca_attention(model, torch.randn(2, 3, 32, 32))
+    assert model.patch_embed.bn.num_batches_tracked == 0
+
+
 def test_a_model_without_lca_has_none_to_show():
     with pytest.raises(ValueError, match='no layer-wise'):
         plot.lca_attention(timm.create_model('test_ceit', use_lca=False, **TOY), torch.randn(1, 3, 32, 32))

@@ -6,7 +6,7 @@ from .run import run_script
 
 USAGE = """usage: python -m timm_extra SCRIPT [ARGUMENT ...]
 
-Run a Python script with the models of timm_extra registered.
+Run a Python script with the models of timm_extra registered. The command with verbs is timm-extra.
 
   python -m timm_extra train.py --model ceit_small --data-dir imagenet
   torchrun --nproc_per_node=8 -m timm_extra train.py --model ceit_small --data-dir imagenet"""

@@ -44,12 +44,14 @@ def run_demo(
         What log.json holds.
 
     Raises:
-        ValueError: `epochs`, `batch_size` or `lr` is out of range, or the reloaded model answers differently.
+        ValueError: `epochs`, `batch_size`, `lr` or `seed` is out of range, or the reloaded model answers differently.
         FileExistsError: `output` is a file.
     """
     for name, value in (('epochs', epochs), ('batch_size', batch_size), ('lr', lr)):
-        if value <= 0:
+        if not value > 0:
             raise ValueError(f'{name} must be positive, got {value}')
+    if not 0 <= seed < 2**32:
+        raise ValueError(f'seed must be between 0 and 2**32 - 1, got {seed}')
     if batch_size > NUM_TRAIN:
         raise ValueError(f'batch_size must be at most {NUM_TRAIN}, the number of training images, got {batch_size}')
     output = Path(output)

@@ -29,7 +29,7 @@ def save(
 
     Written aside and moved into place at the end, one file after the other, after checking that the configuration
     rebuilds the very tensors that the weights file holds: what is refused leaves the folder as it was. A README.md that
-    exists is kept.
+    exists is kept. Neither dtype nor attributes changed by hand are part of the format.
 
     Args:
         model: Model made by `timm.create_model`; DDP and compiled wrappers are taken off.

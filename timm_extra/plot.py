@@ -21,10 +21,12 @@ def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
         (B, H, L), non-negative, summing to 1 over the L layers.
 
     Raises:
-        ValueError: The model has no LCA.
+        ValueError: The model has no LCA, or is in training mode.
     """
     if getattr(model, 'lca', None) is None:
         raise ValueError(f'this {type(model).__name__} has no layer-wise class-token attention to show')
+    if model.training:
+        raise ValueError('the model is in training mode, where images change its statistics: call model.eval() first')
     attn, fused = model.lca.attn, model.lca.attn.fused_attn
     seen: List[torch.Tensor] = []
     hook = attn.attn_drop.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

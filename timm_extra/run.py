@@ -9,6 +9,9 @@ from typing import List
 def run_script(script: str, args: List[str]) -> None:
     """Run a Python script as `python script args…` would, after registering the models.
 
+    Processes that torchrun starts have them too; children that the script itself starts by 'spawn' must import
+    `timm_extra` if they create a model.
+
     Args:
         script: Path of the script, such as timm's train.py.
         args: Its command line.
@@ -17,7 +20,7 @@ def run_script(script: str, args: List[str]) -> None:
         SystemExit: There is no such file; an error of the script itself comes through as it is.
     """
     if not os.path.isfile(script):
-        sys.exit(f'timm_extra: no script at {script!r}')
+        sys.exit(f'timm-extra: no script at {script!r}')
     import timm_extra  # noqa: F401
 
     sys.argv = [script, *args]

@@ -51,8 +51,18 @@ def test_fusing_keeps_the_result(out_act):
     before = leff(x, (3, 4))
     fused = leff.fuse()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert all(p.requires_grad for p in fused.parameters())
     torch.testing.assert_close(fused(x, (3, 4)), before, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fused.fuse()(x, (3, 4)), before, rtol=1e-5, atol=1e-5)
+
+
+def test_no_images_give_no_tokens():
+    assert LeFF(6, 20).eval()(torch.randn(0, 12, 6), (3, 4)).shape == (0, 12, 6)
+
+
+def test_hidden_channels_that_are_none_are_named():
+    with pytest.raises(ValueError, match='got 0'):
+        LeFF(6, 0)
 
 
 def test_fusing_in_training_is_refused():

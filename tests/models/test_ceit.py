@@ -189,6 +189,8 @@ def test_unfit_dynamic_images_are_named():
         (dict(img_size=225), '225'),
         (dict(img_size=225, conv_stem=False), '225'),
         (dict(img_size=0), '0'),
+        (dict(img_size=32.0), '32.0'),
+        (dict(mlp_ratio=0.01), 'mlp_ratio.* got 0'),
         (dict(patch_size=6, img_size=36), '6'),
         (dict(patch_size=(8, 8)), r'\(8, 8\)'),
         (dict(num_heads=0), 'num_heads .* 0'),
@@ -235,6 +237,7 @@ def test_fuse_keeps_logits_and_returns_the_model():
     torch.testing.assert_close(reparameterized(x), expected, rtol=1e-4, atol=1e-5)
     assert model.fuse() is model
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -343,6 +346,32 @@ def test_torchscript(kwargs):
     with torch.no_grad():
         torch.testing.assert_close(script(x), model(x))
     torch.testing.assert_close(script(x), model(x))
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning', 'ignore::torch.jit.TracerWarning')
+def test_traces():
+    model = toy().eval()
+    x = torch.randn(2, 3, 32, 32)
+    trace = torch.jit.trace(model, x)  # checks itself without gradients
+    torch.testing.assert_close(trace(x), model(x))
+
+
+def test_checkpointing_compiles():
+    x = torch.randn(4, 3, 32, 32)
+    results = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = toy(depth=1).train()
+        model.set_grad_checkpointing(enable)
+        torch.compile(model, backend='aot_eager')(x).square().sum().backward()
+        results.append(([p.grad for p in model.parameters()], list(model.buffers())))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_no_images_give_no_logits():
+    model = toy().eval()
+    with torch.no_grad():
+        assert model(torch.randn(0, 3, 32, 32)).shape == (0, 7)
 
 
 def test_compiles_without_graph_breaks():

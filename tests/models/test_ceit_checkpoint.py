@@ -180,6 +180,8 @@ def test_an_article_file_does_not_fit_a_model_that_behaves_otherwise(tmp_path):
     shapes = dict(depth=2, stem_chs=32, stem_bias=True, lca_num_heads=4, lca_head_dim=48, lca_mlp_ratio=2.0)
     with pytest.raises(ValueError, match=r'cls_bypass=True, not False.*leff_out_act=True.*stem_padding'):
         load('ceit_tiny', file, **shapes)
+    with pytest.raises(ValueError, match='conv_stem=True, not False'):
+        load('ceit_tiny_article', file, depth=2, conv_stem=False)
     official = saved(tmp_path, OfficialCeiT(**PLAIN_SMALL, img_size=64).state_dict())
     with pytest.raises(ValueError, match='cls_bypass=False, not True'):
         load('ceit_tiny', official, img_size=64, cls_bypass=True, **SMALL)

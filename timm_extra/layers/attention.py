@@ -82,5 +82,5 @@ class Attention(nn.Module):
             attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, N, N), or (B, H, 1, N)
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
 
-        x = x.transpose(1, 2).reshape(B, -1, self.attn_dim)  # (B, N or 1, H·D)
+        x = x.transpose(1, 2).flatten(2)  # (B, N or 1, H·D)
         return self.proj_drop(self.proj(x))

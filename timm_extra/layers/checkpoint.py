@@ -33,7 +33,8 @@ def checkpoint(module: nn.Module, *args: Any) -> Any:
     """Run a module without keeping its activations; they are computed again in the backward pass.
 
     The second forward pass of plain checkpointing updates BatchNorm's running statistics once more, so that a
-    checkpointed model evaluates differently from the same model trained without. Here it does not.
+    checkpointed model evaluates differently from the same model trained without. Here it does not. (The debugging
+    backend `torch.compile(backend='eager')` cannot checkpoint a BatchNorm; `inductor` and `aot_eager` can.)
 
     Args:
         module: Module to run.

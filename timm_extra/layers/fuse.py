@@ -21,5 +21,7 @@ def fold_batchnorm(owner: nn.Module, layer: str, norm: str) -> None:
     if owner.training or bn.training:
         raise RuntimeError(f'{type(owner).__name__}.fuse() needs evaluation mode: call model.eval() first')
     fuse = fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
-    setattr(owner, layer, fuse(before, bn))
+    fused = fuse(before, bn)
+    fused.bias.requires_grad_(fused.weight.requires_grad)
+    setattr(owner, layer, fused)
     setattr(owner, norm, nn.Identity())

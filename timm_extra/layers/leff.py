@@ -29,7 +29,7 @@ class LeFF(nn.Module):
         dtype: Dtype of the parameters.
 
     Raises:
-        ValueError: `kernel_size` is even or not positive.
+        ValueError: `kernel_size` is even or not positive, or `hidden_dim` is not positive.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class LeFF(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f'LeFF kernel size must be odd and positive, got {kernel_size}')
+        if hidden_dim < 1:
+            raise ValueError(f'LeFF hidden channels (dim × mlp_ratio) must be at least 1, got {hidden_dim}')
         act = get_act_layer(act_layer)
 
         def bn(channels: int) -> nn.Module:
@@ -75,10 +77,12 @@ class LeFF(nn.Module):
         H, W = grid
         B = x.shape[0]
         # patches sliced off behind a class token are copied here, four times cheaper than adding the bias afterwards
-        x = self.fc1(x.contiguous()).transpose(1, 2).reshape(B, -1, H, W)  # (B, hidden, H, W), a view
+        x = self.fc1(x.contiguous())
+        x = x.transpose(1, 2).reshape(B, x.shape[2], H, W)  # (B, hidden, H, W), a view
         x = self.act1(self.bn1(x))
         x = self.act2(self.bn2(self.conv(x)))
-        x = self.fc2(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(B, -1, H, W)  # (B, C, H, W), a view
+        x = self.fc2(x.flatten(2).transpose(1, 2))
+        x = x.transpose(1, 2).reshape(B, x.shape[2], H, W)  # (B, C, H, W), a view
         x = self.act3(self.bn3(x))
         return x.flatten(2).transpose(1, 2)  # (B, H·W, C)
 

@@ -132,11 +132,13 @@ def _check_behaviour(model: nn.Module, layout: str, article: bool) -> None:
     found = dict(
         cls_bypass=block.cls_bypass,
         leff_out_act=not isinstance(block.leff.act3, nn.Identity),
-        stem_padding=(model.patch_embed.conv.padding[0], model.patch_embed.pool.padding)
-        if hasattr(model.patch_embed, 'pool')
-        else None,
     )
-    needed = dict(cls_bypass=article, leff_out_act=article, stem_padding=(4, 0) if article else (3, 1))
+    needed = dict(cls_bypass=article, leff_out_act=article)
+    if hasattr(model.patch_embed, 'conv'):
+        found['stem_padding'] = (model.patch_embed.conv.padding[0], model.patch_embed.pool.padding)
+        needed['stem_padding'] = (4, 0) if article else (3, 1)
+    else:
+        found['conv_stem'], needed['conv_stem'] = False, True
     wrong = [f'{name}={needed[name]}, not {value}' for name, value in found.items() if value != needed[name]]
     if wrong:
         name = 'ceit_tiny_article' if article else 'the ceit_* models'

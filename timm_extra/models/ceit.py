@@ -491,6 +491,8 @@ class CeiT(nn.Module):
         """
         x, grid = self._embed(x)
         cls_only = self.global_pool == 'token' and not self.training and not torch.is_grad_enabled()
+        if not torch.jit.is_scripting() and torch.jit.is_tracing():
+            cls_only = False  # a trace is checked and used with and without gradients: it must not depend on them
         x, cls_tokens = self._run_blocks(x, grid, cls_only)
         return self.forward_head(self._finish(x, cls_tokens))
 
@@ -499,6 +501,8 @@ def _checked_size(img_size: Union[int, Tuple[int, int]], patch_size: int) -> Tup
     if not isinstance(patch_size, int) or patch_size < 1:
         raise ValueError(f'patch_size must be a positive integer, got {patch_size!r}')
     height, width = size = to_2tuple(img_size)
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise ValueError(f'img_size must be whole pixels, got {img_size!r}')
     if min(size) < patch_size or height % patch_size or width % patch_size:
         raise ValueError(f'img_size must be a positive multiple of patch_size {patch_size}, got {height}×{width}')
     return size

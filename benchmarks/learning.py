@@ -142,7 +142,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.num_train < RECIPE['batch_size']:
         parser.error(f'--num-train must be at least a batch, {RECIPE["batch_size"]}, not {args.num_train}')
-    load_data(args.data, 1)  # fail on missing files before the first run
+    load_data(args.data, 1)  # fail on missing files, or missing matplotlib, before the first run
+    new_figure(1, 1)
     args.out.mkdir(parents=True, exist_ok=True)
 
     runs = []

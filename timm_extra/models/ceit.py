@@ -46,6 +46,26 @@ class Block(nn.Module):
 
     The class token does not enter LeFF. In the official code its branch ends after the norm, so that
     `cls += norm2(cls)`; with `cls_bypass` (the article's code) it is left as it is.
+
+    Source: arXiv:2103.11816 section 3.2; `ceit_model.py` of coeusguo/ceit at 44c16d3.
+
+    Args:
+        dim: Channels C of the tokens.
+        num_heads: Attention heads.
+        head_dim: Channels per head; `dim // num_heads` when None.
+        mlp_ratio: Hidden channels of LeFF over `dim`.
+        qkv_bias: Give the qkv projection a bias.
+        leff_kernel_size: Side of LeFF's depthwise kernel in tokens, odd.
+        leff_bn: BatchNorms in LeFF.
+        leff_out_act: Activation after LeFF's last BatchNorm.
+        cls_bypass: Leave the class token out of the second half.
+        proj_drop: Dropout rate after the output projection.
+        attn_drop: Dropout rate on the attention weights.
+        drop_path: Stochastic depth rate of both halves.
+        act_layer: Activation class.
+        norm_layer: Normalisation class.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
     """
 
     def __init__(

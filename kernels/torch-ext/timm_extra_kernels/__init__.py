@@ -1,1 +1,6 @@
-"""Operations of timm_extra with Triton kernels and PyTorch fallbacks. Imports the standard library, torch, triton."""
+"""Operations of timm-extra: PyTorch on any device, to be joined by Triton kernels on GPUs."""
+
+from .fourier_cross_attention import fourier_cross_attention
+from .latent_cross_attention import latent_cross_attention
+
+__all__ = ['fourier_cross_attention', 'latent_cross_attention']

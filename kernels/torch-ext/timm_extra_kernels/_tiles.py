@@ -1,0 +1,70 @@
+"""Cutting attention into tiles that stay in the cache, and merging them by an online softmax."""
+
+from typing import Iterator, Optional, Tuple
+
+import torch
+
+Range = Tuple[int, int]
+SLACK = 10.0
+
+
+def tile_budget(device: torch.device) -> int:
+    """Scores per tile: what a processor's cache holds, or enough to fill a GPU."""
+    return 1 << 20 if device.type == 'cpu' else 1 << 25
+
+
+def ranges(size: int, step: int) -> Iterator[Range]:
+    """Consecutive ranges of at most `step` that cover `size`."""
+    for begin in range(0, size, step):
+        yield begin, min(begin + step, size)
+
+
+def batch_step(batch: int, scores: int, budget: int) -> int:
+    """Batch items to take together when one has that many scores."""
+    return max(1, min(batch, budget // max(scores, 1)))
+
+
+def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """Dtype of the arithmetic: float64 where any tensor is, else float32, whatever is stored."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+class OnlineSoftmax:
+    """Running maximum and denominator of a softmax whose scores come tile by tile.
+
+    Args:
+        rows: Shape of the rows (…, M) that are normalised.
+        like: Tensor that gives dtype and device.
+    """
+
+    def __init__(self, rows: Tuple[int, ...], like: torch.Tensor):
+        # far below every score yet finite, so that rows without any key give exp(-inf) = 0 and not nan
+        self.top = like.new_full((*rows, 1), torch.finfo(like.dtype).min / 2)
+        self.sum = like.new_zeros((*rows, 1))
+
+    def add(self, scores: torch.Tensor) -> Optional[torch.Tensor]:
+        """Turn scores (…, M, n) into unnormalised probabilities in place.
+
+        On a CPU the maximum is left behind by up to `SLACK`: probabilities then reach e^SLACK, far from overflow, and
+        nothing needs to be scaled for most tiles. On a GPU asking whether it is needed would cost more than doing it.
+
+        Returns:
+            The factor (…, M, 1) that brings what was accumulated before to the new maximum, None for 1.
+        """
+        top = scores.amax(-1, keepdim=True)
+        factor = None
+        if scores.device.type != 'cpu' or bool((top > self.top + SLACK).any()):
+            top = torch.maximum(top, self.top)
+            factor = torch.exp(self.top - top)
+            self.top = top
+            self.sum = self.sum * factor
+        scores.sub_(self.top).exp_()
+        self.sum = self.sum + scores.sum(-1, keepdim=True)
+        return factor
+
+    def finish(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """The denominators (…, M, 1), 1 where nothing was attended to, and the log-sum-exp (…, M), +inf there."""
+        none = self.sum == 0
+        total = self.sum.masked_fill(none, 1.0)
+        lse = (self.top + total.log()).masked_fill(none, float('inf'))
+        return total, lse.squeeze(-1)

@@ -1,0 +1,125 @@
+"""Cross-attention from few queries to a grid of inputs with position features that depend on one axis each."""
+
+from typing import List, Optional, Sequence
+
+import torch
+
+from .._checks import check_mask, check_queries
+from .._ops import add_op_namespace_prefix, ops
+from . import reference
+
+__all__ = ['fourier_cross_attention']
+
+_FORWARD = add_op_namespace_prefix('fourier_cross_attention')
+_BACKWARD = add_op_namespace_prefix('fourier_cross_attention_backward')
+torch.library.define(
+    _FORWARD,
+    '(Tensor q, Tensor content, Tensor[] axes, float scale, float? eps, Tensor? mask) -> (Tensor, Tensor)',
+)
+torch.library.define(
+    _BACKWARD,
+    '(Tensor grad, Tensor q, Tensor content, Tensor[] axes, Tensor out, Tensor lse, float scale, float? eps, '
+    'Tensor? mask, bool needs_inputs) -> (Tensor, Tensor, Tensor[])',
+)
+torch.library.impl(_FORWARD, 'CompositeExplicitAutograd', reference.forward)
+torch.library.impl(_BACKWARD, 'CompositeExplicitAutograd', reference.backward)
+
+
+@torch.library.register_fake(_FORWARD)
+def _forward_fake(q, content, axes, scale, eps, mask):
+    dtype = reference.compute_dtype(q, content, *axes)
+    shape = (content.shape[0], *q.shape[1:])
+    return content.new_empty(shape, dtype=dtype), content.new_empty(shape[:-1], dtype=dtype)
+
+
+@torch.library.register_fake(_BACKWARD)
+def _backward_fake(grad, q, content, axes, out, lse, scale, eps, mask, needs_inputs):
+    if not needs_inputs:
+        return torch.empty_like(q), content.new_empty(0), []
+    return torch.empty_like(q), content.new_empty(content.shape), [torch.empty_like(t) for t in axes]
+
+
+class _FourierCrossAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(q, content, scale, eps, mask, *axes):
+        return ops.fourier_cross_attention(q, content, axes, scale, eps, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, content, ctx.scale, ctx.eps, mask, *axes = inputs
+        ctx.save_for_backward(q, content, *output, mask, *axes)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        q, content, out, lse, mask, *axes = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        needs_inputs = needs[1] or any(needs[5:])
+        dq, dcontent, daxes = ops.fourier_cross_attention_backward(
+            grad, q, content, axes, out, lse, ctx.scale, ctx.eps, mask, needs_inputs
+        )
+        if not needs_inputs:
+            return dq, *[None] * (len(needs) - 1)
+        return dq, dcontent, None, None, None, *daxes
+
+
+def fourier_cross_attention(
+    q: torch.Tensor,
+    content: torch.Tensor,
+    axes: Sequence[torch.Tensor],
+    *,
+    scale: float,
+    eps: Optional[float] = 1e-5,
+    mask: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Attend from queries to the layer-normalised tokens [content, features of axis 1, features of axis 2, …] of a grid.
+
+    The same as `latent_cross_attention` on these tokens, without ever building them: a position costs about as many
+    multiplications as content has channels. Exact, for any tables. Arithmetic is in float32, or float64 where a tensor
+    is; half-precision tables are taken as what they hold.
+
+    Args:
+        q: Queries (B or 1, H, M, C), C = c + ΣFᵢ in the order of the tokens' channels; with 1 all items share them.
+        content: (B, c, *spatial), 1 to 3 spatial axes.
+        axes: One table (Sᵢ, Fᵢ) per spatial axis, as Fourier features of the positions along it.
+        scale: Factor of the scores.
+        eps: Added to the variance in the layer normalisation of tokens, which has no affine; None takes them as they
+            are.
+        mask: Boolean (B, *spatial), True where a position takes part. An item without any gives zeros.
+
+    Returns:
+        (B, H, M, C), in the dtype of q.
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit; the message names it.
+    """
+    check_queries('fourier_cross_attention', q, 'content', content)
+    axes = list(axes)
+    _check_grid(q, content, axes)
+    check_mask('fourier_cross_attention', mask, (content.shape[0], *content.shape[2:]), content.device)
+    out, _ = _FourierCrossAttention.apply(q, content, float(scale), eps, mask, *axes)
+    return out.to(q.dtype)
+
+
+def _check_grid(q: torch.Tensor, content: torch.Tensor, axes: List[torch.Tensor]) -> None:
+    if not 1 <= content.ndim - 2 <= 3:
+        raise ValueError(f'fourier_cross_attention: content must be (B, c, *1 to 3 axes), got {tuple(content.shape)}')
+    if content[0:0].shape[1:].numel() == 0:
+        raise ValueError(f'fourier_cross_attention: content {tuple(content.shape)} is empty')
+    shapes = [tuple(t.shape) for t in axes]
+    if any(t.ndim != 2 for t in axes) or [s[0] for s in shapes] != list(content.shape[2:]):
+        raise ValueError(
+            f'fourier_cross_attention: axes must be one table (size, features) per spatial axis of content '
+            f'{tuple(content.shape)}, got {shapes}'
+        )
+    if any(t.device != content.device or not t.is_floating_point() for t in axes):
+        raise ValueError(
+            f'fourier_cross_attention: tables must be floating-point on {content.device}, '
+            f'got {[(str(t.dtype), str(t.device)) for t in axes]}'
+        )
+    channels = content.shape[1] + sum(s[1] for s in shapes)
+    if q.shape[-1] != channels:
+        raise ValueError(
+            f'fourier_cross_attention: q has {q.shape[-1]} channels, content and tables together have {channels}'
+        )

@@ -1,0 +1,93 @@
+"""Cross-attention from few queries to many inputs that serve as keys and as values."""
+
+from typing import Optional, Tuple
+
+import torch
+
+from .._checks import check_mask, check_queries
+from .._ops import add_op_namespace_prefix, ops
+from . import reference
+
+__all__ = ['latent_cross_attention']
+
+_FORWARD = add_op_namespace_prefix('latent_cross_attention')
+_BACKWARD = add_op_namespace_prefix('latent_cross_attention_backward')
+torch.library.define(_FORWARD, '(Tensor q, Tensor x, float scale, float? eps, Tensor? mask) -> (Tensor, Tensor)')
+torch.library.define(
+    _BACKWARD,
+    '(Tensor grad, Tensor q, Tensor x, Tensor out, Tensor lse, float scale, float? eps, Tensor? mask, bool needs_x)'
+    ' -> (Tensor, Tensor)',
+)
+torch.library.impl(_FORWARD, 'CompositeExplicitAutograd', reference.forward)
+torch.library.impl(_BACKWARD, 'CompositeExplicitAutograd', reference.backward)
+
+
+@torch.library.register_fake(_FORWARD)
+def _forward_fake(q, x, scale, eps, mask):
+    dtype = reference.compute_dtype(q, x)
+    shape = (x.shape[0], *q.shape[1:])
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape[:-1], dtype=dtype)
+
+
+@torch.library.register_fake(_BACKWARD)
+def _backward_fake(grad, q, x, out, lse, scale, eps, mask, needs_x):
+    return torch.empty_like(q), torch.empty_like(x) if needs_x else x.new_empty(0)
+
+
+class _LatentCrossAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(q, x, scale, eps, mask):
+        return ops.latent_cross_attention(q, x, scale, eps, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, x, ctx.scale, ctx.eps, mask = inputs
+        ctx.save_for_backward(q, x, *output, mask)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        q, x, out, lse, mask = ctx.saved_tensors
+        needs_x = ctx.needs_input_grad[1]
+        dq, dx = ops.latent_cross_attention_backward(grad, q, x, out, lse, ctx.scale, ctx.eps, mask, needs_x)
+        return dq, dx if needs_x else None, None, None, None
+
+
+def latent_cross_attention(
+    q: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    scale: float,
+    eps: Optional[float] = 1e-5,
+    mask: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Attend from queries to layer-normalised inputs that are both keys and values.
+
+    Cross-attention with one projection of keys and one of values becomes this when both are folded into the queries
+    and the output: scores need q (Wk γ) only, and (softmax · x̂)(γ Wv)ᵀ is the output. Keys and values then never
+    exist. Memory is bounded: scores are formed tile by tile. Arithmetic is in float32, or float64 where a tensor is.
+
+    Args:
+        q: Queries (B or 1, H, M, C); with 1 all items of the batch share them.
+        x: Inputs (B, N, C).
+        scale: Factor of the scores.
+        eps: Added to the variance in the layer normalisation of x, which has no affine; None takes x as it is.
+        mask: Boolean (B, N), True where an input takes part. An item whose mask is False everywhere gives zeros.
+
+    Returns:
+        softmax(scale · q x̂ᵀ) x̂ (B, H, M, C), in the dtype of q.
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit; the message names it.
+    """
+    check_queries('latent_cross_attention', q, 'x', x)
+    if x.ndim != 3 or x.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f'latent_cross_attention: x must be (B, N, {q.shape[-1]}) for q {tuple(q.shape)}, got {tuple(x.shape)}'
+        )
+    if not x.shape[1]:
+        raise ValueError(f'latent_cross_attention: x {tuple(x.shape)} has no inputs to attend to')
+    check_mask('latent_cross_attention', mask, x.shape[:2], x.device)
+    out: Tuple[torch.Tensor, torch.Tensor] = _LatentCrossAttention.apply(q, x, float(scale), eps, mask)
+    return out[0].to(q.dtype)

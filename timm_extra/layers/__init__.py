@@ -2,9 +2,22 @@
 
 from .attention import Attention
 from .checkpoint import checkpoint
+from .cross_attention import CrossAttention
+from .fourier import fourier_features, fourier_table, grid_tokens
 from .fuse import fold_batchnorm
 from .image2tokens import Image2Tokens
 from .lca import LayerwiseClassAttention
 from .leff import LeFF
 
-__all__ = ['Attention', 'Image2Tokens', 'LayerwiseClassAttention', 'LeFF', 'checkpoint', 'fold_batchnorm']
+__all__ = [
+    'Attention',
+    'CrossAttention',
+    'Image2Tokens',
+    'LayerwiseClassAttention',
+    'LeFF',
+    'checkpoint',
+    'fold_batchnorm',
+    'fourier_features',
+    'fourier_table',
+    'grid_tokens',
+]

@@ -1,5 +1,6 @@
-"""Model families. Importing this package registers them with timm."""
+"""Models. Importing this package registers them with timm."""
 
 from .ceit import CeiT
+from .perceiver import Perceiver, PerceiverIO
 
-__all__ = ['CeiT']
+__all__ = ['CeiT', 'Perceiver', 'PerceiverIO']

@@ -73,7 +73,7 @@ def fourier_cross_attention(
     eps: Optional[float] = 1e-5,
     mask: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """Attend from queries to the layer-normalised tokens [content, features of axis 1, features of axis 2, …] of a grid.
+    """Attend from queries to the layer-normalised tokens [content, features of axis 1, …] of a grid.
 
     The same as `latent_cross_attention` on these tokens, without ever building them: a position costs about as many
     multiplications as content has channels. Exact, for any tables. Arithmetic is in float32, or float64 where a tensor
@@ -105,7 +105,7 @@ def fourier_cross_attention(
 def _check_grid(q: torch.Tensor, content: torch.Tensor, axes: List[torch.Tensor]) -> None:
     if not 1 <= content.ndim - 2 <= 3:
         raise ValueError(f'fourier_cross_attention: content must be (B, c, *1 to 3 axes), got {tuple(content.shape)}')
-    if content[0:0].shape[1:].numel() == 0:
+    if content.shape[1:].numel() == 0:
         raise ValueError(f'fourier_cross_attention: content {tuple(content.shape)} is empty')
     shapes = [tuple(t.shape) for t in axes]
     if any(t.ndim != 2 for t in axes) or [s[0] for s in shapes] != list(content.shape[2:]):

@@ -94,8 +94,7 @@ def backward(
         Gradients of q (B or 1, H, M, C), of content (B, c, *spatial) and of the tables, the latter two empty unless
         needed.
     """
-    H, M, C = q.shape[1:]
-    B = content.shape[0]
+    H, M = q.shape[1:3]
     grid = _Grid(content, axes, compute_dtype(q, content, *axes), eps, mask)
     rows = (q.to(grid.dtype) * scale).flatten(1, 2)
     grad = grad.to(grid.dtype).flatten(1, 2)  # (B, R, C)
@@ -311,9 +310,7 @@ class _InputGradients:
             table += (sums.along[axis].mT @ queries.parts[axis + 1]).sum(0)
             table += (weights.along[axis].mT @ grads.parts[axis + 1]).sum(0)
 
-    def finish(
-        self, content: torch.Tensor, axes: Sequence[torch.Tensor]
-    ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    def finish(self, content: torch.Tensor, axes: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Gradients in the shapes and dtypes of the inputs."""
         tables = [t.to(given.dtype) for t, given in zip(self.tables.values(), axes)]
         return self.content.view(content.shape).to(content.dtype), tables

@@ -79,7 +79,7 @@ def backward(
     Returns:
         Gradients of q (B or 1, H, M, C) and of x (B, N, C), the latter empty unless needed.
     """
-    H, M, C = q.shape[1:]
+    H, M = q.shape[1:3]
     B, N = x.shape[:2]
     dtype = compute_dtype(q, x)
     rows = (q.to(dtype) * scale).flatten(1, 2)

@@ -18,6 +18,7 @@ from timm.layers import (
     _assert,
     get_device_dtype,
     lecun_normal_,
+    register_notrace_function,
     to_2tuple,
     trunc_normal_,
     trunc_normal_tf_,
@@ -205,7 +206,7 @@ class Perceiver(nn.Module):
             for i in range(num_blocks)
         ]
 
-        self.query: Optional[nn.Parameter] = None
+        self.query = None
         self.decoder = None
         if decoder:
             self.head_hidden_size = latent_dim if query_dim is None else query_dim
@@ -410,16 +411,7 @@ class Perceiver(nn.Module):
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
         content, axes = self.stem(x)
-        if mask is not None:
-            inputs = content.shape[2:] if len(axes) > 0 else content.shape[1:2]
-            _assert(
-                mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.'
-            )
-            mask = mask.flatten(1)
-            _assert(
-                mask.shape[0] == content.shape[0] and mask.shape[1] == inputs.numel(),
-                f'Mask of {list(mask.shape)} does not fit {content.shape[0]} items of {inputs.numel()} inputs.',
-            )
+        mask = flat_mask(mask, content, axes)
         z = self.latents.unsqueeze(0)
         intermediates: List[torch.Tensor] = []
         for i in range(stop):
@@ -449,14 +441,7 @@ class Perceiver(nn.Module):
     def _decode(self, z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Tensor:
         """Latents (B, M, D) to (B, Q, query_dim), or to (B, query_dim) with the one learned query."""
         no_axes: List[torch.Tensor] = []
-        if queries is not None:
-            queries = queries.unsqueeze(0) if queries.ndim == 2 else queries
-            return self.decoder(queries, z, no_axes)
-        _assert(self.query is not None, 'This model has no learned queries (num_queries=0): pass queries.')
-        if self.query is not None:
-            z = self.decoder(self.query.unsqueeze(0), z, no_axes)
-            return z.squeeze(1) if z.shape[1] == 1 else z
-        return z
+        return without_single(self.decoder(given_or_learned(queries, self.query), z, no_axes), queries)
 
     def forward(
         self, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None
@@ -472,6 +457,37 @@ class Perceiver(nn.Module):
             (B, num_classes), or (B, Q, num_classes) with `queries` or several learned ones.
         """
         return self.forward_head(self.forward_features(x, mask), False, queries)
+
+
+@register_notrace_function  # a name with an underscore would be traced all the same
+def flat_mask(mask: Optional[torch.Tensor], content: torch.Tensor, axes: List[torch.Tensor]) -> Optional[torch.Tensor]:
+    """A mask of inputs (B, *grid) as (B, N)."""
+    if mask is None:
+        return None
+    _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
+    mask = mask.flatten(1)
+    inputs = content.flatten(2).shape[2] if len(axes) > 0 else content.shape[1]
+    _assert(
+        mask.shape[0] == content.shape[0] and mask.shape[1] == inputs,
+        f'Mask of {mask.shape[0]} items of {mask.shape[1]} inputs does not fit {content.shape[0]} of {inputs}.',
+    )
+    return mask
+
+
+@register_notrace_function  # a name with an underscore would be traced all the same
+def given_or_learned(queries: Optional[torch.Tensor], learned: Optional[torch.Tensor]) -> torch.Tensor:
+    """Queries (B or 1, Q, query_dim) of the decoder."""
+    if queries is not None:
+        return queries.unsqueeze(0) if queries.ndim == 2 else queries
+    _assert(learned is not None, 'This model has no learned queries (num_queries=0): pass queries.')
+    assert learned is not None  # for TorchScript
+    return learned.unsqueeze(0)
+
+
+@register_notrace_function  # a name with an underscore would be traced all the same
+def without_single(z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Tensor:
+    """Decoded (B, Q, C), without the axis of the one learned query."""
+    return z.squeeze(1) if queries is None and z.shape[1] == 1 else z
 
 
 class PerceiverIO(Perceiver):

@@ -48,6 +48,7 @@ class PerceiverStem(nn.Module):
     kind: Final[str]
     pos_embed_type: Final[str]
     num_axes: Final[int]
+    max_resolution: List[float]
 
     def __init__(
         self,
@@ -277,6 +278,6 @@ class PerceiverStem(nn.Module):
 def resample_positions(pos: torch.Tensor, old: List[int], new: List[int]) -> torch.Tensor:
     """Learned positions (N, C) of one grid, interpolated for another; bicubic on images, (tri)linear otherwise."""
     mode = 'linear' if len(old) == 1 else 'bicubic' if len(old) == 2 else 'trilinear'
-    grid = pos.transpose(0, 1).float().view([1, pos.shape[1], *old])
+    grid = pos.transpose(0, 1).float().unsqueeze(0).unflatten(2, old)
     grid = F.interpolate(grid, size=new, mode=mode, align_corners=False, antialias=len(old) == 2)
     return grid.flatten(2)[0].transpose(0, 1).to(pos.dtype)

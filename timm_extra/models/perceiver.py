@@ -263,7 +263,7 @@ class Perceiver(nn.Module):
         blocks = r'^blocks\.(\d+)' if coarse else r'^blocks\.(\d+)\.(\d+)'
         return dict(
             stem=r'^stem|^latents',
-            blocks=[(r'^cross_attends', None), (blocks, None), (r'^decoder|^query|^head_norm', (99999,))],
+            blocks=[(r'^cross_attends', None), (blocks, None), (r'^decoder|^query|^head_norm', (99998,))],
         )
 
     @torch.jit.ignore

@@ -36,3 +36,12 @@ def check_mask(op: str, mask: Optional[torch.Tensor], shape: Sequence[int], devi
         raise ValueError(f'{op}: mask must be {tuple(shape)}, got {tuple(mask.shape)}')
     if mask.device != device:
         raise ValueError(f'{op}: mask is on {mask.device}, the inputs on {device}')
+
+
+def no_second_derivative(ctx, *grads):
+    """Backward of the backward operators.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError('the cross-attention operations of timm_extra_kernels have no second derivative')

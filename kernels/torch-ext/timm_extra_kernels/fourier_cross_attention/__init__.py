@@ -4,7 +4,7 @@ from typing import List, Optional, Sequence
 
 import torch
 
-from .._checks import check_mask, check_queries
+from .._checks import check_mask, check_queries, no_second_derivative
 from .._ops import add_op_namespace_prefix, ops
 from . import reference
 
@@ -39,29 +39,24 @@ def _backward_fake(grad, q, content, axes, out, lse, scale, eps, mask, needs_inp
     return torch.empty_like(q), content.new_empty(content.shape), [torch.empty_like(t) for t in axes]
 
 
-class _FourierCrossAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(q, content, scale, eps, mask, *axes):
-        return ops.fourier_cross_attention(q, content, axes, scale, eps, mask)
+def _setup_context(ctx, inputs, output):
+    q, content, axes, ctx.scale, ctx.eps, mask = inputs
+    ctx.save_for_backward(q, content, *output, mask, *axes)
+    ctx.needs_inputs = content.requires_grad or any(t.requires_grad for t in axes)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        q, content, ctx.scale, ctx.eps, mask, *axes = inputs
-        ctx.save_for_backward(q, content, *output, mask, *axes)
-        ctx.mark_non_differentiable(output[1])
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
-        q, content, out, lse, mask, *axes = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        needs_inputs = needs[1] or any(needs[5:])
-        dq, dcontent, daxes = ops.fourier_cross_attention_backward(
-            grad, q, content, axes, out, lse, ctx.scale, ctx.eps, mask, needs_inputs
-        )
-        if not needs_inputs:
-            return dq, *[None] * (len(needs) - 1)
-        return dq, dcontent, None, None, None, *daxes
+def _backward(ctx, grad, _):
+    q, content, out, lse, mask, *axes = ctx.saved_tensors
+    dq, dcontent, daxes = ops.fourier_cross_attention_backward(
+        grad, q, content, axes, out, lse, ctx.scale, ctx.eps, mask, ctx.needs_inputs
+    )
+    if not ctx.needs_inputs:
+        return dq, None, [None] * len(axes), None, None, None
+    return dq, dcontent, daxes, None, None, None
+
+
+torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
+torch.library.register_autograd(_BACKWARD, no_second_derivative)
 
 
 def fourier_cross_attention(
@@ -98,7 +93,7 @@ def fourier_cross_attention(
     axes = list(axes)
     _check_grid(q, content, axes)
     check_mask('fourier_cross_attention', mask, (content.shape[0], *content.shape[2:]), content.device)
-    out, _ = _FourierCrossAttention.apply(q, content, float(scale), eps, mask, *axes)
+    out, _ = ops.fourier_cross_attention(q, content, axes, float(scale), eps, mask)
     return out.to(q.dtype)
 
 

@@ -1,10 +1,10 @@
 """Cross-attention from few queries to many inputs that serve as keys and as values."""
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 
-from .._checks import check_mask, check_queries
+from .._checks import check_mask, check_queries, no_second_derivative
 from .._ops import add_op_namespace_prefix, ops
 from . import reference
 
@@ -34,24 +34,20 @@ def _backward_fake(grad, q, x, out, lse, scale, eps, mask, needs_x):
     return torch.empty_like(q), torch.empty_like(x) if needs_x else x.new_empty(0)
 
 
-class _LatentCrossAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(q, x, scale, eps, mask):
-        return ops.latent_cross_attention(q, x, scale, eps, mask)
+def _setup_context(ctx, inputs, output):
+    q, x, ctx.scale, ctx.eps, mask = inputs
+    ctx.save_for_backward(q, x, *output, mask)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        q, x, ctx.scale, ctx.eps, mask = inputs
-        ctx.save_for_backward(q, x, *output, mask)
-        ctx.mark_non_differentiable(output[1])
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
-        q, x, out, lse, mask = ctx.saved_tensors
-        needs_x = ctx.needs_input_grad[1]
-        dq, dx = ops.latent_cross_attention_backward(grad, q, x, out, lse, ctx.scale, ctx.eps, mask, needs_x)
-        return dq, dx if needs_x else None, None, None, None
+def _backward(ctx, grad, _):
+    q, x, out, lse, mask = ctx.saved_tensors
+    needs_x = ctx.needs_input_grad[1]
+    dq, dx = ops.latent_cross_attention_backward(grad, q, x, out, lse, ctx.scale, ctx.eps, mask, needs_x)
+    return dq, dx if needs_x else None, None, None, None
+
+
+torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
+torch.library.register_autograd(_BACKWARD, no_second_derivative)
 
 
 def latent_cross_attention(
@@ -89,5 +85,5 @@ def latent_cross_attention(
     if not x.shape[1]:
         raise ValueError(f'latent_cross_attention: x {tuple(x.shape)} has no inputs to attend to')
     check_mask('latent_cross_attention', mask, x.shape[:2], x.device)
-    out: Tuple[torch.Tensor, torch.Tensor] = _LatentCrossAttention.apply(q, x, float(scale), eps, mask)
-    return out[0].to(q.dtype)
+    out, _ = ops.latent_cross_attention(q, x, float(scale), eps, mask)
+    return out.to(q.dtype)

@@ -1,0 +1,434 @@
+"""Perceiver and Perceiver IO: what timm's own suite does not ask."""
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+import timm_extra  # noqa: F401
+from timm_extra import hub
+from timm_extra.models.perceiver import Perceiver, PerceiverIO
+
+TOYS = ['test_perceiver', 'test_perceiver_io']
+LEARNED = dict(stem='conv1x1', stem_chs=12, pos_embed='learned', pos_dim=10, pos_proj_dim=12, img_size=24)
+CONV = dict(stem='conv', stem_chs=8)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def toy(name='test_perceiver_io', **kwargs):
+    """A toy in which every parameter shows in the logits."""
+    model = timm.create_model(name, **{'num_classes': 11, **kwargs}).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * (0.1 if p.ndim > 1 else 0.3))
+    return model
+
+
+@pytest.mark.parametrize(
+    'name, params',
+    [
+        ('perceiver_io_base', 48_440_627),
+        ('perceiver_io_base_learned', 62_255_848),
+        ('perceiver_io_base_conv', 48_646_522),
+        ('perceiver_base', 44_912_254),  # the paper says 44.9M
+    ],
+)
+def test_parameter_counts(name, params):
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+def test_without_sharing_it_is_as_large_as_the_paper_says():
+    with torch.device('meta'):
+        model = timm.create_model('perceiver_base', unique_blocks=8, unique_cross_attends=8)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 326
+
+
+@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('kwargs', [{}, CONV, dict(cross_num_heads=3, cross_head_dim=5)])
+@pytest.mark.parametrize('masked', [False, True])
+def test_all_routes_compute_the_same(name, kwargs, masked):
+    x = torch.randn(2, 3, 20, 24, dtype=torch.float64)
+    mask = None
+    if masked:
+        mask = torch.rand(2, *((5, 6) if 'stem' in kwargs else (20, 24))) > 0.5
+    reference = toy(name, dtype=torch.float64, cross_route='plain', **kwargs)
+    expected = reference(x, mask)
+    expected.square().sum().backward()
+    for route in ('folded', 'separable', None):
+        model = timm.create_model(name, num_classes=11, dtype=torch.float64, cross_route=route, **kwargs).eval()
+        model.load_state_dict(reference.state_dict())
+        logits = model(x, mask)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+        logits.square().sum().backward()
+        for (key, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-9, msg=key)
+
+
+def route_of(model, size, batch=1):
+    with torch.device('meta'):
+        content, axes = model.stem(torch.empty(batch, model.in_chans, *size))
+    return model.cross_attends[0].attn.choose_route(model.latents.shape[0], content, axes)
+
+
+def test_the_route_is_chosen_by_cost():
+    with torch.device('meta'):
+        fourier = timm.create_model('perceiver_io_base')
+        assert route_of(fourier, (224, 224)) == 'separable'
+        assert route_of(timm.create_model('perceiver_io_base_conv'), (224, 224)) == 'separable'
+        assert route_of(timm.create_model('perceiver_io_base_learned'), (224, 224)) == 'folded'
+        many_narrow_heads = timm.create_model(
+            'perceiver_io_base_learned', cross_num_heads=8, cross_head_dim=8, num_latents=64
+        )
+        assert route_of(many_narrow_heads, (224, 224)) == 'plain'
+        decoder = fourier.decoder.attn
+        assert decoder.choose_route(1, torch.empty(1, 512, 1024), []) == 'folded'
+
+
+def test_attention_dropout_takes_the_plain_route_in_training():
+    model = timm.create_model('test_perceiver', attn_drop_rate=0.1, cross_route='separable')
+    assert route_of(model.train(), (64, 64)) == 'plain'
+    assert route_of(model.eval(), (64, 64)) == 'separable'
+    x = torch.randn(1, 3, 32, 32)
+    model.train()
+    with torch.no_grad():
+        assert not torch.equal(model.forward_features(x), model.forward_features(x))
+
+
+class Adapter(nn.Linear):
+    """A linear layer whose weight is not all it does, as adapters are."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_projections_that_do_more_than_their_weight_says_are_called():
+    model = toy('test_perceiver')
+    x = torch.randn(1, 3, 32, 32)
+    before = model(x)
+    attn = model.cross_attends[0].attn
+    adapter = Adapter(attn.v.in_features, attn.v.out_features)
+    adapter.load_state_dict(attn.v.state_dict())
+    attn.v = adapter
+    assert route_of(model, (32, 32)) == 'plain'
+    assert not torch.allclose(model(x), before, atol=1e-3)
+
+    model = toy('test_perceiver')
+    handle = model.cross_attends[1].attn.k.register_forward_hook(lambda module, args, output: output * 0)
+    assert not torch.allclose(model(x), before, atol=1e-3)
+    handle.remove()
+
+
+@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('kwargs', [dict(max_resolution=224), dict(max_resolution=56, **CONV)])
+def test_any_resolution_with_the_same_weights(name, kwargs):
+    model = toy(name, **kwargs)
+    for size in ((64, 64), (33, 70), (1, 5), (224, 224)):
+        x = torch.randn(1, 3, *size)
+        of_that_size = timm.create_model(name, num_classes=11, img_size=size, **kwargs).eval()
+        of_that_size.load_state_dict(model.state_dict())
+        torch.testing.assert_close(model(x), of_that_size(x))
+
+
+def test_learned_positions_need_their_size():
+    model = toy(**LEARNED)
+    assert model(torch.randn(1, 3, 24, 24)).shape == (1, 11)
+    with pytest.raises(AssertionError, match=r'grid of \[24, 32\], learned positions are for \[24, 24\]: use dynamic'):
+        model(torch.randn(1, 3, 24, 32))
+
+
+def test_learned_positions_are_resampled():
+    model = toy(dynamic_img_size=True, **LEARNED)
+    x = torch.randn(1, 3, 24, 32)
+    logits = model(x)
+    model.stem.pos_embed.requires_grad_(False)
+    model.set_input_size((24, 32))
+    assert model.stem.pos_embed.shape == (24 * 32, 10)
+    assert not model.stem.pos_embed.requires_grad
+    torch.testing.assert_close(model(x), logits)
+    with pytest.raises(ValueError, match=r'sizes of the input must be positive whole numbers, got \(0, 32\)'):
+        model.set_input_size((0, 32))
+    assert model.stem.grid_size == (24, 32)
+
+
+@pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(cross_route='plain'), dict(cross_route='folded')])
+@pytest.mark.parametrize('name', TOYS)
+def test_masked_inputs_do_not_matter(name, kwargs):
+    model = toy(name, **kwargs)
+    x, mask = torch.randn(2, 3, 24, 24), torch.rand(2, 24, 24) > 0.3
+    changed = torch.where(mask[:, None], x, torch.randn_like(x) * 9)
+    torch.testing.assert_close(model(x, mask), model(changed, mask), rtol=0, atol=1e-5)
+    assert not torch.allclose(model(x, mask), model(x), atol=1e-3)
+    torch.testing.assert_close(model(x, torch.ones_like(mask)), model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('route', ['plain', 'folded', 'separable'])
+def test_a_mask_without_any_input_is_no_special_case(route):
+    model = toy('test_perceiver', cross_route=route)
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    mask[1] = False
+    x = torch.randn(2, 3, 8, 8)
+    logits = model(x, mask)
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(logits[0], model(x)[0])
+    torch.testing.assert_close(logits[1], model(x * 3, mask)[1])  # it depends on nothing any more
+    assert logits[1].isfinite().all()
+
+
+def test_masks_that_do_not_fit():
+    model = toy()
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(AssertionError, match=r'Mask must be boolean, .* got torch.float32'):
+        model(x, torch.ones(2, 8, 8))
+    with pytest.raises(AssertionError, match=r'Mask of 2 items of 49 inputs does not fit 2 of 64'):
+        model(x, torch.ones(2, 7, 7, dtype=torch.bool))
+
+
+def test_inputs_that_do_not_fit():
+    model = toy()
+    with pytest.raises(AssertionError, match='Input has 4 channels, model takes 3'):
+        model(torch.randn(1, 4, 8, 8))
+    with pytest.raises(AssertionError, match=r'\(batch, channels, 2 spatial axes\), got 3 dimensions'):
+        model(torch.randn(3, 8, 8))
+    with pytest.raises(AssertionError, match='Input has an empty spatial axis'):
+        model(torch.randn(1, 3, 0, 8))
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(num_blocks=0), 'num_blocks must be at least 1, got 0'),
+        (dict(num_latents=0), 'num_latents must be at least 1, got 0'),
+        (dict(unique_blocks=4), '4 different blocks do not fit into 3'),
+        (dict(num_cross_attends=4), '4 cross-attends .* do not fit into 3'),
+        (dict(compat='jax'), "compat must be one of .* got 'jax'"),
+        (dict(cross_route='fast'), "must be one of .* got 'fast'"),
+        (dict(cross_num_heads=2), r'kv_dim \(37\) must be divisible by the cross-attention heads \(2\)'),
+        (dict(stem='resnet'), "stem must be one of .* got 'resnet'"),
+        (dict(pos_embed='rotary'), "pos_embed must be one of .* got 'rotary'"),
+        (dict(img_size=(8, -1)), r'positive whole numbers, got \(8, -1\)'),
+        (dict(input_shape=(2, 3, 4, 5)), 'input_shape must have 1 to 3 axes, got 4'),
+        (dict(stem='conv', input_shape=(8,)), "stem='conv' is for images"),
+        (dict(stem='patches'), "patch_size must be one number per axis with stem='patches'"),
+        (dict(stem='patches', patch_size=(3, 3)), r'multiples of patch_size \(3, 3\), got \(224, 224\)'),
+        (dict(max_resolution=(1, 2, 3)), r'max_resolution must be positive, one number or 2, got \(1, 2, 3\)'),
+        (dict(num_bands=0), 'num_bands must be at least 1, got 0'),
+        (dict(in_chans=0), 'in_chans must be at least 1, got 0'),
+        (dict(in_chans=2, grey_chans=3), 'grey_chans repeats one channel'),
+        (dict(global_pool='max'), "global_pool of this Perceiver must be '' or 'avg', got 'max'"),
+    ],
+)
+def test_arguments_that_do_not_fit(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model('test_perceiver', **kwargs)
+
+
+def test_unknown_arguments_are_not_swallowed():
+    for cls in (Perceiver, PerceiverIO):
+        with pytest.raises(TypeError, match='num_latentz'):
+            cls(num_latentz=3)
+
+
+@pytest.mark.parametrize('name', TOYS)
+def test_pooling_and_heads(name):
+    model = toy(name, drop_rate=0.1)
+    x = torch.randn(2, 3, 16, 16)
+    z = model.forward_features(x)
+    assert z.shape == (2, 16, 64)
+    torch.testing.assert_close(model.forward_head(z), model(x))
+    assert model.forward_head(z, pre_logits=True).shape == (2, model.head_hidden_size)
+    model.reset_classifier(5)
+    assert model(x).shape == (2, 5)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, 64)
+    model.reset_classifier(0, '')
+    torch.testing.assert_close(model(x), z)
+    with pytest.raises(ValueError, match='global_pool of this'):
+        model.reset_classifier(0, 'max')
+
+
+def test_several_queries_and_queries_of_ones_own():
+    model = toy(num_queries=3, query_dim=20)
+    x = torch.randn(2, 3, 16, 16)
+    assert model(x).shape == (2, 3, 11)
+    given = torch.randn(7, 20)
+    torch.testing.assert_close(model(x, queries=given), model(x, queries=given.expand(2, -1, -1)))
+    assert model(x, queries=given).shape == (2, 7, 11)
+    torch.testing.assert_close(model(x, queries=model.query), model(x))
+    assert toy()(x, queries=torch.randn(1, 64)).shape == (2, 1, 11)
+
+
+@pytest.mark.parametrize('name', TOYS)
+def test_intermediates(name):
+    model = toy(name)
+    x = torch.randn(2, 3, 16, 16)
+    z, taps = model.forward_intermediates(x)
+    assert len(taps) == len(model.feature_info) == 3
+    torch.testing.assert_close(z, taps[-1])
+    torch.testing.assert_close(z, model.forward_features(x))
+    (second,) = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(second, taps[1])
+    with pytest.raises(AssertionError, match='Output format must be NLC'):
+        model.forward_intermediates(x, output_fmt='NCHW')
+
+    features = timm.create_model(name, features_only=True, out_indices=(0, 2)).eval()
+    assert [f.shape for f in features(x)] == [(2, 16, 64)] * 2
+    assert features.feature_info.channels() == [64, 64]
+
+
+@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('unique', [1, 2, 3])
+@pytest.mark.parametrize('index', [0, 1, 2])
+def test_pruning_leaves_nothing_unused(name, unique, index):
+    kwargs = dict(unique_blocks=unique)
+    model = toy(name, **kwargs)
+    x = torch.randn(2, 3, 16, 16)
+    expected = model.forward_intermediates(x, [index], intermediates_only=True)[0]
+    assert model.prune_intermediate_layers([index]) == [index]
+    torch.testing.assert_close(model(x), expected)
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED, dict(stem='patches', patch_size=(4, 4))])
+def test_gradient_checkpointing_changes_nothing(name, kwargs):
+    model = toy(name, **kwargs).train()
+    other = copy.deepcopy(model)
+    other.set_grad_checkpointing()
+    x = torch.randn(2, 3, 24, 24)
+    for m in (model, other):
+        m(x).square().sum().backward()
+    for (key, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert a.grad is not None, key
+        torch.testing.assert_close(a.grad, b.grad, msg=key)
+
+
+@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize(
+    'kwargs',
+    [{}, CONV, LEARNED, dict(unique_blocks=2, num_cross_attends=2), dict(compat='lucidrains'), dict(img_size=(16, 40))],
+)
+def test_saved_and_loaded(name, kwargs, tmp_path):
+    model = toy(name, **kwargs)
+    hub.save(model, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    x = torch.randn(1, 3, 24, 24)
+    assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize('kwargs', [{}, LEARNED])
+def test_saved_at_another_size(kwargs, tmp_path):
+    model = toy(**kwargs)
+    model.set_input_size((40, 32))
+    hub.save(model, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert again.stem.input_shape == (40, 32)
+    x = torch.randn(1, 3, 40, 32)
+    assert torch.equal(again(x), model(x))
+
+
+def test_shared_weights_are_registered_once():
+    model = timm.create_model('test_perceiver')
+    tensors = list(model.state_dict().values())
+    assert len({t.data_ptr() for t in tensors}) == len(tensors)
+    assert {k.split('.')[1] for k in model.state_dict() if k.startswith('blocks.')} == {'0'}
+    assert {k.split('.')[1] for k in model.state_dict() if k.startswith('cross_attends.')} == {'0', '1'}
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('kwargs', [{}, CONV, dict(cross_route='folded'), dict(cross_route='plain')])
+def test_half_precision(dtype, kwargs):
+    """Positions are exact whatever the dtype: at 224 pixels, bfloat16 could not even tell neighbours apart."""
+    model = toy(num_bands=64, **kwargs)
+    x = torch.randn(1, 3, 224, 224)
+    expected = model(x)
+    _, axes = model.to(dtype).stem(x.to(dtype))
+    assert {t.dtype for t in axes} == {torch.float32}
+    ours = model(x.to(dtype))
+    assert ours.dtype == dtype
+    assert (ours.float() - expected).abs().max() < (0.05 if dtype == torch.bfloat16 else 0.01) * expected.abs().max()
+
+
+def test_autocast():
+    model = toy('test_perceiver')
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        ours = model(x)
+    assert (ours.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    ours.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED])
+def test_compiled_scripted_traced_exported(name, kwargs):
+    model = toy(name, **kwargs)
+    x = torch.randn(2, 3, 24, 24)
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.testing.assert_close(torch.jit.script(model)(x), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.jit.trace(model, x)(x), expected, rtol=0, atol=1e-4)
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), expected)
+
+
+def test_tables_kept_from_inference_serve_training():
+    model = toy('test_perceiver', num_bands=5)
+    x = torch.randn(1, 3, 29, 31)
+    with torch.inference_mode():
+        model(x)
+    model(x).sum().backward()
+
+
+def test_made_on_the_meta_device():
+    with torch.device('meta'):
+        model = timm.create_model('test_perceiver_io', **LEARNED)
+    model.to_empty(device='cpu')
+    model.init_weights()
+    fresh = timm.create_model('test_perceiver_io', **LEARNED)
+    for (key, a), b in zip(model.named_parameters(), fresh.named_parameters(), strict=True):
+        assert a.isfinite().all(), key
+        torch.testing.assert_close(a.std(), b[1].std(), rtol=0.5, atol=1e-3, msg=key)
+    assert timm.create_model('test_perceiver', device='meta', dtype=torch.bfloat16).latents.dtype == torch.bfloat16
+
+
+def test_layer_decay():
+    model = timm.create_model('test_perceiver_io')
+    optimizer = create_optimizer_v2(model, 'adamw', lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    scale = {id(p): g['lr_scale'] for g in optimizer.param_groups for p in g['params']}
+    order = [model.latents, model.cross_attends[0].attn.q.weight, model.blocks[0][0].attn.qkv.weight]
+    order += [model.blocks[0][1].attn.qkv.weight, model.decoder.attn.q.weight]
+    scales = [scale[id(p)] for p in order]
+    assert scales == sorted(scales)
+    assert len(set(scales)) == 5
+    undecayed = [p for g in optimizer.param_groups if g['weight_decay'] == 0 for p in g['params']]
+    assert any(p is model.latents for p in undecayed)
+    assert all(getattr(model, n, None) is not None for n in ('latents', 'query'))
+
+
+def test_an_empty_batch():
+    for name in TOYS:
+        assert toy(name)(torch.randn(0, 3, 16, 16)).shape == (0, 11)
+
+
+def test_deep_copies_and_pickles(tmp_path):
+    model = toy()
+    x = torch.randn(1, 3, 16, 16)
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    torch.save(model, tmp_path / 'm.pt')
+    assert torch.equal(torch.load(tmp_path / 'm.pt', weights_only=False)(x), expected)

@@ -1,5 +1,6 @@
 """Facts about registered models, counted without allocating them."""
 
+import math
 from dataclasses import dataclass
 from typing import List, Tuple
 
@@ -10,6 +11,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from .hub import PLUGIN
 
 
+def _fourier_flops(q, content, axes, *args, **kwargs) -> int:
+    B, c, *spatial = content
+    per_query = math.prod(spatial) * 2 * (c + 1) + sum(2 * size * features for size, features in axes)
+    return 2 * B * q[1] * q[2] * per_query
+
+
+def _latent_flops(q, x, *args, **kwargs) -> int:
+    return 2 * x[0] * q[1] * q[2] * 2 * x[1] * x[2]
+
+
+# what the operations of this package compute, for shapes as `FlopCounterMode` passes them
+FLOPS = {
+    torch.ops.timm_extra.fourier_cross_attention: _fourier_flops,
+    torch.ops.timm_extra.latent_cross_attention: _latent_flops,
+}
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """One registered model.
@@ -17,7 +35,8 @@ class ModelInfo:
     Attributes:
         name: Name for `timm.create_model`.
         params: Number of parameters.
-        gmacs: Multiply-accumulates of convolutions, linear layers and attention for one image, in billions.
+        gmacs: Multiply-accumulates of convolutions, linear layers and attention for one input, in billions, as they are
+            computed here: the cheapest route of cross-attention counts.
         input_size: Channels, height and width.
         weights: Whether `pretrained=True` finds weights without a file.
     """
@@ -47,7 +66,7 @@ def model_info(name: str) -> ModelInfo:
     with torch.device('meta'):
         model = timm.create_model(name).eval()
     cfg = model.pretrained_cfg
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         model(torch.empty(1, *cfg['input_size'], device='meta'))
     return ModelInfo(
         name=name,

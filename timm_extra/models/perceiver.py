@@ -524,7 +524,7 @@ def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool
     hosted = not kwargs.get('pretrained_cfg') or isinstance(kwargs['pretrained_cfg'], str)
     if pretrained and hosted and kwargs.get('in_chans') == 1 and kwargs.get('stem', 'pixels') == 'pixels':
         kwargs.setdefault('grey_chans', 3)
-    return build_model(
+    model = build_model(
         model_cls,
         variant,
         pretrained,
@@ -532,6 +532,9 @@ def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool
         feature_cfg=dict(out_indices=out_indices, feature_cls='getter', output_fmt='NLC'),
         **kwargs,
     )
+    if kwargs.get('grey_chans'):
+        update_model_args(model, grey_chans=kwargs['grey_chans'])  # chosen here: saving would not know
+    return model
 
 
 def _of_images(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:

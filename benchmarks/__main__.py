@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
-from .harness import Case, run_case
+from .harness import Case, run_case, slopes
 from .report import environment
 from .suites import CASES
 
@@ -44,12 +44,20 @@ def _arguments(argv: Optional[List[str]]) -> argparse.Namespace:
 
 def _line(row: Dict[str, Any]) -> str:
     if not row['correct']:
-        return f'{row["name"]:<34} WRONG by {row["max_difference"]:.2g} (allowed {row["atol"]:.2g}): no speed reported'
-    ours, other, speedup = row['ours_ms'], row['other_ms'], row['speedup']
-    return (
-        f'{row["name"]:<34}{ours["median"]:>10.2f} ms{other["median"]:>10.2f} ms{speedup["median"]:>8.2f}×'
-        f'  ({speedup["p10"]:.2f} to {speedup["p90"]:.2f})'
-    )
+        if 'ours_failed' in row:
+            return f'{row["name"]:<44} FAILED: {row["ours_failed"]}'
+        return f'{row["name"]:<44} WRONG by {row["max_difference"]:.2g} (allowed {row["atol"]:.2g}): no speed reported'
+    line = f'{row["name"]:<44}{row["ours_ms"]["median"]:>10.1f} ms'
+    if 'other_failed' in row:
+        line += f'  other failed: {row["other_failed"][-60:]}'
+    else:
+        speedup = row['speedup']
+        line += f'{row["other_ms"]["median"]:>10.1f} ms{speedup["median"]:>8.2f}×'
+        line += f'  ({speedup["p10"]:.2f} to {speedup["p90"]:.2f})' if 'rounds' in row else ''
+    if 'ours_peak_mib' in row:
+        line += f'  peak {row["ours_peak_mib"]:.0f}'
+        line += f' against {row["other_peak_mib"]:.0f} MiB' if 'other_peak_mib' in row else ' MiB'
+    return line
 
 
 def run(cases: List[Case], device: str, rounds: int) -> Dict[str, Any]:
@@ -63,12 +71,16 @@ def run(cases: List[Case], device: str, rounds: int) -> Dict[str, Any]:
     Returns:
         Environment and rows, for a result file.
     """
-    print(f'{"case":<34}{"ours":>13}{"other":>13}{"speedup":>9}  (p10 to p90)')
+    print(f'{"case":<44}{"ours":>13}{"other":>13}{"speedup":>9}  (p10 to p90)')
     rows = []
     for case in cases:
         rows.append(run_case(case, device, rounds))
         print(_line(rows[-1]), flush=True)
-    return dict(environment=environment(device), rows=rows)
+    result = dict(environment=environment(device), rows=rows)
+    for name, slope in slopes(rows).items():
+        result.setdefault('slopes', {})[name] = slope
+        print(f'{name}: time grows with pixels to the power of {slope:.3f}')
+    return result
 
 
 def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -> int:

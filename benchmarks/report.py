@@ -47,5 +47,5 @@ def environment(device: str = 'cpu') -> Dict[str, Any]:
         device=torch.cuda.get_device_name() if device == 'cuda' else _processor(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        **{package: _version(package) for package in ('torch', 'timm', 'triton', 'timm-extra')},
+        **{package: _version(package) for package in ('torch', 'timm', 'triton', 'timm-extra', 'transformers')},
     )

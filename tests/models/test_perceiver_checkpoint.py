@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import timm_extra  # noqa: F401
-from tests.models.test_perceiver_transformers import CLASSIFIERS, SMALL, SMALL_CONFIG, peer
+from benchmarks.peers.perceiver import CLASSIFIERS, transformers_classifier
+from tests.models.test_perceiver_transformers import SMALL, SMALL_CONFIG
 from timm_extra import hub
 from timm_extra.models.perceiver import checkpoint_filter_fn
 
@@ -22,7 +23,7 @@ def files(tmp_path_factory):
     """A small checkpoint of each kind in transformers' layout: path of the file and the model it is from."""
     folder, out = tmp_path_factory.mktemp('checkpoints'), {}
     for name in CLASSIFIERS:
-        model = peer(name, **SMALL_CONFIG)
+        model = transformers_classifier(name, **SMALL_CONFIG)
         torch.save(model.state_dict(), folder / f'{name}.bin')
         out[name] = (folder / f'{name}.bin', model)
     return out
@@ -144,7 +145,7 @@ def test_a_checkpoint_of_another_size_is_refused(files):
     with pytest.raises(ValueError, match=r'missing: blocks\.0\.2\.'):
         load('perceiver_io_base', file, block_depth=3)
     with pytest.raises(ValueError, match=r'unexpected: query, decoder\.'):
-        given = peer('perceiver_io_base', **SMALL_CONFIG).state_dict()
+        given = transformers_classifier('perceiver_io_base', **SMALL_CONFIG).state_dict()
         checkpoint_filter_fn(given, timm.create_model('perceiver_small', **{**SMALL, 'num_cross_attends': 1}))
 
 

@@ -1,57 +1,17 @@
 """Perceiver IO against transformers: equal logits with `compat='hf'`, and known differences without."""
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from transformers import (
-    PerceiverConfig,
-    PerceiverForImageClassificationConvProcessing,
-    PerceiverForImageClassificationFourier,
-    PerceiverForImageClassificationLearned,
-)
 from transformers.models.perceiver import modeling_perceiver
 
-import timm_extra  # noqa: F401
+from benchmarks.peers.perceiver import CLASSIFIERS, transformers_classifier, with_weights_of
 
-CLASSIFIERS = {
-    'perceiver_io_base': PerceiverForImageClassificationFourier,
-    'perceiver_io_base_learned': PerceiverForImageClassificationLearned,
-    'perceiver_io_base_conv': PerceiverForImageClassificationConvProcessing,
-}
 # the published widths of the inputs, on few and narrow latents
 SMALL = dict(num_latents=24, latent_dim=64, num_heads=4, num_blocks=2, block_depth=2, num_classes=20)
 SMALL_CONFIG = dict(
     num_latents=24, d_latents=64, num_self_attention_heads=4, num_blocks=2, num_self_attends_per_block=2, num_labels=20
 )
-
-
-def peer(name, **config):
-    """transformers' classifier with random weights in which everything shows."""
-    torch.manual_seed(0)
-    published = dict(image_size=224, num_latents=512, d_latents=1024, num_blocks=8, num_self_attends_per_block=6)
-    published.update(num_self_attention_heads=8, num_cross_attention_heads=1, num_labels=1000)
-    config = PerceiverConfig(attention_probs_dropout_prob=0.0, **dict(published, **config))
-    model = CLASSIFIERS[name](config).eval()
-    with torch.no_grad():
-        for key, p in model.named_parameters():
-            if p.ndim > 1 and 'embeddings' not in key:
-                p.normal_(0, p[0].numel() ** -0.5)
-            elif 'norm' in key and key.endswith('weight'):
-                p.normal_(1, 0.2)
-            else:
-                p.normal_(0, 0.3)
-        for key, b in model.named_buffers():
-            if key.endswith('running_mean'):
-                b.normal_(0, 0.3)
-            elif key.endswith('running_var'):
-                b.uniform_(0.5, 2)
-    return model
-
-
-def ours_of(name, other, **kwargs):
-    overlay = dict(state_dict=other.state_dict(), num_classes=other.config.num_labels)
-    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs).eval()
 
 
 @pytest.fixture
@@ -70,8 +30,8 @@ def in_float64(monkeypatch):
 
 @pytest.mark.parametrize('name', list(CLASSIFIERS))
 def test_equal_logits_at_full_size(name):
-    other = peer(name)
-    ours = ours_of(name, other, compat='hf')
+    other = transformers_classifier(name)
+    ours = with_weights_of(other, name, compat='hf')
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         expected = other(x).logits
@@ -83,8 +43,8 @@ def test_equal_logits_at_full_size(name):
 @pytest.mark.parametrize('name', list(CLASSIFIERS))
 @pytest.mark.parametrize('route', ['folded', 'plain', None])
 def test_equal_logits_in_float64(name, route, in_float64):
-    other = peer(name, **SMALL_CONFIG)
-    ours = ours_of(name, other, compat='hf', cross_route=route, **SMALL)
+    other = transformers_classifier(name, **SMALL_CONFIG)
+    ours = with_weights_of(other, name, compat='hf', cross_route=route, **SMALL)
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), other(x).logits, rtol=0, atol=1e-6)
@@ -122,8 +82,8 @@ def test_the_documented_differences_are_what_separates_the_modes(name, in_float6
     x = torch.randn(1, 3, 224, 224)
     changes = DIFFERENCES[name]
     for left_out in [None, *changes]:
-        other = peer(name, **SMALL_CONFIG)
-        ours = ours_of(name, other, **SMALL)  # DeepMind's behaviour
+        other = transformers_classifier(name, **SMALL_CONFIG)
+        ours = with_weights_of(other, name, **SMALL)  # DeepMind's behaviour
         for change in changes:
             if change is not left_out:
                 change(other)
@@ -136,8 +96,8 @@ def test_the_documented_differences_are_what_separates_the_modes(name, in_float6
 
 
 def test_at_another_size(in_float64):
-    other = peer('perceiver_io_base', **SMALL_CONFIG)
-    ours = ours_of('perceiver_io_base', other, compat='hf', **SMALL)
+    other = transformers_classifier('perceiver_io_base', **SMALL_CONFIG)
+    ours = with_weights_of(other, 'perceiver_io_base', compat='hf', **SMALL)
     for size in ((64, 80), (97, 53)):
         x = torch.randn(1, 3, *size)
         with torch.no_grad():
@@ -145,8 +105,8 @@ def test_at_another_size(in_float64):
 
 
 def test_gradients(in_float64):
-    other = peer('perceiver_io_base', **SMALL_CONFIG)
-    ours = ours_of('perceiver_io_base', other, compat='hf', **SMALL)
+    other = transformers_classifier('perceiver_io_base', **SMALL_CONFIG)
+    ours = with_weights_of(other, 'perceiver_io_base', compat='hf', **SMALL)
     x = torch.randn(1, 3, 64, 64)
     ours(x).square().sum().backward()
     other(x).logits.square().sum().backward()

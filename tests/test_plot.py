@@ -60,3 +60,63 @@ def test_sheets_are_drawn(chans, count, tmp_path):
         class_names=['left', 'right'],
     )
     assert path.stat().st_size > 3000
+
+
+PERCEIVER = dict(num_bands=4, num_latents=9, latent_dim=32, cross_num_heads=3, cross_head_dim=5)
+
+
+@pytest.mark.parametrize('name', ['test_perceiver', 'test_perceiver_io'])
+@pytest.mark.parametrize('kwargs', [{}, dict(unique_cross_attends=1), dict(unique_cross_attends=3)])
+def test_latent_attention_is_what_the_layer_uses(name, kwargs):
+    if name.endswith('io'):
+        kwargs = dict(kwargs, unique_cross_attends=1)
+    model = timm.create_model(name, **PERCEIVER, **kwargs).eval()
+    x = torch.randn(2, 3, 7, 11)
+    for block in range(model.num_cross_attends):
+        weights = plot.latent_attention(model, x, [4, 0], block)
+        assert weights.shape == (2, 3, 2, 7, 11)
+        torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 3, 2))
+        used = min(block, len(model.cross_attends) - 1)
+        attn = model.cross_attends[used].attn
+        calls = []
+        hook = attn.register_forward_hook(lambda module, args, output, calls=calls: calls.append((args, output)))
+        model(x)
+        hook.remove()
+        (_, content, axes, _), output = calls[block - used]
+        values = attn._keys_values(content, axes)[1]
+        gathered = (weights.flatten(-2) @ values).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(attn.proj(gathered), output[:, [4, 0]], rtol=0, atol=1e-5)
+    assert torch.equal(plot.latent_attention(model, x, [1], -1), plot.latent_attention(model, x, [1], block))
+    assert not attn._forward_pre_hooks
+
+
+def test_latent_attention_of_learned_positions_masks_and_points():
+    learned = dict(stem='conv1x1', pos_embed='learned', img_size=(6, 8))
+    model = timm.create_model('test_perceiver_io', **PERCEIVER, **learned).eval()
+    mask = torch.rand(1, 6, 8) > 0.4
+    maps = plot.latent_attention(model, torch.randn(1, 3, 6, 8), [0], mask=mask)
+    assert maps.shape == (1, 3, 1, 6, 8)
+    assert (maps[..., ~mask[0]] == 0).all()
+    points = timm.create_model('perceiver_pointcloud', num_heads=4, **PERCEIVER).eval()
+    assert plot.latent_attention(points, torch.randn(2, 20, 3), [0, 1]).shape == (2, 3, 2, 20)
+
+
+def test_maps_that_do_not_exist_are_named():
+    model = timm.create_model('test_perceiver_io', **PERCEIVER).eval()
+    x = torch.randn(1, 3, 8, 8)
+    with pytest.raises(ValueError, match='blocks with a cross-attend are 0 to 0, got 1'):
+        plot.latent_attention(model, x, [0], block=1)
+    with pytest.raises(ValueError, match='latents are 0 to 8, got 9'):
+        plot.latent_attention(model, x, [9])
+    with pytest.raises(ValueError, match='eval'):
+        plot.latent_attention(model.train(), x, [0])
+
+
+def test_latent_sheets_are_drawn(tmp_path):
+    path = plot.latent_sheet(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 4, 8, 8), tmp_path / 'latents.png')
+    assert path.stat().st_size > 3000
+
+
+def test_sheets_without_attention_are_drawn(tmp_path):
+    sheet = plot.prediction_sheet(torch.rand(2, 1, 8, 8), [0, 1], torch.randn(2, 2), None, tmp_path / 'sheet.png')
+    assert sheet.stat().st_size > 3000

@@ -1,4 +1,4 @@
-"""The README is a promise: its Python blocks run as written, its figures are what the code counts."""
+"""README and docs are a promise: their Python blocks run as written, their figures are what the code counts."""
 
 import json
 import re
@@ -14,7 +14,12 @@ from timm_extra.info import list_names, model_info
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+BLOCKS = [
+    pytest.param(block, id=f'{page.stem}-{number}')
+    for page in PAGES
+    for number, block in enumerate(re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL))
+]
 
 
 @pytest.fixture(scope='module')
@@ -25,10 +30,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('number', range(len(BLOCKS)))
-def test_blocks_run_as_written(number, folder):
-    done = subprocess.run([sys.executable, '-c', BLOCKS[number]], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, f'{BLOCKS[number]}\n{done.stderr}'
+@pytest.mark.parametrize('block', BLOCKS)
+def test_blocks_run_as_written(block, folder):
+    """All but those marked `python notest`, which need the network."""
+    done = subprocess.run([sys.executable, '-c', block], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f'{block}\n{done.stderr}'
 
 
 @pytest.mark.parametrize('name', list_names())

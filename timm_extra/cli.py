@@ -43,11 +43,11 @@ def _models(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(info) for info in infos], indent=1))
         return 0
-    print(f'{"model":<24}{"params M":>10}{"GMACs":>9}  {"input":<13}weights')
+    print(f'{"model":<26}{"params M":>10}{"GMACs":>9}  {"input":<13}weights')
     for info in infos:
         size = '×'.join(map(str, info.input_size))
         weights = 'hosted' if info.weights else 'from a file'
-        print(f'{info.name:<24}{info.params / 1e6:>10.2f}{info.gmacs:>9.2f}  {size:<13}{weights}')
+        print(f'{info.name:<26}{info.params / 1e6:>10.2f}{info.gmacs:>9.2f}  {size:<13}{weights}')
     return 0
 
 
@@ -65,16 +65,17 @@ def _run(args: argparse.Namespace) -> int:
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', default='output/demo', help='folder for model, pictures and log (%(default)s)')
-    parser.add_argument('--epochs', type=int, default=12, help='passes over the training images (%(default)s)')
+    parser.add_argument('--model', default='ceit', help='ceit, perceiver or perceiver-permuted (%(default)s)')
+    parser.add_argument('--epochs', type=int, help="passes over the training images (default: the model's own number)")
     parser.add_argument('--batch-size', type=int, default=64, help='images per step (%(default)s)')
-    parser.add_argument('--lr', type=float, default=2e-3, help='peak learning rate (%(default)s)')
+    parser.add_argument('--lr', type=float, help="peak learning rate (default: the model's own)")
     parser.add_argument('--seed', type=int, default=0, help='seed of split, initialisation and order (%(default)s)')
 
 
 def _demo(args: argparse.Namespace) -> int:
     from .demo import run_demo
 
-    run_demo(args.output, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
+    run_demo(args.output, model=args.model, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
     return 0
 
 
@@ -92,8 +93,8 @@ VERBS = (
     ),
     Verb(
         'demo',
-        'train a small CeiT on 5,000 handwritten digits, save, reload and draw it',
-        'timm-extra demo\ntimm-extra demo --epochs 3 --output output/short',
+        'train a small model on 5,000 handwritten digits, save, reload and draw it',
+        'timm-extra demo\ntimm-extra demo --model perceiver --output output/perceiver',
         _demo_arguments,
         _demo,
     ),

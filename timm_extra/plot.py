@@ -1,11 +1,12 @@
-"""Pictures: what a model predicts, what its class token reads, how training went. Needs matplotlib (extra `plot`)."""
+"""Pictures: what a model predicts and looks at, and how training went. Needs matplotlib (extra `plot`)."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
 from .models.ceit import CeiT
+from .models.perceiver import Perceiver
 
 PathLike = Union[str, Path]
 
@@ -40,11 +41,84 @@ def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
     return seen[0][:, :, 0]  # (B, H, L) of (B, H, 1, L)
 
 
+def latent_attention(
+    model: Perceiver, x: torch.Tensor, latents: Sequence[int], block: int = 0, mask: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """What latents look at: their weights over the inputs in one of the cross-attends.
+
+    Only the maps asked for are formed; a map of every latent would be as large as all latents times all inputs.
+
+    Args:
+        model: Perceiver or Perceiver IO, in evaluation mode.
+        x: Inputs (B, in_chans, *spatial), or (B, N, in_chans) for points and tokens.
+        latents: Indices of L latents.
+        block: Block whose cross-attend is shown; negative ones count from the last.
+        mask: As in `Perceiver.forward`.
+
+    Returns:
+        (B, H, L, *grid), or (B, H, L, N) for points and tokens: non-negative, summing to 1 over the inputs.
+
+    Raises:
+        ValueError: The block has no cross-attend, a latent does not exist, or the model is in training mode.
+    """
+    count = model.num_cross_attends
+    if not -count <= block < count:
+        raise ValueError(f'blocks with a cross-attend are 0 to {count - 1}, got {block}')
+    if model.training:
+        raise ValueError('the model is in training mode, where dropout disturbs what is seen: call model.eval() first')
+    outside = [i for i in latents if not 0 <= i < model.latents.shape[0]]
+    if outside:
+        raise ValueError(f'latents are 0 to {model.latents.shape[0] - 1}, got {outside[0]}')
+    block %= count
+    used = min(block, len(model.cross_attends) - 1)
+    attn = model.cross_attends[used].attn
+    seen: List[Tuple[Any, ...]] = []
+    hook = attn.register_forward_pre_hook(lambda module, args: seen.append(args))
+    try:
+        with torch.no_grad():
+            model.forward_features(x, mask)
+    finally:
+        hook.remove()
+    queries, content, axes, flat = seen[block - used]  # a shared set of weights is called once for each of its blocks
+    with torch.no_grad():
+        weights = attn.attention_weights(queries[:, list(latents)], content, axes, flat)  # (B, H, L, N)
+    grid = content.shape[2:] if axes else model.stem.grid_of(x.shape[2:]) if model.stem.pos_embed is not None else ()
+    return weights.unflatten(-1, tuple(grid)) if grid else weights
+
+
+def latent_sheet(images: torch.Tensor, attention: torch.Tensor, path: PathLike, names: Sequence[str] = ()) -> Path:
+    """Draw images and beside each the maps of what latents look at, one latent a column.
+
+    Args:
+        images: (B, 1 or 3, height, width) with values in 0 to 1.
+        attention: (B, H, L, height, width) of `latent_attention`; heads are averaged.
+        path: PNG to write.
+        names: Titles of the L columns; numbers when empty.
+
+    Returns:
+        The path.
+    """
+    maps = attention.mean(1).cpu()  # (B, L, height, width)
+    B, L = maps.shape[:2]
+    figure = new_figure(1.3 * (L + 1), 1.3 * B + 0.4)
+    axes = figure.subplots(B, L + 1, squeeze=False)
+    for i in range(B):
+        image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
+        axes[i, 0].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
+        for j in range(L):
+            axes[i, j + 1].imshow(maps[i, j].numpy(), cmap='magma', vmin=0)  # a scale of its own: maps differ in peak
+            if i == 0:
+                axes[i, j + 1].set_title(names[j] if names else f'latent {j}', fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return _write(figure, path)
+
+
 def prediction_sheet(
     images: torch.Tensor,
     labels: Sequence[int],
     logits: torch.Tensor,
-    attention: torch.Tensor,
+    attention: Optional[torch.Tensor],
     path: PathLike,
     class_names: Sequence[str] = (),
 ) -> Path:
@@ -54,7 +128,7 @@ def prediction_sheet(
         images: (B, 1 or 3, height, width) with values in 0 to 1.
         labels: B true classes.
         logits: (B, num_classes).
-        attention: (B, H, L) of `lca_attention`.
+        attention: (B, H, L) of `lca_attention`; None for images alone.
         path: PNG to write.
         class_names: Names of the classes; their numbers when empty.
 
@@ -63,13 +137,13 @@ def prediction_sheet(
     """
     probability, predicted = logits.softmax(-1).max(-1)
     columns = len(images)
-    figure = new_figure(1.35 * columns + 1, 3.6)
-    axes = figure.subplots(2, columns, squeeze=False, gridspec_kw={'height_ratios': [2, 1.5]})
+    rows = 1 if attention is None else 2
+    figure = new_figure(1.35 * columns + 1, 1.8 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={'height_ratios': [2, 1.5][:rows]})
 
     def name(index: int) -> str:
         return class_names[index] if class_names else str(index)
 
-    top = float(attention.max())
     for i in range(columns):
         image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
         axes[0, i].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
@@ -81,13 +155,21 @@ def prediction_sheet(
             color='#1a7f37' if right else '#c62828',
         )
         axes[0, i].set_axis_off()
-        shown = axes[1, i].imshow(attention[i].cpu().numpy(), cmap='viridis', vmin=0, vmax=top, aspect='auto')
-        axes[1, i].set_xticks(range(attention.shape[2]), range(1, attention.shape[2] + 1), fontsize=7)
-        axes[1, i].set_yticks(range(attention.shape[1]), [] if i else range(1, attention.shape[1] + 1), fontsize=7)
-    axes[1, 0].set_ylabel('head', fontsize=8)
-    figure.supxlabel('layer whose class token is read (layer-wise class-token attention)', fontsize=9)
-    figure.colorbar(shown, ax=axes[1, :].tolist(), pad=0.01, fraction=0.02)
+    if attention is not None:
+        _draw_lca(figure, axes[1], attention)
     return _write(figure, path)
+
+
+def _draw_lca(figure, axes, attention: torch.Tensor) -> None:
+    """Weights (B, H, L) of layer-wise class-token attention in a row of axes."""
+    top = float(attention.max())
+    for i, axis in enumerate(axes):
+        shown = axis.imshow(attention[i].cpu().numpy(), cmap='viridis', vmin=0, vmax=top, aspect='auto')
+        axis.set_xticks(range(attention.shape[2]), range(1, attention.shape[2] + 1), fontsize=7)
+        axis.set_yticks(range(attention.shape[1]), [] if i else range(1, attention.shape[1] + 1), fontsize=7)
+    axes[0].set_ylabel('head', fontsize=8)
+    figure.supxlabel('layer whose class token is read (layer-wise class-token attention)', fontsize=9)
+    figure.colorbar(shown, ax=axes.tolist(), pad=0.01, fraction=0.02)
 
 
 def learning_curve(history: Sequence[Dict[str, Any]], path: PathLike) -> Path:

@@ -16,6 +16,7 @@ import torch
 from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget
 
 Tile = Tuple[slice, slice, slice]
+LONGEST_LINE = 256
 
 
 def forward(
@@ -322,10 +323,11 @@ def _along(values: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _cut(sizes: Sequence[int], n: int) -> Iterator[Tile]:
-    """Tiles of about n positions, whole in the last axes first."""
+    """Tiles of about n positions, of several lines each: a sum along lines then touches little memory for each tile."""
+    lines = sizes[0] * sizes[1]
     steps, left = [], n
-    for size in reversed(sizes):
-        steps.insert(0, max(1, min(size, left)))
+    for size, most in zip(reversed(sizes), (n if lines == 1 else LONGEST_LINE, n, n)):
+        steps.insert(0, max(1, min(size, most, left)))
         left //= steps[0]
     for t0, t1 in ranges(sizes[0], steps[0]):
         for h0, h1 in ranges(sizes[1], steps[1]):

@@ -6,7 +6,9 @@ import time
 import pytest
 import torch
 
+from benchmarks import harness
 from benchmarks.__main__ import main
+from benchmarks.alone import run_alone
 from benchmarks.harness import Case, Pair, run_case
 from benchmarks.suites import CASES
 
@@ -86,3 +88,54 @@ def test_the_registry_lists_what_is_compared(capsys):
     assert main(['--only', 'ceit', '--list']) == 0
     assert 'NCHW' in capsys.readouterr().out
     assert len({c.name for c in CASES}) == len(CASES)
+
+
+def alone(**sides):
+    """Stand-in for processes of their own: what each side gives."""
+    return lambda name, side, device: sides[side]
+
+
+def ran(value, seconds, peak_mib):
+    return dict(result=value, seconds=seconds, peak_mib=peak_mib)
+
+
+def large(pixels=100):
+    return Case('x/100', 'ours', 'other', None, 1e-3, alone=True, pixels=pixels)
+
+
+def test_sides_of_their_own_are_compared_too(monkeypatch):
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), other=ran(ONE + 1e-4, 3.0, 45.0)))
+    row = run_case(large(), 'cpu', 3)
+    assert row['speedup']['median'] == 3.0
+    assert (row['ours_peak_mib'], row['other_peak_mib'], row['memory_ratio']) == (10.0, 45.0, 4.5)
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), other=ran(ONE + 1, 3.0, 45.0)))
+    row = run_case(large(), 'cpu', 3)
+    assert row['correct'] is False
+    assert not {'speedup', 'ours_ms', 'memory_ratio'} & row.keys()
+
+
+def test_a_side_that_fails_says_why(monkeypatch, capsys):
+    failed = dict(failed="can't allocate memory")
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), other=failed))
+    row = run_case(large(), 'cpu', 3)
+    assert row['correct']
+    assert row['other_failed'] == "can't allocate memory"
+    assert row['ours_ms']['median'] == 1000
+    assert 'speedup' not in row
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=failed, other=failed))
+    assert main([], [large()]) == 1
+    assert "FAILED: can't allocate memory" in capsys.readouterr().out
+
+
+def test_the_slope_over_pixels():
+    rows = [dict(name=f'a/{n}', pixels=n * n, ours_ms=dict(median=5.0 * (n * n) ** 1.5)) for n in (10, 20, 40, 80)]
+    assert harness.slopes(rows) == {'a': 1.5}
+    assert harness.slopes([dict(name='b/1', pixels=4, correct=False)]) == {}
+
+
+def test_a_registered_side_runs_in_a_process_of_its_own():
+    out = run_alone('perceiver/cross-attend/layer', 'ours', 'cpu')
+    assert out['result'].shape == (1, 512, 1024)
+    assert out['seconds'] > 0
+    assert 5 < out['peak_mib'] < 100
+    assert 'ValueError' in run_alone('nosuch', 'ours', 'cpu')['failed']

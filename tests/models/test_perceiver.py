@@ -327,7 +327,7 @@ def test_saved_and_loaded(name, kwargs, tmp_path):
     assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize('kwargs', [{}, LEARNED])
+@pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(LEARNED, input_shape=(24, 24)), dict(input_shape=(16, 16))])
 def test_saved_at_another_size(kwargs, tmp_path):
     model = toy(**kwargs)
     model.set_input_size((40, 32))
@@ -336,6 +336,24 @@ def test_saved_at_another_size(kwargs, tmp_path):
     assert again.stem.input_shape == (40, 32)
     x = torch.randn(1, 3, 40, 32)
     assert torch.equal(again(x), model(x))
+
+
+def test_frequencies_that_came_from_the_size_survive_another(tmp_path):
+    model = PerceiverIO(img_size=24, num_latents=8, latent_dim=32, num_blocks=2, block_depth=1, num_bands=4)
+    resolution = model.stem.max_resolution
+    assert resolution == [24.0, 24.0]
+    model.set_input_size(40)
+    assert model.stem.max_resolution == resolution
+
+    film = timm.create_model('test_perceiver', input_shape=(4, 8, 8), num_classes=3).eval()
+    film.set_input_size((6, 10, 12))
+    hub.save(film, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert again.stem.max_resolution == [4.0, 8.0, 8.0]
+    x = torch.randn(1, 3, 6, 10, 12)
+    assert torch.equal(again(x), film(x))
+    with pytest.raises(ValueError, match=r'the input has 3 axes, got sizes \(6, 10\)'):
+        film.set_input_size((6, 10))
 
 
 def test_shared_weights_are_registered_once():

@@ -163,6 +163,7 @@ class Perceiver(nn.Module):
         self.num_features = self.embed_dim = self.head_hidden_size = latent_dim
         self.num_prefix_tokens = 0
         self.grad_checkpointing = False
+        self._named_by_shape = input_shape is not None
 
         self.stem = PerceiverStem(
             to_2tuple(img_size) if input_shape is None else input_shape,
@@ -311,7 +312,7 @@ class Perceiver(nn.Module):
         self.stem.set_input_size(sizes)
         if len(sizes) == 2:
             update_model_input_size(self, tuple(sizes))
-        else:
+        if self._named_by_shape:
             update_model_args(self, input_shape=list(sizes))
         if resolution:  # frequencies stay those of the weights
             update_model_args(self, max_resolution=list(resolution))

@@ -82,8 +82,8 @@ def latent_attention(
     queries, content, axes, flat = seen[block - used]  # a shared set of weights is called once for each of its blocks
     with torch.no_grad():
         weights = attn.attention_weights(queries[:, list(latents)], content, axes, flat)  # (B, H, L, N)
-    grid = content.shape[2:] if axes else model.stem.grid_of(x.shape[2:]) if model.stem.pos_embed is not None else ()
-    return weights.unflatten(-1, tuple(grid)) if grid else weights
+        grid = model.stem(x)[2]
+    return weights.unflatten(-1, grid)
 
 
 def latent_sheet(images: torch.Tensor, attention: torch.Tensor, path: PathLike, names: Sequence[str] = ()) -> Path:

@@ -172,6 +172,44 @@ def test_they_are_proper_operators():
     )
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast_leaves_the_arithmetic_alone(dtype):
+    given = inputs((13, 17), 2, False, dtype=torch.float32)
+    q, content, *axes = given
+    x = tokens(content, axes).detach().requires_grad_()
+    for call, sources in (
+        (lambda: fourier_cross_attention(q, content, axes, scale=0.3), given),
+        (lambda: latent_cross_attention(q, x, scale=0.3), [q, x]),
+    ):
+        expected = call()
+        expected_grads = torch.autograd.grad(expected.sum(), sources)
+        with torch.autocast('cpu', dtype=dtype):
+            out = call()
+            grads = torch.autograd.grad(out.sum(), sources)
+        assert torch.equal(out, expected)
+        assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
+def test_operators_on_strided_inputs():
+    """What comes out is laid out as the compiler was told."""
+    ops = torch.ops.timm_extra
+    q, content, *axes = (t.detach() for t in inputs((5, 3), 2, False))
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    content = content.to(memory_format=torch.channels_last)
+    axes = [t.T.contiguous().T for t in axes]
+    args = (q, content, axes, 0.3, 1e-5, None)
+    torch.library.opcheck(ops.fourier_cross_attention, args)
+    out, lse = ops.fourier_cross_attention(*args)
+    grad = torch.randn_like(out).transpose(1, 2).contiguous().transpose(1, 2)
+    torch.library.opcheck(
+        ops.fourier_cross_attention_backward, (grad, q, content, axes, out, lse, 0.3, 1e-5, None, True)
+    )
+    x = tokens(content, axes).transpose(1, 2).contiguous().transpose(1, 2)
+    torch.library.opcheck(ops.latent_cross_attention, (q, x, 0.3, 1e-5, None))
+    out, lse = ops.latent_cross_attention(q, x, 0.3, 1e-5, None)
+    torch.library.opcheck(ops.latent_cross_attention_backward, (grad, q, x, out, lse, 0.3, 1e-5, None, True))
+
+
 def test_there_is_no_second_derivative():
     q, content, *axes = inputs((5, 3), 2, True)
     out = fourier_cross_attention(q, content, axes, scale=0.3)

@@ -76,7 +76,7 @@ def test_all_routes_compute_the_same(name, kwargs, masked):
 
 def route_of(model, size, batch=1):
     with torch.device('meta'):
-        content, axes = model.stem(torch.empty(batch, model.in_chans, *size))
+        content, axes, _ = model.stem(torch.empty(batch, model.in_chans, *size))
     return model.cross_attends[0].attn.choose_route(model.latents.shape[0], content, axes)
 
 
@@ -123,9 +123,13 @@ def test_projections_that_do_more_than_their_weight_says_are_called():
     assert not torch.allclose(model(x), before, atol=1e-3)
 
     model = toy('test_perceiver')
-    handle = model.cross_attends[1].attn.k.register_forward_hook(lambda module, args, output: output * 0)
-    assert not torch.allclose(model(x), before, atol=1e-3)
-    handle.remove()
+    before = model(x)
+    for part in ('k', 'norm_kv'):
+        module = getattr(model.cross_attends[1].attn, part)
+        handle = module.register_forward_hook(lambda module, args, output: output * 0)
+        assert not torch.allclose(model(x), before, atol=1e-3)
+        handle.remove()
+    assert torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize('name', TOYS)
@@ -190,8 +194,12 @@ def test_masks_that_do_not_fit():
     x = torch.randn(2, 3, 8, 8)
     with pytest.raises(AssertionError, match=r'Mask must be boolean, .* got torch.float32'):
         model(x, torch.ones(2, 8, 8))
-    with pytest.raises(AssertionError, match=r'Mask of 2 items of 49 inputs does not fit 2 of 64'):
+    with pytest.raises(AssertionError, match=r'Mask must be \[2, 8, 8\], as the inputs are, got \[2, 7, 7\]'):
         model(x, torch.ones(2, 7, 7, dtype=torch.bool))
+    wide = torch.randn(2, 3, 4, 16)
+    for name, kwargs in (('test_perceiver', {}), ('test_perceiver_io', dict(LEARNED, img_size=(4, 16)))):
+        with pytest.raises(AssertionError, match=r'Mask must be \[2, 4, 16\], as the inputs are, got \[2, 16, 4\]'):
+            toy(name, **kwargs)(wide, torch.ones(2, 16, 4, dtype=torch.bool))
 
 
 def test_inputs_that_do_not_fit():
@@ -223,6 +231,7 @@ def test_inputs_that_do_not_fit():
         (dict(stem='patches', patch_size=(3, 3)), r'multiples of patch_size \(3, 3\), got \(224, 224\)'),
         (dict(max_resolution=(1, 2, 3)), r'max_resolution must be positive, one number or 2, got \(1, 2, 3\)'),
         (dict(num_bands=0), 'num_bands must be at least 1, got 0'),
+        (dict(input_shape=(True, 8)), r'positive whole numbers, got \(True, 8\)'),
         (dict(in_chans=0), 'in_chans must be at least 1, got 0'),
         (dict(in_chans=2, grey_chans=3), 'grey_chans repeats one channel'),
         (dict(global_pool='max'), "global_pool of this Perceiver must be '' or 'avg', got 'max'"),
@@ -301,7 +310,7 @@ def test_pruning_leaves_nothing_unused(name, unique, index):
 
 
 @pytest.mark.parametrize('name', TOYS)
-@pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED, dict(stem='patches', patch_size=(4, 4))])
+@pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED, dict(stem='patches', patch_size=4)])
 def test_gradient_checkpointing_changes_nothing(name, kwargs):
     model = toy(name, **kwargs).train()
     other = copy.deepcopy(model)
@@ -371,22 +380,54 @@ def test_half_precision(dtype, kwargs):
     model = toy(num_bands=64, **kwargs)
     x = torch.randn(1, 3, 224, 224)
     expected = model(x)
-    _, axes = model.to(dtype).stem(x.to(dtype))
+    _, axes, _ = model.to(dtype).stem(x.to(dtype))
     assert {t.dtype for t in axes} == {torch.float32}
     ours = model(x.to(dtype))
     assert ours.dtype == dtype
     assert (ours.float() - expected).abs().max() < (0.05 if dtype == torch.bfloat16 else 0.01) * expected.abs().max()
 
 
-def test_autocast():
-    model = toy('test_perceiver')
-    x = torch.randn(2, 3, 32, 32)
+@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('route', [None, 'separable', 'folded', 'plain'])
+@pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED])
+def test_autocast(name, dtype, route, kwargs):
+    model = toy(name, cross_route=route, **kwargs)
+    x = torch.randn(2, 3, 24, 24)
     expected = model(x)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast('cpu', dtype=dtype):
         ours = model(x)
-    assert (ours.float() - expected).abs().max() < 0.05 * expected.abs().max()
-    ours.float().square().sum().backward()
+        assert (ours.float() - expected).abs().max() < 0.05 * expected.abs().max()
+        ours.float().square().mean().backward()  # inside too, as some loops do
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('route', ['separable', 'folded', 'plain'])
+def test_norms_kept_in_float32(route):
+    model = toy('test_perceiver', cross_route=route)
+    x = torch.randn(1, 3, 24, 24)
+    expected = model(x)
+    model.bfloat16()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
+    assert (model(x.bfloat16()).float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_per_sample_gradients():
+    model = toy('test_perceiver')
+    x = torch.randn(3, 3, 12, 12)
+    params = dict(model.named_parameters())
+
+    def loss(params, image):
+        return torch.func.functional_call(model, params, (image[None],)).square().sum()
+
+    ours = torch.func.vmap(torch.func.grad(loss), (None, 0))(params, x)
+    for i in range(3):
+        model.zero_grad()
+        model(x[i : i + 1]).square().sum().backward()
+        for name in ('latents', 'cross_attends.0.attn.v.weight', 'blocks.0.1.mlp.fc1.weight'):
+            torch.testing.assert_close(ours[name][i], model.get_parameter(name).grad, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('name', TOYS)
@@ -396,6 +437,8 @@ def test_compiled_scripted_traced_exported(name, kwargs):
     x = torch.randn(2, 3, 24, 24)
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
+    dynamic = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
+    torch.testing.assert_close(dynamic(x), expected)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.testing.assert_close(torch.jit.script(model)(x), expected, rtol=0, atol=1e-4)
@@ -410,6 +453,17 @@ def test_tables_kept_from_inference_serve_training():
     with torch.inference_mode():
         model(x)
     model(x).sum().backward()
+
+
+@pytest.mark.parametrize('kwargs', [CONV, {}])
+def test_compiled_training_of_channels_last(kwargs):
+    model = toy('test_perceiver', **kwargs).to(memory_format=torch.channels_last).train()
+    x = torch.randn(2, 3, 24, 24).to(memory_format=torch.channels_last)
+    other = copy.deepcopy(model)
+    model(x).square().sum().backward()
+    torch.compile(other, backend='aot_eager')(x).square().sum().backward()
+    for (key, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3, msg=key)
 
 
 def test_made_on_the_meta_device():

@@ -56,6 +56,20 @@ def test_pretrained_takes_deepminds_repositories_from_the_hub(name, files, tmp_p
     with torch.no_grad():
         torch.testing.assert_close(ours(x), model(x).logits, rtol=0, atol=1e-4)
     assert ours.pretrained_cfg['license'] == 'cc-by-4.0'
+    grey = timm.create_model(
+        name,
+        pretrained=True,
+        pretrained_cfg_overlay=dict(num_classes=20),
+        cache_dir=tmp_path,
+        compat='hf',
+        in_chans=1,
+        **SMALL,
+    ).eval()
+    x = x[:, :1]
+    torch.testing.assert_close(grey(x), ours(x.expand(-1, 3, -1, -1)), rtol=0, atol=1e-4)
+    hub.save(grey, tmp_path / 'grey')
+    again = timm.create_model(f'local-dir:{tmp_path}/grey', pretrained=True).eval()
+    assert torch.equal(again(x), grey(x))
 
 
 def test_preprocessing_is_as_published():
@@ -88,7 +102,9 @@ def pre_logits(model, x):
 
 def test_grey_images_on_weights_for_colour(files, tmp_path):
     file, _ = files['perceiver_io_base']
-    ours, colour = load('perceiver_io_base', file, in_chans=1), load('perceiver_io_base', file)
+    with pytest.raises(ValueError, match=r'weights for colour images take grey ones with grey_chans=3'):
+        load('perceiver_io_base', file, in_chans=1)
+    ours, colour = load('perceiver_io_base', file, in_chans=1, grey_chans=3), load('perceiver_io_base', file)
     x = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(ours(x), colour(x.expand(-1, 3, -1, -1)))
     assert ours.in_chans == 1
@@ -100,7 +116,9 @@ def test_a_grey_model_of_ones_own_stays_grey(tmp_path):
     model = timm.create_model('test_perceiver', in_chans=1)
     assert model.stem.out_chans == 1 + 34
     hub.save(model, tmp_path)
-    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True).stem.out_chans == 1 + 34
+    overlay = dict(file=str(tmp_path / 'model.safetensors'))
+    again = timm.create_model('test_perceiver', in_chans=1, pretrained=True, pretrained_cfg_overlay=overlay)
     assert again.stem.out_chans == 1 + 34
 
 

@@ -154,6 +154,21 @@ def test_the_example_of_its_readme(tied, tmp_path):
         torch.testing.assert_close(ours(img.permute(0, 3, 1, 2)), other(img), rtol=0, atol=1e-4)
 
 
+def test_without_a_classifier():
+    other = randomized(
+        OtherPerceiver(
+            num_freq_bands=4, max_freq=10.0, depth=2, self_per_cross_attn=2, final_classifier_head=False, **SMALL
+        )
+    )
+    ours = Perceiver(num_bands=4, max_resolution=10.0, num_classes=0, global_pool='', **counts(2, False), **OURS).eval()
+    ours.load_state_dict(checkpoint_filter_fn(other.state_dict(), ours))
+    x = torch.randn(2, 3, 9, 7)
+    torch.testing.assert_close(ours(x), other(x.movedim(1, -1)), rtol=0, atol=1e-4)
+    ours.reset_classifier(5, 'avg')
+    assert isinstance(ours.head_norm, torch.nn.LayerNorm)
+    assert ours(x).shape == (2, 5)
+
+
 def test_untied_weights_do_not_go_into_a_tied_model():
     other = OtherPerceiver(num_freq_bands=4, max_freq=10.0, depth=3, num_classes=5, self_per_cross_attn=2, **SMALL)
     tied = Perceiver(num_bands=4, max_resolution=10.0, num_classes=5, **counts(3, True), **OURS)

@@ -1,5 +1,6 @@
 """Cross-attention from few latents to very many inputs, by the cheapest exact route."""
 
+import math
 from typing import Final, List, Optional, Tuple
 
 import torch
@@ -31,7 +32,7 @@ class CrossAttention(nn.Module):
 
     The route is chosen by the number of multiplications. Attention dropout in training takes the plain route, with
     which alone it can be exact; so do projections that are not plain `nn.Linear` layers (adapters, quantisation,
-    hooks), TorchScript and tracing.
+    hooks), transforms of `torch.func`, TorchScript and tracing.
 
     Args:
         dim: Channels of the queries and of the output.
@@ -139,23 +140,30 @@ class CrossAttention(nn.Module):
         if self.route is not None and (self.route != 'separable' or separable):
             return self.route
         H, M, d, C = self.num_heads, num_queries, self.q.out_features, self.k.in_features
-        N = content.shape[2:].numel() if axes else content.shape[1]
+        N = math.prod(content.shape[2:]) if axes else content.shape[1]
+        plain = 2 * N * d * (C + M)
         folding = 2 * M * d * C
-        costs = {'plain': 2 * N * d * (C + M), 'folded': 2 * M * N * H * C + folding}
+        folded = 2 * M * N * H * C + folding
         if separable:
             tables = sum(t.shape[0] * t.shape[1] for t in axes)
             per_score = 2 * (content.shape[1] + 1) + SEPARABLE_PASSES
-            costs['separable'] = M * N * H * per_score + 2 * M * H * tables + folding
-        return min(costs, key=costs.get)
+            cost = M * N * H * per_score + 2 * M * H * tables + folding
+            if cost <= folded and cost <= plain:
+                return 'separable'
+        return 'folded' if folded < plain else 'plain'
 
     def _foldable(self) -> bool:
         if (self.training and self.attn_drop.p > 0.0) or torch.jit.is_tracing():
             return False
         if type(self.norm_kv) not in (nn.LayerNorm, LayerNorm):
             return False
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return False  # torch.func's transforms have no rule for the operators
+        if any(type(m) is not nn.Linear for m in (self.k, self.v)):
+            return False
         return not any(
-            type(m) is not nn.Linear or m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
-            for m in (self.k, self.v)
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in (self.norm_kv, self.k, self.v)
         )
 
     @torch.jit.ignore
@@ -175,10 +183,11 @@ class CrossAttention(nn.Module):
             q = q + (self.k.bias * 0.0).view(H, 1, -1)
         bias = self.v.bias
         if self.norm_kv.bias is not None:
-            shift = F.linear(self.norm_kv.bias, wv)
+            shift = (wv * self.norm_kv.bias).sum(1)
             bias = shift if bias is None else bias + shift
         if self.norm_kv.weight is not None:
             wk, wv = wk * self.norm_kv.weight, wv * self.norm_kv.weight
+        wk, wv = wk.to(q.dtype), wv.to(q.dtype)  # norms may be kept in float32
         q = q @ wk.view(H, -1, wk.shape[1])  # (B or 1, H, M, C)
         if separable:
             if mask is not None:
@@ -188,7 +197,7 @@ class CrossAttention(nn.Module):
             tokens = grid_tokens(content, axes) if axes else content
             out = latent_cross_attention(q, tokens, scale=self.scale, eps=self.norm_kv.eps, mask=mask)
         out = out @ wv.view(H, -1, wv.shape[1]).transpose(1, 2)  # (B, H, M, D)
-        return out if bias is None else out + bias.view(H, 1, -1)
+        return out if bias is None else out + bias.to(out.dtype).view(H, 1, -1)
 
     def _keys_values(self, content: torch.Tensor, axes: List[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, H, N, D) each."""

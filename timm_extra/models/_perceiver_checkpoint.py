@@ -99,7 +99,12 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module, swap_conv
         )
     state_dict = _resize_positions(state_dict, model)
     adaptable = ['head.', *(f'{name}.' for name in _first_convs(model))]
-    check_fit(state_dict, model, layout, adaptable)
+    try:
+        check_fit(state_dict, model, layout, adaptable)
+    except ValueError as e:
+        if model.in_chans == 1 and not model.stem.grey_chans and 'norm_kv' in str(e):
+            raise ValueError(f'{e} (weights for colour images take grey ones with grey_chans=3)') from e
+        raise
     return state_dict
 
 

@@ -57,7 +57,7 @@ class PerceiverStem(nn.Module):
         kind: str = 'pixels',
         pos_embed: str = 'fourier',
         stem_chs: int = 64,
-        patch_size: Sequence[int] = (),
+        patch_size: Union[int, Sequence[int]] = (),
         num_bands: int = 64,
         max_resolution: Union[float, Sequence[float], None] = None,
         pos_dim: int = 256,
@@ -73,7 +73,7 @@ class PerceiverStem(nn.Module):
         self.kind, self.pos_embed_type, self.num_axes = kind, pos_embed, len(input_shape)
         self.in_chans, self.grey_chans = in_chans, grey_chans
         self.same_padding, self.dynamic_img_size = same_padding, dynamic_img_size
-        self.patch_size = tuple(patch_size)
+        self.patch_size = (patch_size,) * len(input_shape) if isinstance(patch_size, int) else tuple(patch_size)
         self.num_bands = num_bands
         self._check()
         self.input_shape = self._checked(input_shape)
@@ -148,7 +148,7 @@ class PerceiverStem(nn.Module):
         shape = tuple(input_shape)
         if len(shape) != self.num_axes:
             raise ValueError(f'the input has {self.num_axes} axes, got sizes {shape}')
-        if not all(isinstance(s, int) and s > 0 for s in shape):
+        if not all(type(s) is int and s > 0 for s in shape):
             raise ValueError(f'sizes of the input must be positive whole numbers, got {shape}')
         if any(s % p for s, p in zip(shape, self.patch_size, strict=False)):
             raise ValueError(f'sizes of the input must be multiples of patch_size {self.patch_size}, got {shape}')
@@ -183,13 +183,14 @@ class PerceiverStem(nn.Module):
         Raises:
             ValueError: Sizes are not positive, or not multiples of the patch size.
         """
-        previous, self.input_shape = self.grid_size, self._checked(input_shape)
-        self.grid_size = self.grid_of(self.input_shape)
-        if self.pos_embed is not None and previous != self.grid_size:
-            resized = resample_positions(self.pos_embed.detach(), list(previous), list(self.grid_size))
+        shape = self._checked(input_shape)
+        grid = self.grid_of(shape)
+        if self.pos_embed is not None and grid != self.grid_size:
+            resized = resample_positions(self.pos_embed.detach(), list(self.grid_size), list(grid))
             self.pos_embed = nn.Parameter(resized.contiguous(), requires_grad=self.pos_embed.requires_grad)
+        self.input_shape, self.grid_size = shape, grid
 
-    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor], List[int]]:
         """Prepare inputs for cross-attention.
 
         Args:
@@ -197,14 +198,16 @@ class PerceiverStem(nn.Module):
                 last one or two, where timm's image shapes need one.
 
         Returns:
-            Content (B, c, *grid) with one table (Sᵢ, Fᵢ) per axis, or finished tokens (B, N, C) and no table.
+            Content (B, c, *grid) with one table (Sᵢ, Fᵢ) per axis, or finished tokens (B, N, C) and no table; and the
+            sizes of the grid, (N,) for points and tokens.
 
         Raises:
             AssertionError: Rank, channels or size are not what the model takes.
         """
         axes: List[torch.Tensor] = []
         if self.kind == 'points' or self.kind == 'tokens':
-            return self._points(x), axes
+            x = self._points(x)
+            return x, axes, [x.shape[1]]
         if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
             x = x.squeeze(2)
         _assert(
@@ -216,11 +219,12 @@ class PerceiverStem(nn.Module):
         if self.grey_chans > 0:
             x = x.repeat_interleave(self.grey_chans, dim=1)
         x = self._content(x)
+        grid: List[int] = list(x.shape[2:])
         if self.pos_embed_type == 'fourier':
             for i, resolution in enumerate(self.max_resolution):
                 axes.append(fourier_table(x.shape[i + 2], self.num_bands, resolution, x.device, x.dtype))
-            return x, axes
-        return self._with_learned(x), axes
+            return x, axes, grid
+        return self._with_learned(x), axes, grid
 
     def _points(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 4 and x.shape[1] == 1:

@@ -23,7 +23,7 @@ from timm.layers import (
     trunc_normal_,
     trunc_normal_tf_,
 )
-from timm.models import generate_default_cfgs, named_apply, register_model
+from timm.models import PretrainedCfg, generate_default_cfgs, named_apply, register_model
 from torch import nn
 
 from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
@@ -54,7 +54,7 @@ class Perceiver(nn.Module):
         input_shape: Sizes of the spatial axes: (samples,), (height, width), (frames, height, width) or (points,).
         stem: 'pixels', 'conv1x1', 'conv', 'patches', 'points' or 'tokens'.
         stem_chs: Channels of the stem's convolution.
-        patch_size: Inputs per patch along every axis, for 'patches'.
+        patch_size: Inputs per patch along each axis, or along all, for 'patches'.
         grey_chans: Repeat a single input channel to that many, as weights for colour images need it; 0 for no.
         pos_embed: 'fourier', 'learned' or 'none'.
         num_bands: Frequencies of the Fourier features per axis.
@@ -101,10 +101,10 @@ class Perceiver(nn.Module):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: Optional[str] = None,
-        input_shape: Optional[Sequence[int]] = None,
+        input_shape: Union[int, Sequence[int], None] = None,
         stem: str = 'pixels',
         stem_chs: int = 64,
-        patch_size: Sequence[int] = (),
+        patch_size: Union[int, Sequence[int]] = (),
         grey_chans: int = 0,
         pos_embed: str = 'fourier',
         num_bands: int = 64,
@@ -166,7 +166,7 @@ class Perceiver(nn.Module):
         self._named_by_shape = input_shape is not None
 
         self.stem = PerceiverStem(
-            to_2tuple(img_size) if input_shape is None else input_shape,
+            to_2tuple(img_size) if input_shape is None else _sizes(input_shape),
             in_chans,
             stem,
             pos_embed,
@@ -217,8 +217,10 @@ class Perceiver(nn.Module):
             ratio = mlp_ratio if decoder_mlp else 0.0
             self.decoder = CrossAttend(self.head_hidden_size, latent_dim, mlp_ratio=ratio, residual=residual, **cross)
         self.global_pool = self._checked_pool(global_pool)
-        head_norm = style.head_norm and not decoder
-        self.head_norm = nn.LayerNorm(self.head_hidden_size, **dd) if head_norm else nn.Identity()
+        self._with_head_norm = style.head_norm and not decoder
+        self.head_norm: nn.Module = nn.Identity()
+        if self._with_head_norm and (num_classes > 0 or self.global_pool):
+            self.head_norm = nn.LayerNorm(latent_dim, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
@@ -291,6 +293,8 @@ class Perceiver(nn.Module):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = self._checked_pool(global_pool)
+        if self._with_head_norm and num_classes > 0 and isinstance(self.head_norm, nn.Identity):
+            self.head_norm = nn.LayerNorm(self.num_features, **dd)
         self.head = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
         if num_classes > 0 and self.head.weight.device.type != 'meta':
@@ -411,8 +415,8 @@ class Perceiver(nn.Module):
         self, x: torch.Tensor, mask: Optional[torch.Tensor], take_indices: List[int], stop: int
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
-        content, axes = self.stem(x)
-        mask = flat_mask(mask, content, axes)
+        content, axes, grid = self.stem(x)
+        mask = flat_mask(mask, content, grid)
         z = self.latents.unsqueeze(0)
         intermediates: List[torch.Tensor] = []
         for i in range(stop):
@@ -433,10 +437,10 @@ class Perceiver(nn.Module):
     ) -> torch.Tensor:
         """Latents (B, M, D) to logits, or to pooled features with `pre_logits`; shapes as in `forward`."""
         if self.global_pool == 'avg':
-            z = z.mean(dim=1)
+            z = self.head_norm(z.mean(dim=1))
         elif self.decoder is not None and self.global_pool == 'token':
             z = self._decode(z, queries)
-        z = self.head_drop(self.head_norm(z))
+        z = self.head_drop(z)
         return z if pre_logits else self.head(z)
 
     def _decode(self, z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Tensor:
@@ -461,18 +465,15 @@ class Perceiver(nn.Module):
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same
-def flat_mask(mask: Optional[torch.Tensor], content: torch.Tensor, axes: List[torch.Tensor]) -> Optional[torch.Tensor]:
+def flat_mask(mask: Optional[torch.Tensor], content: torch.Tensor, grid: List[int]) -> Optional[torch.Tensor]:
     """A mask of inputs (B, *grid) as (B, N)."""
     if mask is None:
         return None
     _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
-    mask = mask.flatten(1)
-    inputs = content.flatten(2).shape[2] if len(axes) > 0 else content.shape[1]
-    _assert(
-        mask.shape[0] == content.shape[0] and mask.shape[1] == inputs,
-        f'Mask of {mask.shape[0]} items of {mask.shape[1]} inputs does not fit {content.shape[0]} of {inputs}.',
-    )
-    return mask
+    expected = grid.copy()
+    expected.insert(0, content.shape[0])
+    _assert(list(mask.shape) == expected, f'Mask must be {expected}, as the inputs are, got {list(mask.shape)}.')
+    return mask.flatten(1)
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same
@@ -515,6 +516,10 @@ def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -
         module.reset_parameters()
 
 
+def _sizes(input_shape: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+    return (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+
+
 def _init_as_haiku(module: nn.Module) -> None:
     """Haiku's default for linear layers and convolutions, of smaller variance than asked for, as it is truncated."""
     trunc_normal_tf_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -522,7 +527,10 @@ def _init_as_haiku(module: nn.Module) -> None:
 
 def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool = False, **kwargs: Any) -> Perceiver:
     out_indices = kwargs.pop('out_indices', 3)
-    hosted = not kwargs.get('pretrained_cfg') or isinstance(kwargs['pretrained_cfg'], str)
+    overlay = kwargs.get('pretrained_cfg_overlay') or {}
+    hosted = not isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg)) and not {'file', 'state_dict'} & set(
+        overlay
+    )
     if pretrained and hosted and kwargs.get('in_chans') == 1 and kwargs.get('stem', 'pixels') == 'pixels':
         kwargs.setdefault('grey_chans', 3)
     model = build_model(
@@ -540,7 +548,7 @@ def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool
 
 def _of_images(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
     """Arguments of a model for images; other inputs take the highest frequency from their own size."""
-    if len(kwargs.get('input_shape') or (0, 0)) != 2:
+    if len(_sizes(kwargs.get('input_shape') or (0, 0))) != 2:
         model_args.pop('max_resolution', None)
     return dict(model_args, **kwargs)
 

@@ -1,6 +1,7 @@
 """Cutting attention into tiles that stay in the cache, and merging them by an online softmax."""
 
-from typing import Iterator, Optional, Tuple
+import functools
+from typing import Callable, Iterator, Optional, Tuple
 
 import torch
 
@@ -27,6 +28,17 @@ def batch_step(batch: int, scores: int, budget: int) -> int:
 def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
     """Dtype of the arithmetic: float64 where any tensor is, else float32, whatever is stored."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def without_autocast(function: Callable) -> Callable:
+    """Decorate an operator's implementation: autocast is still on in there, and would take float32 away again."""
+
+    @functools.wraps(function)
+    def wrapped(first: torch.Tensor, *args, **kwargs):
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return wrapped
 
 
 class OnlineSoftmax:

@@ -35,8 +35,8 @@ def _forward_fake(q, content, axes, scale, eps, mask):
 @torch.library.register_fake(_BACKWARD)
 def _backward_fake(grad, q, content, axes, out, lse, scale, eps, mask, needs_inputs):
     if not needs_inputs:
-        return torch.empty_like(q), content.new_empty(0), []
-    return torch.empty_like(q), content.new_empty(content.shape), [torch.empty_like(t) for t in axes]
+        return q.new_empty(q.shape), content.new_empty(0), []
+    return q.new_empty(q.shape), content.new_empty(content.shape), [t.new_empty(t.shape) for t in axes]
 
 
 def _setup_context(ctx, inputs, output):

@@ -13,12 +13,13 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget
+from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget, without_autocast
 
 Tile = Tuple[slice, slice, slice]
 LONGEST_LINE = 256
 
 
+@without_autocast
 def forward(
     q: torch.Tensor,
     content: torch.Tensor,
@@ -65,6 +66,7 @@ def forward(
     return out.view(B, H, M, C), lse.view(B, H, M)
 
 
+@without_autocast
 def backward(
     grad: torch.Tensor,
     q: torch.Tensor,
@@ -101,7 +103,7 @@ def backward(
     grad = grad.to(grid.dtype).flatten(1, 2)  # (B, R, C)
     delta = (grad * out.flatten(1, 2)).sum(-1, keepdim=True)  # (B, R, 1)
     lse = lse.flatten(1, 2).unsqueeze(-1)
-    dq = torch.zeros_like(rows)
+    dq = rows.new_zeros(rows.shape)
     inputs = _InputGradients(grid) if needs_inputs else None
     for (b0, b1), tiles in grid.tiles(H * M):
         part = grid.items(b0, b1)
@@ -284,8 +286,8 @@ class _InputGradients:
     """
 
     def __init__(self, grid: _Grid):
-        self.content = torch.empty_like(grid.content, dtype=grid.dtype)
-        self.tables = {a: torch.zeros_like(grid.tables[a]) for a in grid.axes}
+        self.content = grid.content.new_empty(grid.content.shape, dtype=grid.dtype)
+        self.tables = {a: grid.tables[a].new_zeros(grid.tables[a].shape) for a in grid.axes}
 
     def add_tile(self, b0, b1, grid: _Grid, tile: Tile, queries, grads, scores, p, dp, ds) -> None:
         """Content of a tile, and what its normalisation takes from the tables; weights are (b, R, n) each."""

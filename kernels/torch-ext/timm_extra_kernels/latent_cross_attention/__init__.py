@@ -31,7 +31,7 @@ def _forward_fake(q, x, scale, eps, mask):
 
 @torch.library.register_fake(_BACKWARD)
 def _backward_fake(grad, q, x, out, lse, scale, eps, mask, needs_x):
-    return torch.empty_like(q), torch.empty_like(x) if needs_x else x.new_empty(0)
+    return q.new_empty(q.shape), x.new_empty(x.shape if needs_x else 0)
 
 
 def _setup_context(ctx, inputs, output):

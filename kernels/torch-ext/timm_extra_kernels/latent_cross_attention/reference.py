@@ -5,7 +5,7 @@ from typing import Iterator, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget
+from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget, without_autocast
 
 
 def normalise(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
@@ -13,6 +13,7 @@ def normalise(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
     return x if eps is None else F.layer_norm(x, x.shape[-1:], None, None, eps)
 
 
+@without_autocast
 def forward(
     q: torch.Tensor, x: torch.Tensor, scale: float, eps: Optional[float], mask: Optional[torch.Tensor]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -52,6 +53,7 @@ def forward(
     return out.view(B, H, M, C), lse.view(B, H, M)
 
 
+@without_autocast
 def backward(
     grad: torch.Tensor,
     q: torch.Tensor,
@@ -86,8 +88,8 @@ def backward(
     grad = grad.to(dtype).flatten(1, 2)  # (B, H·M, C)
     delta = (grad * out.flatten(1, 2)).sum(-1, keepdim=True)  # (B, H·M, 1)
     lse = lse.flatten(1, 2).unsqueeze(-1)
-    dq = torch.zeros_like(rows)
-    dx = torch.empty_like(x) if needs_x else x.new_empty(0)
+    dq = rows.new_zeros(rows.shape)
+    dx = x.new_empty(x.shape) if needs_x else x.new_empty(0)
     for (b0, b1), tiles in _tiles(B, H * M, N, x.device):
         queries = _items(rows, b0, b1)
         for i, j in tiles:

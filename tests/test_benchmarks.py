@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import harness
+from benchmarks import harness, report
 from benchmarks.__main__ import main
 from benchmarks.alone import run_alone
 from benchmarks.harness import Case, Pair, run_case
@@ -139,3 +139,23 @@ def test_a_registered_side_runs_in_a_process_of_its_own():
     assert out['seconds'] > 0
     assert 5 < out['peak_mib'] < 100
     assert 'ValueError' in run_alone('nosuch', 'ours', 'cpu')['failed']
+
+
+def test_results_as_markdown():
+    spread = dict(median=2.0, p10=1.0, p90=3.0)
+    rows = [
+        dict(name='a/b', correct=True, rounds=3, speedup=spread, ours_peak_mib=1.0, other_peak_mib=9.6),
+        dict(
+            name='c/10', correct=True, pixels=100, ours_ms=dict(median=1500.0), ours_peak_mib=2000.0, other_failed='x'
+        ),
+        dict(name='c/20', correct=False, pixels=400, ours_failed='y'),
+    ]
+    assert report.markdown(dict(rows=rows)) == [
+        '| case | speed | extra peak memory, MiB |',
+        '|---|---|---|',
+        '| `a/b` | 2.00× | 1 instead of 10 |',
+        '',
+        '| `c` | ours | other |',
+        '|---|---|---|',
+        '| 10 × 10 | 1.50 s, 2,000 MiB | fails |',
+    ]

@@ -455,6 +455,15 @@ def test_tables_kept_from_inference_serve_training():
     model(x).sum().backward()
 
 
+@pytest.mark.parametrize('route', ['folded', 'plain'])
+def test_exported_with_dynamic_sizes(route):
+    model = toy('test_perceiver_io', cross_route=route)
+    sizes = {axis: torch.export.Dim(name, min=1, max=512) for axis, name in ((0, 'b'), (2, 'h'), (3, 'w'))}
+    exported = torch.export.export(model, (torch.randn(2, 3, 32, 40),), dynamic_shapes=(sizes,))
+    x = torch.randn(3, 3, 50, 21)
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
 @pytest.mark.parametrize('kwargs', [CONV, {}])
 def test_compiled_training_of_channels_last(kwargs):
     model = toy('test_perceiver', **kwargs).to(memory_format=torch.channels_last).train()

@@ -66,7 +66,7 @@ def fourier_table(
 
 def _table(size: int, num_bands: int, max_resolution: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     exact = torch.float32 if device.type == 'mps' else torch.float64
-    pos = torch.linspace(-1.0, 1.0, size, device=device, dtype=exact)
+    pos = torch.arange(size, device=device, dtype=exact) * 2 / max(size - 1, 1) - 1  # linspace, for symbolic sizes too
     return fourier_features(pos, num_bands, max_resolution).to(dtype)
 
 

@@ -136,7 +136,7 @@ class CrossAttention(nn.Module):
         """
         if not self._foldable():
             return 'plain'
-        separable = 0 < len(axes) <= 3
+        separable = len(axes) > 0
         if self.route is not None and (self.route != 'separable' or separable):
             return self.route
         H, M, d, C = self.num_heads, num_queries, self.q.out_features, self.k.in_features

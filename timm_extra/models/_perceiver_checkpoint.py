@@ -98,7 +98,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module, swap_conv
             "transformers' image classifiers and of perceiver-pytorch's Perceiver and PerceiverIO"
         )
     state_dict = _resize_positions(state_dict, model)
-    adaptable = ['head.', *(f'{name}.' for name in _first_convs(model))]
+    adaptable = ['head.'] if isinstance(model.stem.conv, nn.Identity) else ['head.', 'stem.conv.']
     try:
         check_fit(state_dict, model, layout, adaptable)
     except ValueError as e:
@@ -106,10 +106,6 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module, swap_conv
             raise ValueError(f'{e} (weights for colour images take grey ones with grey_chans=3)') from e
         raise
     return state_dict
-
-
-def _first_convs(model: nn.Module) -> List[str]:
-    return ['stem.conv'] if isinstance(getattr(model.stem, 'conv', None), (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else []
 
 
 def _check_compat(model: nn.Module, layout: str, lucidrains: bool) -> None:
@@ -127,7 +123,6 @@ def _rename(key: str, *tables: Tuple[Tuple[str, str], ...]) -> str:
 
 def _from_hf(state_dict: StateDict, model: nn.Module, swap_conv_stem: bool) -> StateDict:
     out = {_rename(k, HF_KEYS): v for k, v in state_dict.items()}
-    out = {k: v for k, v in out.items() if not k.endswith('position_ids')}
     for prefix in sorted({k.split('.attn.')[0] for k in out if k.startswith('blocks.') and '.attn.q.' in k}):
         for kind in ('weight', 'bias'):
             parts = [out.pop(f'{prefix}.attn.{name}.{kind}') for name in 'qkv']

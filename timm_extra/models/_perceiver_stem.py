@@ -180,6 +180,9 @@ class PerceiverStem(nn.Module):
     def set_input_size(self, input_shape: Sequence[int]) -> None:
         """Change the nominal size, resampling learned positions.
 
+        Args:
+            input_shape: New sizes, one per spatial axis.
+
         Raises:
             ValueError: Sizes are not positive, or not multiples of the patch size.
         """
@@ -242,19 +245,18 @@ class PerceiverStem(nn.Module):
 
     def _content(self, x: torch.Tensor) -> torch.Tensor:
         if self.kind == 'conv':
-            x = F.relu(self.bn(self.conv(self._pad(x, 7, 0.0))))
-            return F.max_pool2d(self._pad(x, 3, -float('inf')), 3, stride=2)
+            x = F.relu(self.bn(self.conv(self._pad(x, 7, 3, 0.0))))
+            return F.max_pool2d(self._pad(x, 3, 0, -float('inf')), 3, stride=2)
         if self.kind == 'patches':
             for i, p in enumerate(self.patch_size):
                 _assert(x.shape[i + 2] % p == 0, f'Input size ({x.shape[i + 2]}) should be divisible by patch ({p}).')
             return self.fold(x)
         return self.conv(x)
 
-    def _pad(self, x: torch.Tensor, kernel: int, value: float) -> torch.Tensor:
-        """Pad for a kernel at stride 2."""
+    def _pad(self, x: torch.Tensor, kernel: int, fixed: int, value: float) -> torch.Tensor:
+        """Pad maps (B, C, height, width) for a kernel at stride 2: as SAME does, or by a fixed number on each side."""
         if not self.same_padding:
-            half = kernel // 2 if kernel == 7 else 0
-            return F.pad(x, (half, half, half, half))
+            return F.pad(x, (fixed, fixed, fixed, fixed), value=value)
         pad: List[int] = []
         for size in (x.shape[3], x.shape[2]):
             total = max((-(-size // 2) - 1) * 2 + kernel - size, 0)

@@ -527,10 +527,9 @@ def _init_as_haiku(module: nn.Module) -> None:
 
 def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool = False, **kwargs: Any) -> Perceiver:
     out_indices = kwargs.pop('out_indices', 3)
-    overlay = kwargs.get('pretrained_cfg_overlay') or {}
-    hosted = not isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg)) and not {'file', 'state_dict'} & set(
-        overlay
-    )
+    saved = isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg))  # by us: it says itself what it needs
+    given = {'file', 'state_dict'} & set(kwargs.get('pretrained_cfg_overlay') or {})
+    hosted = not saved and not given
     if pretrained and hosted and kwargs.get('in_chans') == 1 and kwargs.get('stem', 'pixels') == 'pixels':
         kwargs.setdefault('grey_chans', 3)
     model = build_model(

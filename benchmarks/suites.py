@@ -100,7 +100,7 @@ def _(device: str) -> Pair:
         model, x = _classifier('perceiver_io_base', side, device), _images(device, 1, 3, 224, 224)
         with torch.inference_mode():
             if side == 'ours':
-                content, axes, _ = model.stem(x)
+                content, axes, *_ = model.stem(x)
                 return torch.inference_mode()(lambda: model.cross_attends[0](model.latents[None], content, axes))
             tokens = model.perceiver.input_preprocessor(x)[0]
             layer, latents = model.perceiver.encoder.cross_attention, model.perceiver.embeddings(1)
@@ -174,7 +174,7 @@ def _image_to_latents_pair(size: int, device: str) -> Pair:
 
         @torch.inference_mode()
         def ours() -> torch.Tensor:
-            content, axes, _ = model.stem(x)
+            content, axes, *_ = model.stem(x)
             return model.cross_attends[0](model.latents[None], content, axes)
 
         @torch.inference_mode()

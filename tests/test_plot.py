@@ -66,7 +66,15 @@ PERCEIVER = dict(num_bands=4, num_latents=9, latent_dim=32, cross_num_heads=3, c
 
 
 @pytest.mark.parametrize('name', ['test_perceiver', 'test_perceiver_io'])
-@pytest.mark.parametrize('kwargs', [{}, dict(unique_cross_attends=1), dict(unique_cross_attends=3)])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        {},
+        dict(unique_cross_attends=1),
+        dict(unique_cross_attends=3),
+        dict(stem='conv1x1', pos_embed='learned', img_size=(7, 11)),
+    ],
+)
 def test_latent_attention_is_what_the_layer_uses(name, kwargs):
     if name.endswith('io'):
         kwargs = dict(kwargs, unique_cross_attends=1)
@@ -82,8 +90,8 @@ def test_latent_attention_is_what_the_layer_uses(name, kwargs):
         hook = attn.register_forward_hook(lambda module, args, output, calls=calls: calls.append((args, output)))
         model(x)
         hook.remove()
-        (_, content, axes, _), output = calls[block - used]
-        values = attn._keys_values(content, axes)[1]
+        (_, content, axes, _, content_proj), output = calls[block - used]
+        values = attn._keys_values(content, axes, content_proj)[1]
         gathered = (weights.flatten(-2) @ values).transpose(1, 2).flatten(2)
         torch.testing.assert_close(attn.proj(gathered), output[:, [4, 0]], rtol=0, atol=1e-5)
     assert torch.equal(plot.latent_attention(model, x, [1], -1), plot.latent_attention(model, x, [1], block))

@@ -76,8 +76,8 @@ def test_all_routes_compute_the_same(name, kwargs, masked):
 
 def route_of(model, size, batch=1):
     with torch.device('meta'):
-        content, axes, _ = model.stem(torch.empty(batch, model.in_chans, *size))
-    return model.cross_attends[0].attn.choose_route(model.latents.shape[0], content, axes)
+        *inputs, _ = model.stem(torch.empty(batch, model.in_chans, *size))
+    return model.cross_attends[0].attn.choose_route(model.latents.shape[0], *inputs)
 
 
 def test_the_route_is_chosen_by_cost():
@@ -92,6 +92,17 @@ def test_the_route_is_chosen_by_cost():
         assert route_of(many_narrow_heads, (224, 224)) == 'plain'
         decoder = fourier.decoder.attn
         assert decoder.choose_route(1, torch.empty(1, 512, 1024), []) == 'folded'
+
+
+def test_a_convolution_that_someone_listens_to_is_called():
+    model = timm.create_model('test_perceiver_io', **LEARNED).eval()
+    x = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        folded = model(x)
+        seen = []
+        model.stem.conv.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+        torch.testing.assert_close(model(x), folded, rtol=0, atol=1e-5)
+    assert seen == [(2, 12, 24, 24)]
 
 
 def test_attention_dropout_takes_the_plain_route_in_training():
@@ -380,7 +391,7 @@ def test_half_precision(dtype, kwargs):
     model = toy(num_bands=64, **kwargs)
     x = torch.randn(1, 3, 224, 224)
     expected = model(x)
-    _, axes, _ = model.to(dtype).stem(x.to(dtype))
+    _, axes, *_ = model.to(dtype).stem(x.to(dtype))
     assert {t.dtype for t in axes} == {torch.float32}
     ours = model(x.to(dtype))
     assert ours.dtype == dtype

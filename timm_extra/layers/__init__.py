@@ -2,7 +2,7 @@
 
 from .attention import Attention
 from .checkpoint import checkpoint
-from .cross_attention import CrossAttention
+from .cross_attention import CrossAttention, has_hooks
 from .fourier import fourier_features, fourier_table, grid_tokens
 from .fuse import fold_batchnorm
 from .image2tokens import Image2Tokens
@@ -20,4 +20,5 @@ __all__ = [
     'fourier_features',
     'fourier_table',
     'grid_tokens',
+    'has_hooks',
 ]

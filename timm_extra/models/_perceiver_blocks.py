@@ -143,9 +143,14 @@ class CrossAttend(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 and residual else nn.Identity()
 
     def forward(
-        self, x: torch.Tensor, content: torch.Tensor, axes: List[torch.Tensor], mask: Optional[torch.Tensor] = None
+        self,
+        x: torch.Tensor,
+        content: torch.Tensor,
+        axes: List[torch.Tensor],
+        mask: Optional[torch.Tensor] = None,
+        content_proj: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Queries (B or 1, M, D) to (B, M, D); inputs and mask as `CrossAttention` takes them."""
-        y = self.drop_path(self.attn(self.norm1(x), content, axes, mask))
+        y = self.drop_path(self.attn(self.norm1(x), content, axes, mask, content_proj))
         x = x + y if self.residual else y
         return x if self.mlp is None else x + self.drop_path(self.mlp(self.norm2(x)))

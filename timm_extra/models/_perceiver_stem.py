@@ -9,7 +9,7 @@ from einops.layers.torch import Rearrange
 from timm.layers import _assert, register_notrace_module, trunc_normal_
 from torch import nn
 
-from timm_extra.layers import fourier_features, fourier_table
+from timm_extra.layers import fourier_features, fourier_table, has_hooks
 
 STEMS = ('pixels', 'conv1x1', 'conv', 'patches', 'points', 'tokens')
 POSITIONS = ('fourier', 'learned', 'none')
@@ -193,7 +193,7 @@ class PerceiverStem(nn.Module):
             self.pos_embed = nn.Parameter(resized.contiguous(), requires_grad=self.pos_embed.requires_grad)
         self.input_shape, self.grid_size = shape, grid
 
-    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor], List[int]]:
+    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor], Optional[torch.Tensor], List[int]]:
         """Prepare inputs for cross-attention.
 
         Args:
@@ -201,16 +201,17 @@ class PerceiverStem(nn.Module):
                 last one or two, where timm's image shapes need one.
 
         Returns:
-            Content (B, c, *grid) with one table (Sᵢ, Fᵢ) per axis, or finished tokens (B, N, C) and no table; and the
-            sizes of the grid, (N,) for points and tokens.
+            Content, tables and `content_proj` as `CrossAttention` takes them, and the sizes of the grid, (N,) for
+            points and tokens. A 1×1 convolution beside learned positions is left to the attention to fold.
 
         Raises:
             AssertionError: Rank, channels or size are not what the model takes.
         """
         axes: List[torch.Tensor] = []
+        content_proj: Optional[torch.Tensor] = None
         if self.kind == 'points' or self.kind == 'tokens':
             x = self._points(x)
-            return x, axes, [x.shape[1]]
+            return x, axes, content_proj, [x.shape[1]]
         if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
             x = x.squeeze(2)
         _assert(
@@ -221,13 +222,17 @@ class PerceiverStem(nn.Module):
         _assert(x[:1, :1].numel() > 0 or x.shape[0] == 0, 'Input has an empty spatial axis.')
         if self.grey_chans > 0:
             x = x.repeat_interleave(self.grey_chans, dim=1)
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
+            if self._conv_foldable():
+                conv = torch.cat([self.conv.weight.flatten(1), self.conv.bias.unsqueeze(1)], dim=1)
+                return x.flatten(2), [self._positions(x)], conv, list(x.shape[2:])
         x = self._content(x)
         grid: List[int] = list(x.shape[2:])
         if self.pos_embed_type == 'fourier':
             for i, resolution in enumerate(self.max_resolution):
                 axes.append(fourier_table(x.shape[i + 2], self.num_bands, resolution, x.device, x.dtype))
-            return x, axes, grid
-        return self._with_learned(x), axes, grid
+            return x, axes, content_proj, grid
+        return self._with_learned(x), axes, content_proj, grid
 
     def _points(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 4 and x.shape[1] == 1:
@@ -263,13 +268,24 @@ class PerceiverStem(nn.Module):
             pad += [total // 2, total - total // 2]
         return F.pad(x, pad, value=value)
 
+    @torch.jit.ignore
+    def _conv_foldable(self) -> bool:
+        plain = type(self.conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and not has_hooks(self.conv)
+        return self.kind == 'conv1x1' and self.pos_embed is not None and plain
+
     def _with_learned(self, x: torch.Tensor) -> torch.Tensor:
         """Content (B, c, *grid) with learned positions, if any, as tokens (B, N, C)."""
-        grid = x.shape[2:]
         tokens = x.flatten(2).transpose(1, 2)
-        pos = self.pos_embed
-        if pos is None:
+        if self.pos_embed is None:
             return tokens
+        pos = self._positions(x)
+        return torch.cat([tokens, pos.unsqueeze(0).expand(tokens.shape[0], -1, -1)], dim=2)
+
+    def _positions(self, x: torch.Tensor) -> torch.Tensor:
+        """Learned positions (N, F) for content (B, c, *grid), projected once for all items of the batch."""
+        pos = self.pos_embed
+        assert pos is not None  # for TorchScript
+        grid = x.shape[2:]
         if list(grid) != list(self.grid_size):
             _assert(
                 self.dynamic_img_size,
@@ -277,8 +293,7 @@ class PerceiverStem(nn.Module):
                 'dynamic_img_size=True or set_input_size().',
             )
             pos = resample_positions(pos, list(self.grid_size), list(grid))
-        pos = self.pos_proj(pos).to(tokens.dtype)  # once, for all items of the batch
-        return torch.cat([tokens, pos.unsqueeze(0).expand(tokens.shape[0], -1, -1)], dim=2)
+        return self.pos_proj(pos).to(x.dtype)
 
 
 def resample_positions(pos: torch.Tensor, old: List[int], new: List[int]) -> torch.Tensor:

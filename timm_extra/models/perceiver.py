@@ -388,15 +388,16 @@ class Perceiver(nn.Module):
         content: torch.Tensor,
         axes: List[torch.Tensor],
         mask: Optional[torch.Tensor],
+        content_proj: Optional[torch.Tensor],
     ) -> torch.Tensor:
         """The cross-attend that block i begins with. (TorchScript cannot index modules by a variable.)"""
         used = min(i, len(self.cross_attends) - 1)
         for j, attend in enumerate(self.cross_attends):
             if j == used:
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    z = checkpoint(attend, z, content, axes, mask)
+                    z = checkpoint(attend, z, content, axes, mask, content_proj)
                 else:
-                    z = attend(z, content, axes, mask)
+                    z = attend(z, content, axes, mask, content_proj)
         return z
 
     def _block(self, i: int, z: torch.Tensor) -> torch.Tensor:
@@ -415,13 +416,13 @@ class Perceiver(nn.Module):
         self, x: torch.Tensor, mask: Optional[torch.Tensor], take_indices: List[int], stop: int
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
-        content, axes, grid = self.stem(x)
+        content, axes, content_proj, grid = self.stem(x)
         mask = flat_mask(mask, content, grid)
         z = self.latents.unsqueeze(0)
         intermediates: List[torch.Tensor] = []
         for i in range(stop):
             if i < self.num_cross_attends:
-                z = self._cross_attend(i, z, content, axes, mask)
+                z = self._cross_attend(i, z, content, axes, mask, content_proj)
             z = self._block(i, z)
             if i in take_indices:
                 intermediates.append(z)

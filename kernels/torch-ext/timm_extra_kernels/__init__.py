@@ -1,6 +1,9 @@
-"""Operations of timm-extra: PyTorch on any device, to be joined by Triton kernels on GPUs."""
+"""Operations of timm-extra: fused Triton kernels on GPUs, PyTorch everywhere else, with the same results."""
 
+from ._dispatch import Path
+from ._spec import explain
+from .class_attention import class_attention
 from .fourier_cross_attention import fourier_cross_attention
 from .latent_cross_attention import latent_cross_attention
 
-__all__ = ['fourier_cross_attention', 'latent_cross_attention']
+__all__ = ['Path', 'class_attention', 'explain', 'fourier_cross_attention', 'latent_cross_attention']

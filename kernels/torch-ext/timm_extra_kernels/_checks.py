@@ -5,6 +5,21 @@ from typing import Optional, Sequence
 import torch
 
 
+def check_floating(op: str, **tensors: torch.Tensor) -> None:
+    """Refuse tensors that are not of a floating-point dtype, or not all on one device.
+
+    Raises:
+        ValueError: Names the tensor, its dtype or the two devices.
+    """
+    for label, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f'{op}: {label} must be of a floating-point dtype, got {tensor.dtype}')
+    first, *others = tensors.items()
+    for label, tensor in others:
+        if tensor.device != first[1].device:
+            raise ValueError(f'{op}: {first[0]} is on {first[1].device}, {label} on {tensor.device}')
+
+
 def check_queries(op: str, q: torch.Tensor, name: str, inputs: torch.Tensor) -> None:
     """Refuse queries that are not (B or 1, H, M, C), or that are elsewhere than the inputs.
 
@@ -15,11 +30,7 @@ def check_queries(op: str, q: torch.Tensor, name: str, inputs: torch.Tensor) -> 
         raise ValueError(f'{op}: q must be (B or 1, H, M, C), got {tuple(q.shape)}')
     if q.shape[0] not in (1, inputs.shape[0]):
         raise ValueError(f'{op}: q has a batch of {q.shape[0]}, {name} of {inputs.shape[0]}')
-    for label, tensor in (('q', q), (name, inputs)):
-        if not tensor.is_floating_point():
-            raise ValueError(f'{op}: {label} must be of a floating-point dtype, got {tensor.dtype}')
-    if q.device != inputs.device:
-        raise ValueError(f'{op}: q is on {q.device}, {name} on {inputs.device}')
+    check_floating(op, **{'q': q, name: inputs})
 
 
 def check_mask(op: str, mask: Optional[torch.Tensor], shape: Sequence[int], device: torch.device) -> None:
@@ -36,12 +47,3 @@ def check_mask(op: str, mask: Optional[torch.Tensor], shape: Sequence[int], devi
         raise ValueError(f'{op}: mask must be {tuple(shape)}, got {tuple(mask.shape)}')
     if mask.device != device:
         raise ValueError(f'{op}: mask is on {mask.device}, the inputs on {device}')
-
-
-def no_second_derivative(ctx, *grads):
-    """Backward of the backward operators.
-
-    Raises:
-        RuntimeError: Always.
-    """
-    raise RuntimeError('the cross-attention operations of timm_extra_kernels have no second derivative')

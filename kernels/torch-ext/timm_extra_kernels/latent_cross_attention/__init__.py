@@ -4,7 +4,8 @@ from typing import Optional
 
 import torch
 
-from .._checks import check_mask, check_queries, no_second_derivative
+from .._checks import check_mask, check_queries
+from .._dispatch import no_second_derivative
 from .._ops import add_op_namespace_prefix, ops
 from . import reference
 

@@ -1,0 +1,85 @@
+"""Runs the kernels wherever the tests run: on a GPU where there is one, in Triton's interpreter elsewhere."""
+
+import os
+from typing import List
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+if INTERPRETED:
+    import triton_interpreter
+
+    triton_interpreter.install()
+GUARD = 64  # elements
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run."""
+    return torch.device('cpu' if INTERPRETED else 'cuda')
+
+
+@pytest.fixture
+def launches(monkeypatch) -> List[str]:
+    """Send every call that a kernel can take to the kernel, on any device, and note the launches.
+
+    Memory that launchers allocate lies between guards and is full of NaN at first; a write beside it fails the test.
+    """
+    from timm_extra_kernels import _dispatch
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    launched = []
+    kind = InterpretedFunction if INTERPRETED else JITFunction
+    run = kind.run
+
+    def noted(self, *args, **kwargs):
+        launched.append(self.__name__)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, 'run', noted)
+    monkeypatch.setattr(_dispatch, 'why_not', _dispatch.unsupported)
+    buffers = []
+    monkeypatch.setattr(torch.Tensor, 'new_empty', lambda self, *a, **k: _guarded_empty(buffers, self, *a, **k))
+    yield launched
+    for buffer, used in buffers:
+        outside = torch.cat([buffer[:GUARD], buffer[GUARD + used :]]).float()
+        assert outside.isnan().all() if buffer.is_floating_point() else (outside == 77).all(), 'a write beside memory'
+
+
+def _guarded_empty(buffers, like, *shape, dtype=None, device=None):
+    shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    dtype = dtype or like.dtype
+    used = torch.Size(shape).numel()
+    fill = float('nan') if dtype.is_floating_point else 77
+    buffer = torch.full((used + 2 * GUARD,), fill, dtype=dtype, device=device or like.device)
+    buffers.append((buffer, used))
+    return buffer[GUARD : GUARD + used].view(shape)
+
+
+@pytest.fixture
+def guarded():
+    """Copy a tensor, strides and all, between guards of NaN; reading them gives NaN, writing them fails the test."""
+    made = []
+
+    def guard(tensor: torch.Tensor) -> torch.Tensor:
+        span = (
+            1 + sum((s - 1) * abs(d) for s, d in zip(tensor.shape, tensor.stride(), strict=True))
+            if tensor.numel()
+            else 0
+        )
+        fill = float('nan') if tensor.is_floating_point() else True
+        buffer = torch.full((span + 2 * GUARD,), fill, dtype=tensor.dtype, device=tensor.device)
+        view = buffer[GUARD : GUARD + span].as_strided(tensor.shape, tensor.stride())
+        if 0 not in tensor.stride():
+            view.copy_(tensor)
+        else:  # an expanded tensor is written through its one copy
+            once = tuple(slice(0, 1) if d == 0 else slice(None) for d in tensor.stride())
+            view[once].copy_(tensor[once])
+        made.append((buffer, buffer.clone()))
+        return view
+
+    yield guard
+    for buffer, before in made:
+        assert torch.equal(buffer.nan_to_num(123.0), before.nan_to_num(123.0)), 'a kernel wrote to its inputs'

@@ -26,9 +26,10 @@ def launches(monkeypatch) -> List[str]:
 
     Memory that launchers allocate lies between guards and is full of NaN at first; a write beside it fails the test.
     """
-    from timm_extra_kernels import _dispatch
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
+
+    from timm_extra_kernels import _dispatch
 
     launched = []
     kind = InterpretedFunction if INTERPRETED else JITFunction

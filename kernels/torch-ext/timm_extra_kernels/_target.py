@@ -1,0 +1,15 @@
+"""What the kernels are launched on. Imports triton, so only kernel.py files import it."""
+
+import os
+
+from triton.runtime import driver
+
+INTERPRETER = 'interpreter'
+
+
+def target() -> str:
+    """'sm_80', 'sm_90', 'sm_100', 'gfx942' and the like, or 'interpreter' under `TRITON_INTERPRET=1`."""
+    if os.environ.get('TRITON_INTERPRET') == '1':
+        return INTERPRETER
+    current = driver.active.get_current_target()
+    return f'sm_{current.arch}' if current.backend == 'cuda' else str(current.arch).split(':')[0]

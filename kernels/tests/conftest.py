@@ -65,11 +65,8 @@ def guarded():
     made = []
 
     def guard(tensor: torch.Tensor) -> torch.Tensor:
-        span = (
-            1 + sum((s - 1) * abs(d) for s, d in zip(tensor.shape, tensor.stride(), strict=True))
-            if tensor.numel()
-            else 0
-        )
+        reach = sum((s - 1) * d for s, d in zip(tensor.shape, tensor.stride(), strict=True))
+        span = reach + 1 if tensor.numel() else 0
         fill = float('nan') if tensor.is_floating_point() else True
         buffer = torch.full((span + 2 * GUARD,), fill, dtype=tensor.dtype, device=tensor.device)
         view = buffer[GUARD : GUARD + span].as_strided(tensor.shape, tensor.stride())

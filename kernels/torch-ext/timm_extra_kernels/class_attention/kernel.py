@@ -99,7 +99,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> 
     out = q.new_empty(B, H, 1, D)
     _class_attention_fwd_kernel[(B * H,)](
         q, k, v, out, scale, H, L, D,
-        *_without_tokens(q), *k.stride(), *v.stride(), **_blocks(D),
+        *_without_tokens(q), *k.stride(), *v.stride(), **_blocks(D, 1),
     )  # fmt: skip
     return out
 
@@ -112,7 +112,7 @@ def backward(
     dq, dk, dv = q.new_empty(B, H, 1, D), k.new_empty(B, H, L, D), v.new_empty(B, H, L, D)
     _class_attention_bwd_kernel[(B * H,)](
         grad, q, k, v, dq, dk, dv, scale, H, L, D,
-        *_without_tokens(grad), *_without_tokens(q), *k.stride(), *v.stride(), **_blocks(D),
+        *_without_tokens(grad), *_without_tokens(q), *k.stride(), *v.stride(), **_blocks(D, 2),
     )  # fmt: skip
     return dq, dk, dv
 
@@ -121,6 +121,6 @@ def _without_tokens(t: torch.Tensor) -> Tuple[int, int, int]:
     return t.stride(0), t.stride(1), t.stride(3)
 
 
-def _blocks(D: int) -> dict:
+def _blocks(D: int, warps: int) -> dict:
     block = max(16, triton.next_power_of_2(D))
-    return dict(BL=BLOCK_L, BD=block, num_warps=1 if block <= 64 else 4)
+    return dict(BL=BLOCK_L, BD=block, num_warps=warps if block <= 64 else 4)

@@ -2,12 +2,13 @@
 
 from .attention import Attention
 from .checkpoint import checkpoint
-from .cross_attention import CrossAttention, has_hooks
+from .cross_attention import CrossAttention
 from .fourier import fourier_features, fourier_table, grid_tokens
 from .fuse import fold_batchnorm
 from .image2tokens import Image2Tokens
 from .lca import LayerwiseClassAttention
 from .leff import LeFF
+from .operators import has_hooks
 
 __all__ = [
     'Attention',

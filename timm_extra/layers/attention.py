@@ -4,8 +4,12 @@ from typing import Final, Optional
 
 import torch
 import torch.nn.functional as F
-from timm.layers import use_fused_attn
+from timm.layers import register_notrace_function, use_fused_attn
 from torch import nn
+
+from timm_extra_kernels import class_attention
+
+from .operators import operators_usable
 
 
 class Attention(nn.Module):
@@ -77,10 +81,23 @@ class Attention(nn.Module):
             q = q[:, :, query].unsqueeze(2)  # (B, H, 1, D)
 
         if self.fused_attn:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+            dropout_p = self.attn_drop.p if self.training else 0.0
+            if query is None:
+                x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+            else:
+                x = ask_once(q, k, v, dropout_p)
         else:
             attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, N, N), or (B, H, 1, N)
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
 
         x = x.transpose(1, 2).flatten(2)  # (B, N or 1, H·D)
         return self.proj_drop(self.proj(x))
+
+
+@register_notrace_function  # a name with an underscore would be traced all the same
+def ask_once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
+    """Attention of one query per head (B, H, 1, D) over keys and values (B, H, N, D), to (B, H, 1, D)."""
+    if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
+        if dropout_p == 0.0 and operators_usable():
+            return class_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)

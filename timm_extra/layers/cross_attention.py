@@ -11,6 +11,7 @@ from torch import nn
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
 
 from .fourier import grid_tokens
+from .operators import has_hooks, operators_usable
 
 ROUTES = ('separable', 'folded', 'plain')
 # What the separable route's further passes over the scores cost, in multiplications: it wins from about 35 channels on,
@@ -171,15 +172,12 @@ class CrossAttention(nn.Module):
         return 'folded' if folded < plain else 'plain'
 
     def _foldable(self) -> bool:
-        if (self.training and self.attn_drop.p > 0.0) or torch.jit.is_tracing():
+        if (self.training and self.attn_drop.p > 0.0) or not operators_usable():
             return False
         if type(self.norm_kv) not in (nn.LayerNorm, LayerNorm):
             return False
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            return False  # torch.func's transforms have no rule for the operators
-        if any(type(m) is not nn.Linear for m in (self.k, self.v)):
-            return False
-        return not any(has_hooks(m) for m in (self.norm_kv, self.k, self.v))
+        plain = type(self.k) is nn.Linear and type(self.v) is nn.Linear
+        return plain and not has_hooks(self.norm_kv, self.k, self.v)
 
     @torch.jit.ignore
     def _folded(
@@ -275,13 +273,6 @@ class CrossAttention(nn.Module):
             return scores.softmax(-1)
         scores = scores.masked_fill(~mask[:, None, None], -float('inf'))
         return scores.softmax(-1).nan_to_num(0.0)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module must be called for the sake of whoever listens."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def _onto_thin(weight: torch.Tensor, content_proj: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,8 @@ def _line(row: Dict[str, Any]) -> str:
         speedup = row['speedup']
         line += f'{row["other_ms"]["median"]:>10.1f} ms{speedup["median"]:>8.2f}×'
         line += f'  ({speedup["p10"]:.2f} to {speedup["p90"]:.2f})' if 'rounds' in row else ''
+    if 'floor_ms' in row:
+        line += f'  floor {row["floor_ms"]:.3f} ms'
     if 'ours_peak_mib' in row:
         line += f'  peak {row["ours_peak_mib"]:.0f}'
         line += f' against {row["other_peak_mib"]:.0f} MiB' if 'other_peak_mib' in row else ' MiB'
@@ -98,9 +100,16 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
     if not chosen:
         print(f'benchmarks: no case contains {args.only!r}; --list shows them', file=sys.stderr)
         return 2
+    if args.device == 'cpu' and not args.list:
+        chosen = [c for c in chosen if not c.gpu]
+        if not chosen:
+            print(f'benchmarks: the cases that contain {args.only!r} need --device cuda', file=sys.stderr)
+            return 2
     if args.list:
         for case in chosen:
             print(f'{case.name}\n  ours: {case.ours}\n  other: {case.other}')
+            if case.floor_ms is not None:
+                print(f'  floor: {case.floor_ms:.3f} ms on an H100, counted')
         return 0
     if args.device == 'cuda' and not torch.cuda.is_available():
         print('benchmarks: --device cuda, but torch finds no GPU', file=sys.stderr)

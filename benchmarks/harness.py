@@ -60,6 +60,8 @@ class Case:
         memory: Measure the extra peak memory too, of each side in a process of its own.
         alone: Measure times there as well: for sizes at which a side may fail.
         pixels: Size of the input, for the slope of times over the rows of one name.
+        gpu: Needs a GPU.
+        floor_ms: Milliseconds on an H100 that counted bytes and operations allow, to stand beside what is measured.
     """
 
     name: str
@@ -70,6 +72,8 @@ class Case:
     memory: bool = False
     alone: bool = False
     pixels: int = 0
+    gpu: bool = False
+    floor_ms: Optional[float] = None
 
 
 def run_case(case: Case, device: str, rounds: int) -> Dict[str, Any]:
@@ -86,6 +90,8 @@ def run_case(case: Case, device: str, rounds: int) -> Dict[str, Any]:
     row: Dict[str, Any] = dict(name=case.name, ours=case.ours, other=case.other, device=device, atol=case.atol)
     if case.pixels:
         row['pixels'] = case.pixels
+    if case.floor_ms is not None:
+        row['floor_ms'] = round(case.floor_ms, 4)
     return _alone(case, row) if case.alone else _together(case, row, rounds)
 
 

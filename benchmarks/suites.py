@@ -8,6 +8,7 @@ import torch
 
 import timm_extra  # noqa: F401
 
+from . import operations
 from .harness import Case, Pair, Prepared
 from .peers.ceit import OfficialCeiT, randomize
 
@@ -215,3 +216,6 @@ case(
     atol=1e-2,
     alone=True,
 )(_at_size(_perceiver_base_pair, 4096, training=False))
+
+
+operations.register(case)

@@ -1,0 +1,75 @@
+"""Build the kernel project as kernel-builder would, without its tools: for `kernels.get_local_kernel` and for a look.
+
+`python kernels/build_local.py DIRECTORY` writes DIRECTORY/build/torch-<backend>/ for every backend of build.toml, each
+with the sources, the operator namespace of that build (`_ops.py`) and `metadata.json` with a digest of every file.
+"""
+
+import base64
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import List
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent
+OPS = """import torch
+
+ops = getattr(torch.ops, "{namespace}")
+
+
+def add_op_namespace_prefix(op_name: str) -> str:
+    return f"{namespace}::{{op_name}}"
+"""
+
+
+def build(directory: Path) -> List[Path]:
+    """Write every build variant.
+
+    Args:
+        directory: Where `build/` is made anew.
+
+    Returns:
+        The folders of the variants.
+    """
+    general = tomllib.loads((ROOT / 'build.toml').read_text())['general']
+    module = general['name'].replace('-', '_')
+    sources = ROOT / 'torch-ext' / module
+    revision = hashlib.sha256(b''.join(p.read_bytes() for p in sorted(sources.rglob('*.py')))).hexdigest()[:7]
+    shutil.rmtree(directory / 'build', ignore_errors=True)
+    variants = []
+    for backend in general['backends']:
+        variant = directory / 'build' / f'torch-{backend}'
+        shutil.copytree(sources, variant, ignore=shutil.ignore_patterns('__pycache__', '_ops.py'))
+        namespace = f'_{module}_{backend}_{revision}'
+        (variant / '_ops.py').write_text(OPS.format(namespace=namespace))
+        metadata = {
+            'id': namespace,
+            'name': general['name'],
+            'version': general['version'],
+            'license': general['license'],
+            'python-depends': [],
+            'backend': {'type': backend},
+            'digest': {'algorithm': 'sha256', 'files': _digests(variant)},
+        }
+        (variant / 'metadata.json').write_text(json.dumps(metadata, indent=1))
+        variants.append(variant)
+    return variants
+
+
+def _digests(folder: Path) -> dict:
+    return {
+        str(path.relative_to(folder)): base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
+
+
+if __name__ == '__main__':
+    for made in build(Path(sys.argv[1])):
+        print(made)

@@ -50,7 +50,7 @@ def results(function, args, seed=0):
 
 
 def check(spec, case, dtype, device, guard):
-    """Errors at most twice those of the definition in the same dtype, beyond what rounding the result costs."""
+    """Errors at most twice those of the definition in the same dtype, beyond a floor."""
     args = mapped(guard, spec.inputs(case, dtype, device))
     operator = getattr(torch.ops.timm_extra, spec.name)
     ours = results(lambda *a: public(spec, operator(*a)), mapped(leaf, args))
@@ -58,7 +58,8 @@ def check(spec, case, dtype, device, guard):
     eager = results(spec.definition, mapped(leaf, args))
     assert len(ours) == len(exact)
     for i, (a, b, c) in enumerate(zip(ours, exact, eager, strict=True)):
-        floor = 4 * torch.finfo(dtype).eps * b.abs().max().clamp_min(1e-3)
+        # rounding the result, and what sums of terms of order 1 leave of float32 where they cancel to nothing
+        floor = 4 * torch.finfo(dtype).eps * b.abs().max() + 8 * torch.finfo(torch.float32).eps
         error, eager_error = (a - b).abs().max(), (c - b).abs().max()
         assert error <= 2 * eager_error + floor, f'result {i}: error {error:.3g}, in eager {eager_error:.3g}'
     return args

@@ -146,7 +146,8 @@ def main() -> None:
     """Print the table of one target, or write the committed one of all."""
     if sys.argv[1:] == ['--write']:
         table = dict(triton=triton.__version__, targets=compile_all(list(TARGETS)))
-        COMMITTED.write_text(json.dumps(table, indent=1) + '\n')
+        text = json.dumps(table, indent=1)
+        COMMITTED.write_text(re.sub(r'{([^{}]*)}', lambda m: '{' + ' '.join(m[1].split()) + '}', text) + '\n')
         return
     target, *names = sys.argv[1:]
     kernels: Dict[str, Dict[str, int]] = {}

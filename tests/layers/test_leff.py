@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from timm_extra.layers import LeFF
+import timm_extra.layers.leff as leff_module
+from timm_extra.layers import LeFF, checkpoint
 
 GRIDS = [(14, 14), (7, 9), (1, 1), (1, 5), (3, 2)]
 
@@ -74,3 +77,163 @@ def test_fusing_in_training_is_refused():
 def test_even_kernels_are_named(kernel_size):
     with pytest.raises(ValueError, match=str(kernel_size)):
         LeFF(6, 20, kernel_size)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Make LeFF take its operations wherever it can, as on a GPU, and note them."""
+    called = []
+    monkeypatch.setattr(leff_module, '_fusing_pays', lambda x, fused: True)
+
+    def noted(function):
+        def call(*args, **kwargs):
+            called.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    for function in (leff_module.leff_depthwise, leff_module.leff_depthwise_train):
+        monkeypatch.setattr(leff_module, function.__name__, noted(function))
+    return called
+
+
+def pair(**kwargs):
+    """Twice the same LeFF, statistics and affines as after some training; the second goes layer by layer."""
+    leff = LeFF(6, 20, **kwargs).double()
+    for bn in (leff.bn1, leff.bn2):
+        for tensor, low in ((bn.running_mean, -1), (bn.running_var, 0.5), (bn.weight, 0.5), (bn.bias, -1)):
+            nn.init.uniform_(tensor, low, 2)
+    plain = copy.deepcopy(leff)
+    plain.act1.register_forward_hook(lambda *args: None)
+    return leff, plain
+
+
+def run(leff, grid=(3, 4), B=2):
+    """Output, gradients and buffers."""
+    x = torch.randn(B, grid[0] * grid[1], 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    y = leff(x, grid)
+    return y, torch.autograd.grad(y.cos().sum(), [x, *leff.parameters()]), list(leff.buffers())
+
+
+@pytest.mark.parametrize('momentum', [0.1, 1.0, 0.0, None])
+def test_training_operation_equals_the_layers(calls, momentum):
+    leff, plain = pair()
+    for bn in (*(m for m in leff.modules() if isinstance(m, nn.BatchNorm2d)), plain.bn1, plain.bn2, plain.bn3):
+        bn.momentum = momentum
+    for _ in range(3):  # statistics accumulate
+        torch.testing.assert_close(run(leff), run(plain))
+    assert calls == ['leff_depthwise_train'] * 3
+    assert leff.bn1.num_batches_tracked == 3
+
+
+def test_frozen_norms_take_the_operation_of_evaluation(calls):
+    leff, plain = pair()
+    for m in (leff, plain):
+        m.bn1.eval()
+        m.bn2.eval()
+    torch.testing.assert_close(run(leff), run(plain))
+    assert calls == ['leff_depthwise']
+
+
+def test_evaluation_and_fused_operation_equal_the_layers(calls):
+    leff, plain = pair()
+    torch.testing.assert_close(run(leff.eval()), run(plain.eval()))
+    torch.testing.assert_close(run(leff.fuse())[0], run(plain)[0])
+    assert calls == ['leff_depthwise'] * 2
+
+
+def without_statistics(leff):
+    leff.bn1 = nn.BatchNorm2d(20, track_running_stats=False, dtype=torch.float64)
+    leff.bn1.eval()
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda m: m.bn1.eval(),
+        lambda m: setattr(m.bn2, 'eps', 1e-3),
+        lambda m: setattr(m, 'act2', nn.ReLU()),
+        lambda m: setattr(m, 'act1', nn.GELU('tanh')),
+        lambda m: setattr(m, 'bn1', nn.SyncBatchNorm(20, dtype=torch.float64).eval()),
+        lambda m: setattr(m, 'bn2', nn.BatchNorm2d(20, affine=False, dtype=torch.float64)),
+        lambda m: setattr(m.conv, 'padding_mode', 'circular'),
+        lambda m: nn.utils.parametrizations.weight_norm(m.conv),
+        without_statistics,
+    ],
+)
+def test_unusual_layers_are_called(calls, change):
+    leff, plain = pair()
+    for m in (leff, plain):
+        change(m)
+    torch.testing.assert_close(run(leff)[0], run(plain)[0])
+    assert not calls
+
+
+@pytest.mark.parametrize('name', ['bn1', 'act1', 'conv', 'bn2', 'act2'])
+def test_hooks_are_heard(name):
+    leff, seen = LeFF(6, 20).eval(), []
+    getattr(leff, name).register_forward_hook(lambda *args: seen.append(name))
+    with torch.no_grad():
+        leff(torch.randn(2, 12, 6), (3, 4))
+    assert seen == [name]
+
+
+def test_one_value_per_channel_is_refused_as_batchnorm_does(calls):
+    for leff in pair():
+        with pytest.raises(ValueError, match='Expected more than 1 value per channel when training'):
+            run(leff, (1, 1), 1)
+
+
+def test_checkpointing_counts_each_batch_once(calls):
+    leff, plain = pair()
+    x = torch.randn(2, 12, 6, dtype=torch.float64)
+    grads = []
+    for m in (leff, plain):
+        y = checkpoint(m, x, (3, 4)) if m is leff else m(x, (3, 4))
+        grads.append(torch.autograd.grad(y.cos().sum(), list(m.parameters())))
+    torch.testing.assert_close(grads[0], grads[1])
+    torch.testing.assert_close(list(leff.buffers()), list(plain.buffers()))
+    assert calls == ['leff_depthwise_train'] * 2
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_operations_compile_whole(monkeypatch, train):
+    monkeypatch.setattr(leff_module, '_fusing_pays', lambda x, fused: True)
+    leff, plain = pair()
+    compiled = torch.compile(leff.train(train), fullgraph=True, backend='aot_eager')
+    x = torch.randn(2, 12, 6, dtype=torch.float64)
+    torch.testing.assert_close(compiled(x, (3, 4)), plain.train(train)(x, (3, 4)))
+    torch.testing.assert_close(list(leff.buffers()), list(plain.buffers()))
+
+
+def test_checkpointed_operations_compile(monkeypatch):
+    monkeypatch.setattr(leff_module, '_fusing_pays', lambda x, fused: True)
+    leff, plain = pair()
+    x = torch.randn(2, 12, 6, dtype=torch.float64)
+    compiled = torch.compile(lambda x: checkpoint(leff, x, (3, 4)), backend='aot_eager')
+    results = []
+    for m, y in ((leff, compiled(x)), (plain, plain(x, (3, 4)))):
+        results.append((torch.autograd.grad(y.cos().sum(), list(m.parameters())), list(m.buffers())))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_evaluation_on_a_cpu_takes_the_operation_without_gradients_only(monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        leff_module, 'leff_depthwise', lambda x, *args, **kwargs: called.append(torch.is_grad_enabled()) or x
+    )
+    leff, x = LeFF(6, 20).eval(), torch.randn(2, 12, 6)
+    leff(x, (3, 4))
+    with torch.no_grad():
+        leff(x, (3, 4))
+    assert called == [False]
+
+
+def test_transforms_of_torch_func(calls):
+    leff, plain = pair()
+    x = torch.randn(3, 2, 12, 6, dtype=torch.float64)
+    leff.eval(), plain.eval()
+    torch.testing.assert_close(
+        torch.func.vmap(lambda x: leff(x, (3, 4)))(x), torch.stack([plain(i, (3, 4)) for i in x])
+    )

@@ -14,6 +14,4 @@ def operators_usable() -> bool:
 
 def has_hooks(*modules: nn.Module) -> bool:
     """Whether any of the modules must be called for the sake of whoever listens."""
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules
-    )
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)

@@ -76,7 +76,13 @@ class OpSpec:
         return importlib.import_module(f'.{self.name}.{name}', __package__)
 
 
-SPECS = [OpSpec('class_attention')]
+SPECS = [
+    OpSpec('class_attention'),
+    OpSpec('fourier_cross_attention'),
+    OpSpec('latent_cross_attention'),
+    OpSpec('leff_depthwise'),
+    OpSpec('leff_depthwise_train', outputs=5),
+]
 
 
 def explain(function: Callable, *args: Any, **kwargs: Any) -> Path:

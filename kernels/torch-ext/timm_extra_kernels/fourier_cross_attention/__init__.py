@@ -1,11 +1,11 @@
 """Cross-attention from few queries to a grid of inputs with position features that depend on one axis each."""
 
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
 from .._checks import check_mask, check_queries
-from .._dispatch import no_second_derivative
+from .._dispatch import implement, no_second_derivative
 from .._ops import add_op_namespace_prefix, ops
 from . import reference
 
@@ -22,8 +22,21 @@ torch.library.define(
     '(Tensor grad, Tensor q, Tensor content, Tensor[] axes, Tensor out, Tensor lse, float scale, float? eps, '
     'Tensor? mask, bool needs_inputs) -> (Tensor, Tensor, Tensor[])',
 )
-torch.library.impl(_FORWARD, 'CompositeExplicitAutograd', reference.forward)
-torch.library.impl(_BACKWARD, 'CompositeExplicitAutograd', reference.backward)
+
+
+def limits(*args) -> Optional[str]:
+    """What the kernels cannot do."""
+    backward = len(args) == 10
+    q, content = args[1:3] if backward else args[:2]
+    channels = content.shape[1]
+    if backward and args[-1] and q.dtype == torch.float32 and channels > 12:
+        return f'gradients of {channels} content channels in float32 are more than 12'
+    most = 40 if q.dtype == torch.float16 else 120
+    return f'{channels} content channels are more than {most}' if channels > most else None
+
+
+implement(_FORWARD, __name__, 'forward', limits)
+implement(_BACKWARD, __name__, 'backward', limits)
 
 
 @torch.library.register_fake(_FORWARD)
@@ -60,6 +73,23 @@ torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_contex
 torch.library.register_autograd(_BACKWARD, no_second_derivative)
 
 
+def prepare(
+    q: torch.Tensor,
+    content: torch.Tensor,
+    axes: Sequence[torch.Tensor],
+    *,
+    scale: float,
+    eps: Optional[float] = 1e-5,
+    mask: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor], float, Optional[float], Optional[torch.Tensor]]:
+    """Check the arguments of `fourier_cross_attention` and bring them into the operator's order."""
+    check_queries('fourier_cross_attention', q, 'content', content)
+    axes = list(axes)
+    _check_grid(q, content, axes)
+    check_mask('fourier_cross_attention', mask, (content.shape[0], *content.shape[2:]), content.device)
+    return q, content, axes, float(scale), eps, mask
+
+
 def fourier_cross_attention(
     q: torch.Tensor,
     content: torch.Tensor,
@@ -90,11 +120,7 @@ def fourier_cross_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    check_queries('fourier_cross_attention', q, 'content', content)
-    axes = list(axes)
-    _check_grid(q, content, axes)
-    check_mask('fourier_cross_attention', mask, (content.shape[0], *content.shape[2:]), content.device)
-    out, _ = ops.fourier_cross_attention(q, content, axes, float(scale), eps, mask)
+    out, _ = ops.fourier_cross_attention(*prepare(q, content, axes, scale=scale, eps=eps, mask=mask))
     return out.to(q.dtype)
 
 

@@ -13,13 +13,12 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget, without_autocast
+from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget
 
 Tile = Tuple[slice, slice, slice]
 LONGEST_LINE = 256
 
 
-@without_autocast
 def forward(
     q: torch.Tensor,
     content: torch.Tensor,
@@ -66,7 +65,6 @@ def forward(
     return out.view(B, H, M, C), lse.view(B, H, M)
 
 
-@without_autocast
 def backward(
     grad: torch.Tensor,
     q: torch.Tensor,

@@ -1,11 +1,11 @@
 """Cross-attention from few queries to many inputs that serve as keys and as values."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 
 from .._checks import check_mask, check_queries
-from .._dispatch import no_second_derivative
+from .._dispatch import implement, no_second_derivative
 from .._ops import add_op_namespace_prefix, ops
 from . import reference
 
@@ -19,8 +19,16 @@ torch.library.define(
     '(Tensor grad, Tensor q, Tensor x, Tensor out, Tensor lse, float scale, float? eps, Tensor? mask, bool needs_x)'
     ' -> (Tensor, Tensor)',
 )
-torch.library.impl(_FORWARD, 'CompositeExplicitAutograd', reference.forward)
-torch.library.impl(_BACKWARD, 'CompositeExplicitAutograd', reference.backward)
+
+
+def limits(*args) -> Optional[str]:
+    """What the kernels cannot do."""
+    channels = args[1].shape[-1]  # of x, or of q after the gradient
+    return f'{channels} channels are more than 1024' if channels > 1024 else None
+
+
+implement(_FORWARD, __name__, 'forward', limits)
+implement(_BACKWARD, __name__, 'backward', limits)
 
 
 @torch.library.register_fake(_FORWARD)
@@ -51,6 +59,26 @@ torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_contex
 torch.library.register_autograd(_BACKWARD, no_second_derivative)
 
 
+def prepare(
+    q: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    scale: float,
+    eps: Optional[float] = 1e-5,
+    mask: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, torch.Tensor, float, Optional[float], Optional[torch.Tensor]]:
+    """Check the arguments of `latent_cross_attention` and bring them into the operator's order."""
+    check_queries('latent_cross_attention', q, 'x', x)
+    if x.ndim != 3 or x.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f'latent_cross_attention: x must be (B, N, {q.shape[-1]}) for q {tuple(q.shape)}, got {tuple(x.shape)}'
+        )
+    if not x.shape[1]:
+        raise ValueError(f'latent_cross_attention: x {tuple(x.shape)} has no inputs to attend to')
+    check_mask('latent_cross_attention', mask, x.shape[:2], x.device)
+    return q, x, float(scale), None if eps is None else float(eps), mask
+
+
 def latent_cross_attention(
     q: torch.Tensor,
     x: torch.Tensor,
@@ -63,7 +91,8 @@ def latent_cross_attention(
 
     Cross-attention with one projection of keys and one of values becomes this when both are folded into the queries
     and the output: scores need q (Wk γ) only, and (softmax · x̂)(γ Wv)ᵀ is the output. Keys and values then never
-    exist. Memory is bounded: scores are formed tile by tile. Arithmetic is in float32, or float64 where a tensor is.
+    exist. Memory is bounded: scores are formed tile by tile. Sums are in float32, or float64
+    where a tensor is; so are the products, but for kernels, which multiply in the dtype of q.
 
     Args:
         q: Queries (B or 1, H, M, C); with 1 all items of the batch share them.
@@ -78,13 +107,5 @@ def latent_cross_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    check_queries('latent_cross_attention', q, 'x', x)
-    if x.ndim != 3 or x.shape[-1] != q.shape[-1]:
-        raise ValueError(
-            f'latent_cross_attention: x must be (B, N, {q.shape[-1]}) for q {tuple(q.shape)}, got {tuple(x.shape)}'
-        )
-    if not x.shape[1]:
-        raise ValueError(f'latent_cross_attention: x {tuple(x.shape)} has no inputs to attend to')
-    check_mask('latent_cross_attention', mask, x.shape[:2], x.device)
-    out, _ = ops.latent_cross_attention(q, x, float(scale), eps, mask)
+    out, _ = ops.latent_cross_attention(*prepare(q, x, scale=scale, eps=eps, mask=mask))
     return out.to(q.dtype)

@@ -5,7 +5,7 @@ from typing import Iterator, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget, without_autocast
+from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget
 
 
 def normalise(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
@@ -13,7 +13,6 @@ def normalise(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
     return x if eps is None else F.layer_norm(x, x.shape[-1:], None, None, eps)
 
 
-@without_autocast
 def forward(
     q: torch.Tensor, x: torch.Tensor, scale: float, eps: Optional[float], mask: Optional[torch.Tensor]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +52,6 @@ def forward(
     return out.view(B, H, M, C), lse.view(B, H, M)
 
 
-@without_autocast
 def backward(
     grad: torch.Tensor,
     q: torch.Tensor,

@@ -1,0 +1,184 @@
+"""The kernels of separable cross-attention where their own reasoning could fail: masks, large scores, many splits."""
+
+import pytest
+import torch
+from test_ops import check, leaf, mapped, results
+
+from timm_extra_kernels import fourier_cross_attention
+from timm_extra_kernels._cases import Case, randn
+from timm_extra_kernels._spec import SPECS
+from timm_extra_kernels.fourier_cross_attention import cases, limits
+from timm_extra_kernels.fourier_cross_attention.operands import chunks, slots
+
+SPEC = next(spec for spec in SPECS if spec.name == 'fourier_cross_attention')
+SPATIAL = [(37,), (3, 19), (2, 3, 17)]
+
+
+def operator(*args):
+    return torch.ops.timm_extra.fourier_cross_attention(*args)[:1]
+
+
+def both(args, dtype=torch.float32):
+    """Results of the kernels in a dtype and of the definition in float64: output and all gradients."""
+    args = mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, args)
+    ours = results(operator, mapped(leaf, args))
+    exact = results(SPEC.definition, mapped(lambda t: leaf(t, torch.float64), args))
+    return ours, exact
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('spatial', SPATIAL)
+def test_an_item_without_positions_gives_zeros(spatial, dtype, device, launches, guarded):
+    sizes = dict(B=3, Q=1, H=2, M=3, c=3, S=spatial, F=4, mask=True)
+    args = list(SPEC.inputs(Case('masked', sizes), torch.float32, device))
+    args[-1][1] = False
+    ours, exact = both(mapped(guarded, args), dtype)
+    assert not ours[0][1].any() and not ours[2][1].any()
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+    assert launches
+
+
+def test_masked_positions_may_hold_anything(device, launches):
+    sizes = dict(B=2, M=3, c=3, S=(3, 19), F=4, mask=True)
+    q, content, axes, scale, eps, mask = SPEC.inputs(Case('masked', sizes), torch.float32, device)
+    expected = operator(q, content, axes, scale, eps, mask)[0]
+    dirty = torch.where(mask[:, None], content, float('nan'))
+    assert torch.equal(operator(q, dirty, axes, scale, eps, mask)[0], expected)
+    content[0, 0][mask[0]] = float('nan')
+    out = operator(q, content, axes, scale, eps, mask)[0]
+    assert out[0].isnan().all() and out[1].isfinite().all()
+
+
+@pytest.mark.parametrize('spatial', SPATIAL)
+def test_an_offset_costs_no_digits(spatial, device, launches):
+    args = SPEC.inputs(Case('offset', dict(B=2, M=3, c=3, S=spatial, F=5)), torch.float32, device)
+    q, content, axes, *rest = args
+    args = q, content + 100, [t + 100 for t in axes], *rest
+    ours, exact = both(args)
+    eager = results(SPEC.definition, mapped(leaf, args))
+    for a, b, c in zip(ours, exact, eager, strict=True):
+        assert (a - b).abs().max() <= 2 * (c - b).abs().max() + 4e-7 * b.abs().max()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('factor', [20.0, 60.0, 1000.0, 1e5])
+def test_large_scores(factor, dtype, device, launches, guarded):
+    """Below and above what needs no shift, up to a softmax that is one position."""
+    if dtype == torch.float16 and factor > 1000:
+        pytest.skip('float16 does not hold these queries')
+    case = Case('large', dict(B=2, H=1, M=5, c=3, S=(4, 19), F=5, factor=factor))
+    args = mapped(guarded, SPEC.inputs(case, dtype, device))
+    ours = operator(*args)[0]
+    exact = SPEC.definition(*mapped(lambda t: t.double(), args))
+    eager = SPEC.definition(*args)
+    assert ours.isfinite().all()
+    assert (ours - exact).abs().max() <= 2 * (eager - exact).abs().max() + 4 * torch.finfo(
+        dtype
+    ).eps * exact.abs().max()
+
+
+def test_scores_that_all_are_far_below_zero(device, launches):
+    """Without normalisation nothing bounds scores, and nothing says that the largest is near 0."""
+    q, content, axes, scale, _, mask = SPEC.inputs(
+        Case('low', dict(B=2, M=5, c=3, S=(4, 19), F=5, eps=None)), torch.float32, device
+    )
+    content[:, :1] += 1000.0
+    q[..., 0] = -2.0
+    args = q, content, axes, scale, None, mask
+    ours, exact = operator(*args)[0], SPEC.definition(*mapped(lambda t: t.double(), args))
+    eager = SPEC.definition(*args)
+    assert (ours - exact).abs().max() <= 2 * (eager - exact).abs().max() + 1e-3
+
+
+@pytest.mark.parametrize('spatial', [(1,), (1, 1), (1, 1, 1), (17, 1), (1, 17)])
+def test_one_of_everything(spatial, device, launches, guarded):
+    """A single position has gradients of exactly 0 but for rounding, which no relative error can measure."""
+    args = SPEC.inputs(Case('one', dict(B=1, M=1, c=1, S=spatial, F=1)), torch.float32, device)
+    ours, exact = both(mapped(guarded, args))
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize('channels', [3, 4, 9, 10, 13])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_every_layout_of_slots(channels, dtype, device, launches, guarded):
+    check(SPEC, Case('slots', dict(B=1, M=3, c=channels, S=(2, 9), F=3)), dtype, device, guarded)
+
+
+@pytest.mark.parametrize('spatial', [(3, 19), (37,)])
+def test_a_long_last_axis_is_cut(spatial, device, launches, guarded, monkeypatch):
+    from timm_extra_kernels.fourier_cross_attention import kernel
+
+    monkeypatch.setattr(kernel, 'LARGEST_MATRIX', 100)
+    case = Case('cut', dict(B=2, M=5, c=3, S=spatial, F=5, mask=True))
+    check(SPEC, case, torch.float32, device, guarded)
+    assert len([name for name in launches if 'cross_attention_fwd' in name]) >= 4
+
+
+@pytest.mark.parametrize('layout', ['strided', 'expanded', 'channels last'])
+def test_any_strides(layout, device, launches, guarded):
+    q, content, axes, scale, eps, mask = SPEC.inputs(
+        Case('strides', dict(B=2, H=2, M=3, c=3, S=(3, 7), F=4, mask=True)), torch.float32, device
+    )
+    if layout == 'strided':
+        q, content = q.mT.contiguous().mT, content.mT.contiguous().mT
+        axes, mask = [t.T.contiguous().T for t in axes], mask.mT.contiguous().mT
+    elif layout == 'expanded':
+        content, mask = content[:1].expand_as(content), mask[:, :1].expand_as(mask)
+    else:
+        content = content.to(memory_format=torch.channels_last)
+    args = mapped(guarded, (q, content, axes, scale, eps, mask))
+    exact = SPEC.definition(*args)
+    torch.testing.assert_close(operator(*args)[0], exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('q_dtype, dtype', [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_mixed_dtypes(q_dtype, dtype, device, launches):
+    q, content, axes, scale, eps, mask = SPEC.inputs(
+        Case('mixed', dict(B=2, M=3, c=3, S=(3, 7), F=4)), torch.float64, device
+    )
+    q, content, axes = q.to(q_dtype), content.to(dtype), [t.float() for t in axes]
+    out = fourier_cross_attention(q, content, axes, scale=scale, eps=eps, mask=mask)
+    exact = SPEC.definition(q.double(), content.double(), [t.double() for t in axes], scale, eps, mask)
+    assert out.dtype == q_dtype
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-6 if q_dtype == torch.float32 else 2e-2)
+    assert launches
+
+
+def test_gradients_of_queries_alone(device, launches):
+    args = SPEC.inputs(Case('alone', dict(B=2, M=3, c=20, S=(3, 7), F=4)), torch.float32, device)
+    q = leaf(args[0])
+    (ours,) = torch.autograd.grad(operator(q, *args[1:])[0].square().sum(), q)
+    wide = leaf(args[0], torch.float64)
+    out = SPEC.definition(wide, *mapped(lambda t: t.double(), args[1:]))
+    (exact,) = torch.autograd.grad(out.square().sum(), wide)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
+    assert any('attention_bwd' in name for name in launches) and not any('inputs' in name for name in launches)
+
+
+def test_what_the_kernels_leave_to_the_reference():
+    q, axes = torch.empty(1, 1, 1, 70), [torch.empty(2, 3)] * 2
+    content, wide = torch.empty(1, 64, 2, 2), torch.empty(1, 128, 2, 2)
+    rest = 1.0, 1e-5, None
+    assert limits(q, content, axes, *rest) is None
+    assert limits(q.half(), content, axes, *rest) == '64 content channels are more than 40'
+    assert limits(q, wide, axes, *rest) == '128 content channels are more than 120'
+    assert limits(q, q, content, axes, q, q, *rest, False) is None
+    assert limits(q, q, content, axes, q, q, *rest, True).startswith('gradients of 64 content channels')
+    assert limits(q, q.bfloat16(), content, axes, q, q, *rest, True) is None
+
+
+def test_slots_and_chunks():
+    assert slots(3, torch.bfloat16).width == slots(3, torch.float16).width == slots(12, torch.float32).width == 16
+    assert slots(3, torch.bfloat16).split == 4 and slots(64, torch.bfloat16).split == 1
+    assert slots(64, torch.bfloat16).width == slots(64, torch.float32).width == slots(40, torch.float16).width == 128
+    assert slots(120, torch.bfloat16).width == 128
+    assert chunks(10, 7, 25) == [(0, 2), (2, 4), (4, 6), (6, 7)] and chunks(1000, 2, 1) == [(0, 1), (1, 2)]
+
+
+def test_tokens_of_the_definition(device):
+    content, axes = randn((1, 2, 3, 4), torch.float32, device), [randn((s, 2), torch.float32, device) for s in (3, 4)]
+    x = cases.tokens(content, axes).view(1, 3, 4, 6)
+    assert torch.equal(x[0, 1, 2], torch.cat([content[0, :, 1, 2], axes[0][1], axes[1][2]]))

@@ -1,0 +1,144 @@
+"""What the kernels of `latent_cross_attention` do on inputs and launches that the gate of all operations has not."""
+
+import pytest
+import torch
+from test_ops import check
+
+from timm_extra_kernels import latent_cross_attention
+from timm_extra_kernels._cases import Case
+from timm_extra_kernels._spec import SPECS
+from timm_extra_kernels.latent_cross_attention import cases, kernel
+from timm_extra_kernels.latent_cross_attention.tiles import SLICED, WHOLE, Tiles, config, cover
+
+SPEC = next(spec for spec in SPECS if spec.name == 'latent_cross_attention')
+SMALL = Case('small', dict(B=2, M=5, C=21, N=50))
+
+
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('needs', ['q', 'x'])
+def test_an_item_without_inputs_gives_zeros(needs, shared, device, launches, guarded):
+    q, x, scale, eps, _ = cases.inputs(SMALL, torch.float32, device)
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
+    mask[1], mask[0, ::3] = False, False
+    q, x, mask = guarded(q[:1] if shared else q), guarded(x), guarded(mask)
+    wanted = {'q': q, 'x': x}[needs].requires_grad_()
+    out = latent_cross_attention(q, x, scale=scale, mask=mask)
+    assert torch.equal(out[1], torch.zeros_like(out[1]))
+    (grad,) = torch.autograd.grad(out.square().sum(), wanted)
+    expected = cases.definition(q, x, scale, eps, mask)
+    (expected_grad,) = torch.autograd.grad(expected.square().sum(), wanted)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(grad, expected_grad)
+    assert ('_latent_attention_bwd_x_kernel' in launches) == (needs == 'x')
+    _, lse = torch.ops.timm_extra.latent_cross_attention(q, x, scale, eps, mask)
+    assert torch.isposinf(lse[1]).all() and lse[0].isfinite().all()
+
+
+@pytest.mark.parametrize('eps', [1e-5, None])
+@pytest.mark.parametrize('processors', [1, 64])
+def test_splits_of_the_loops(processors, eps, device, launches, guarded, monkeypatch):
+    """One program does it all, or every step has its own: over keys forward and for q, over rows for x."""
+    monkeypatch.setattr(kernel, '_processors', lambda device: processors)
+    check(SPEC, Case('long', dict(B=1, Q=1, H=2, M=41, C=19, N=150, eps=eps)), torch.float32, device, guarded)
+    assert ('_latent_combine_fwd_kernel' in launches) == (processors > 1)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    'tiles',
+    [
+        Tiles((32,), 16, 16, 1, 4, chunk=16),
+        Tiles((64,), 16, 16, 1, 4, chunk=64),
+        Tiles((64, 32), 16, 16, 1, 8),
+        Tiles((32, 16, 16), 32, 16, 1, 4),
+    ],
+    ids=['slices', 'one slice beyond the channels', 'pieces beyond the channels', 'three pieces'],
+)
+def test_channels_in_pieces_and_slices(tiles, dtype, device, launches, guarded, monkeypatch):
+    monkeypatch.setattr(kernel, 'config', lambda *args: dict(fwd=tiles, bwd_q=tiles, bwd_x=tiles))
+    check(SPEC, Case('pieces', dict(B=2, M=5, C=51, N=37, mask=True)), dtype, device, guarded)
+
+
+@pytest.mark.parametrize('q_dtype, x_dtype', [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
+def test_dtypes_may_differ(q_dtype, x_dtype, device, launches, guarded):
+    """As under autocast, with inputs that are kept in float32: products are those of the dtype of q."""
+    q, x, scale, eps, _ = cases.inputs(SMALL, torch.float32, device)
+    q, x = guarded(q.to(q_dtype)).requires_grad_(), guarded(x.to(x_dtype)).requires_grad_()
+    out = latent_cross_attention(q, x, scale=scale)
+    assert out.dtype == q_dtype
+    exact = cases.definition(q.double(), x.double(), scale, eps, None)
+    eps = torch.finfo(q_dtype).eps
+    assert (out - exact).abs().max() <= 4 * eps * exact.abs().max()
+    given = torch.autograd.grad(out.float().square().sum(), (q, x))
+    for grad, theirs in zip(given, torch.autograd.grad(exact.square().sum(), (q, x)), strict=True):
+        assert grad.dtype == theirs.dtype
+        worst = 4 * max(eps, torch.finfo(grad.dtype).eps) * theirs.abs().max()
+        assert (grad.double() - theirs.double()).abs().max() <= worst
+    assert launches
+
+
+def test_strides_of_any_order(device, launches):
+    q, x, scale, eps, _ = cases.inputs(SMALL, torch.float32, device)
+    expected = latent_cross_attention(q, x, scale=scale)
+    x = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    q = q.transpose(2, 3).contiguous().transpose(2, 3)
+    for other in (x, x.clone()[:1].expand(2, -1, -1)):
+        for e in (eps, None):
+            torch.testing.assert_close(
+                latent_cross_attention(q, other, scale=scale, eps=e), cases.definition(q, other, scale, e, None)
+            )
+    assert torch.equal(latent_cross_attention(q, x, scale=scale), expected)
+    assert launches
+
+
+def test_an_offset_costs_no_digits(device, launches):
+    q, x, scale, eps, _ = cases.inputs(SMALL, torch.float32, device)
+    x = x + 100
+    exact = cases.definition(q.double(), x.double(), scale, eps, None)
+    error = (cases.definition(q, x, scale, eps, None) - exact).abs().max()
+    assert (latent_cross_attention(q, x, scale=scale) - exact).abs().max() <= 2 * error
+    assert launches
+
+
+@pytest.mark.parametrize('increasing', [False, True])
+def test_scores_that_grow_from_tile_to_tile(increasing, device, launches):
+    x = torch.linspace(0, 400, 64) if increasing else torch.linspace(400, 0, 64)
+    x = torch.stack([x, torch.linspace(-1, 1, 64)], -1)[None].to(device)
+    q = torch.ones(1, 1, 20, 2, device=device)
+    expected = cases.definition(q.double(), x.double(), 1.0, None, None).float()
+    torch.testing.assert_close(latent_cross_attention(q, x, scale=1.0, eps=None), expected, rtol=1e-5, atol=1e-4)
+    assert launches
+
+
+def test_nan_stays_where_it_is(device, launches):
+    q, x, scale, *_ = cases.inputs(SMALL, torch.float32, device)
+    x[1, 7, 3] = float('nan')
+    q[0, 0, 2, 1] = float('inf')
+    out = latent_cross_attention(q, x, scale=scale)
+    assert out[1].isnan().all()
+    assert torch.equal(out[0, 0].isnan().any(-1), torch.arange(5, device=device) == 2)
+    assert launches
+
+
+@pytest.mark.parametrize('name', [*WHOLE, 'sm_86', 'gfx90a'])
+def test_every_size_has_tiles(name):
+    for dtype in (torch.float16, torch.float32):
+        for CP in range(16, 1025, 16):
+            for tiles in config(name, dtype, CP).values():
+                assert tiles.chunk or sum(tiles.widths) >= CP
+                assert all(width & (width - 1) == 0 and width >= 16 for width in tiles.widths)
+                assert not tiles.chunk or tiles in SLICED[dtype.itemsize * 8].values()
+
+
+@pytest.mark.parametrize(
+    'channels, smallest, expected',
+    [(16, 16, (16,)), (272, 16, (256, 16)), (336, 16, (256, 64, 16)), (272, 64, (256, 64)), (464, 16, (512,))],
+)
+def test_pieces_cover_the_channels(channels, smallest, expected):
+    assert cover(channels, smallest) == expected
+
+
+def test_more_channels_than_kernels_hold(device, launches):
+    q, x = torch.zeros(1, 1, 2, 1025, device=device), torch.zeros(1, 3, 1025, device=device)
+    latent_cross_attention(q, x, scale=1.0)
+    assert not launches

@@ -1,0 +1,117 @@
+"""What the generic tests of the operations do not ask of LeFF's depthwise stage."""
+
+import pytest
+import torch
+
+from timm_extra_kernels import leff_depthwise, leff_depthwise_train
+from timm_extra_kernels._cases import Case
+from timm_extra_kernels.leff_depthwise import cases
+from timm_extra_kernels.leff_depthwise import limits as leff_depthwise_limits
+from timm_extra_kernels.leff_depthwise_train import cases as train_cases
+from timm_extra_kernels.leff_depthwise_train import limits as train_limits
+
+AFFINES = ('scale1', 'shift1', 'scale2', 'shift2')
+NORMS = ('gamma1', 'beta1', 'gamma2', 'beta2')
+
+
+def call(function, names, args, **changes):
+    """The public function on the operator's arguments."""
+    x, weight, bias, H, W, *vectors = args
+    named = dict(x=x, weight=weight, bias=bias, grid=(H, W), **dict(zip((*names, 'eps'), vectors, strict=False)))
+    return function(**{**named, **changes})
+
+
+def eval_args(dtype=torch.float32, **sizes):
+    return cases.inputs(Case('', dict(B=2, H=3, W=4, C=5, P=1) | sizes), dtype, torch.device('cpu'))
+
+
+def train_args(dtype=torch.float32, **sizes):
+    return train_cases.inputs(Case('', dict(B=2, H=3, W=4, C=5, P=1) | sizes), dtype, torch.device('cpu'))
+
+
+@pytest.mark.parametrize('P', [0, 1, 3])
+@pytest.mark.parametrize('function, names, make', [
+    (leff_depthwise, AFFINES, (eval_args, cases.definition)),
+    (leff_depthwise_train, NORMS, (train_args, train_cases.definition)),
+])  # fmt: skip
+def test_any_odd_kernel_has_a_reference_with_gradients(P, function, names, make):
+    args = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in make[0](torch.float64, P=P)]
+    leaves = [a for a in args if isinstance(a, torch.Tensor)]
+    results = []
+    for out in (call(function, names, args), make[1](*args)):
+        first = out if isinstance(out, torch.Tensor) else out[0]
+        results.append([out, torch.autograd.grad(first.cos().sum(), leaves)])
+    torch.testing.assert_close(results[0][1], results[1][1])
+    torch.testing.assert_close(list(results[0][0]), list(results[1][0]))
+
+
+def test_statistics_have_no_gradient():
+    args = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in train_args()]
+    y, *statistics = call(leff_depthwise_train, NORMS, args)
+    assert y.requires_grad and len(statistics) == 4
+    assert not any(s.requires_grad for s in statistics)
+
+
+def test_half_precision_tokens_keep_the_statistics_in_float32():
+    outs = call(leff_depthwise_train, NORMS, train_args(torch.bfloat16))
+    assert [t.dtype for t in outs] == [torch.bfloat16] + 4 * [torch.float32]
+
+
+@pytest.mark.parametrize('function, names, make', [
+    (leff_depthwise, AFFINES, eval_args), (leff_depthwise_train, NORMS, train_args),
+])  # fmt: skip
+def test_parameters_may_stay_in_float32(function, names, make, device, launches):
+    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in make()]
+    leaves = [a.requires_grad_() for a in args[1:] if isinstance(a, torch.Tensor)]
+    x = args[0].bfloat16().requires_grad_()
+    out = call(function, names, [x, *args[1:]])
+    y = out if isinstance(out, torch.Tensor) else out[0]
+    grads = torch.autograd.grad(y.float().sum(), [x, *leaves])
+    assert y.dtype == torch.bfloat16
+    assert [g.dtype for g in grads] == [torch.bfloat16] + len(leaves) * [torch.float32]
+    assert launches
+
+
+@pytest.mark.parametrize('where', ['x', 'bias'])
+def test_not_a_number_reaches_the_channel(where, device, launches):
+    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in eval_args()]
+    args[0 if where == 'x' else 2][..., 0] = float('nan')
+    y = call(leff_depthwise, AFFINES, args)
+    assert y[..., 0].isnan().all() and y[..., 1:].isfinite().all()
+    assert launches
+
+
+def test_strides_do_not_matter(device, launches):
+    x, *rest = (a.to(device) if isinstance(a, torch.Tensor) else a for a in eval_args())
+    expected = call(leff_depthwise, AFFINES, [x, *rest])
+    strided = x.mT.contiguous().mT
+    assert torch.equal(call(leff_depthwise, AFFINES, [strided, *rest]), expected)
+    padded = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, 1:]
+    assert torch.equal(call(leff_depthwise, AFFINES, [padded, *rest]), expected)
+    assert launches
+
+
+@pytest.mark.parametrize('op, make', [('leff_depthwise', eval_args), ('leff_depthwise_train', train_args)])
+def test_operators_keep_the_rules(op, make):
+    args = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in make()]
+    torch.library.opcheck(getattr(torch.ops.timm_extra, op).default, tuple(args))
+
+
+def test_what_does_not_fit_is_named():
+    args, norms = eval_args(), train_args()
+    with pytest.raises(ValueError, match='3·5'):
+        call(leff_depthwise, AFFINES, args, grid=(3, 5))
+    with pytest.raises(ValueError, match=r'weight .*\(5, 1, 2, 2\)'):
+        call(leff_depthwise, AFFINES, args, weight=torch.ones(5, 1, 2, 2))
+    with pytest.raises(ValueError, match=r'shift2 must be \(5,\), got \(4,\)'):
+        call(leff_depthwise, AFFINES, args, shift2=torch.ones(4))
+    with pytest.raises(ValueError, match=r'gamma1 .*int64'):
+        call(leff_depthwise_train, NORMS, norms, gamma1=torch.ones(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r'more than one token, got x \(1, 1, 5\)'):
+        call(leff_depthwise_train, NORMS, norms, x=torch.ones(1, 1, 5), grid=(1, 1))
+
+
+def test_the_limit_names_the_kernel_size():
+    assert '7×7' in leff_depthwise_limits(*eval_args(P=3))
+    assert '1×1' in train_limits(*train_args(P=0))
+    assert leff_depthwise_limits(*eval_args(P=2)) is None

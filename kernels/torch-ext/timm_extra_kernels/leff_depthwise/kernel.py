@@ -1,0 +1,314 @@
+"""The depthwise stage of LeFF in one pass over the tokens.
+
+A program holds a block of channels and walks down the grid. Each token of a row is its own tensor over the channels, so
+that neighbours are met in registers and every token is loaded once; grids too wide for that are cut into blocks of
+columns that overlap by half a kernel.
+"""
+
+# ruff: noqa: RUF005 (Triton knows no starred tuples)
+
+from typing import NamedTuple, Tuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .._target import INTERPRETER, target
+
+PROGRAMS = 4096  # enough for every GPU; backward programs take several images each, which leaves fewer partial sums
+
+
+@triton.jit
+def gelu_terms(x, EXACT: tl.constexpr):
+    """The normal distribution function at x and its density. Half precision takes a quarter of the instructions.
+
+    The logit of the distribution function is odd and smooth: a polynomial, within 3e-7 of GELU in exact arithmetic.
+    """
+    square = x * x
+    density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * square)
+    if EXACT:
+        below = 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    else:
+        square = tl.minimum(square, 42.25)
+        logit = 4.352743416007616e-09 * square - 3.4973350276099605e-07
+        logit = logit * square + 1.092758947960142e-05
+        logit = logit * square - 0.00015587315743255614
+        logit = logit * square - 0.00010641035847374681
+        logit = logit * square + 0.10485230533490518
+        logit = logit * square + 2.3022021173348635
+        below = 1.0 / (1.0 + tl.exp2(-x * logit))
+    return below, density
+
+
+@triton.jit
+def gelu(x, EXACT: tl.constexpr):
+    """x Φ(x)."""
+    return x * gelu_terms(x, EXACT)[0]
+
+
+@triton.jit
+def gelu_slope(x, EXACT: tl.constexpr):
+    """Derivative of `gelu`."""
+    below, density = gelu_terms(x, EXACT)
+    return below + x * density
+
+
+@triton.jit
+def channel_vector(ptr, c, C):
+    """Values of the channels c as float32."""
+    return tl.load(ptr + c, mask=c < C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def token_mask(r, j, H, W, c, C, HALO: tl.constexpr):
+    """Mask of the channels c of the token in row r and column j."""
+    inside = r < H
+    if HALO > 0:
+        inside = inside & (j >= 0) & (j < W)
+    return c < tl.where(inside, C, 0)  # the interpreter cannot combine masks of a scalar and of a tensor
+
+
+@triton.jit
+def taps(WEIGHT, c, C, TAPS: tl.constexpr):
+    """The depthwise kernel (C, 1, k, k), a tensor over channels per tap."""
+    w = ()
+    for tap in tl.static_range(TAPS):
+        w = w + (tl.load(WEIGHT + c * TAPS + tap, mask=c < C, other=0.0).to(tl.float32),)
+    return w
+
+
+@triton.jit
+def empty_rows(c, COUNT: tl.constexpr):
+    """Zeros, a tensor over channels each."""
+    rows = ()
+    for _ in tl.static_range(COUNT):
+        rows = rows + (tl.zeros_like(c).to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def hidden_row(X, r, j0, H, W, c, C, m, s, t, LOADED: tl.constexpr, HALO: tl.constexpr, EXACT: tl.constexpr):
+    """Row r of GELU((x − m) s + t), from column j0 − HALO on; zero outside the grid, as the convolution pads it."""
+    row = ()
+    for n in tl.static_range(LOADED):
+        j = j0 - HALO + n
+        inside = token_mask(r, j, H, W, c, C, HALO)
+        x = tl.load(X + (r * W + j) * C + c, mask=inside, other=0.0).to(tl.float32)
+        row = row + (tl.where(inside, gelu((x - m) * s + t, EXACT), 0.0),)
+    return row
+
+
+@triton.jit
+def convolve(rows, w, start, j: tl.constexpr, K: tl.constexpr, LOADED: tl.constexpr, HALO: tl.constexpr):
+    """Depthwise convolution at column j of the block, from the K rows around it."""
+    FIRST: tl.constexpr = j + HALO - K // 2
+    out = start
+    for a in tl.static_range(K):
+        for b in tl.static_range(K):
+            if FIRST + b >= 0 and FIRST + b < LOADED:
+                out += rows[a * LOADED + FIRST + b] * w[a * K + b]
+    return out
+
+
+@triton.jit
+def _leff_depthwise_fwd_kernel(
+    X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, Y, H, W, C,
+    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    # X and Y (B, H·W, C) contiguous; a program: one image, COLS columns, BC channels
+    P: tl.constexpr = K // 2
+    LOADED: tl.constexpr = COLS + 2 * HALO
+    EXACT: tl.constexpr = X.dtype.element_ty == tl.float32
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    block = tl.program_id(0) // tl.cdiv(C, BC)
+    j0 = block % tl.cdiv(W, COLS) * COLS
+    image = (block // tl.cdiv(W, COLS)).to(tl.int64) * H * W * C
+    w = taps(WEIGHT, c, C, K * K)
+    bias = channel_vector(BIAS, c, C)
+    s1, t1 = channel_vector(SCALE1, c, C), channel_vector(SHIFT1, c, C)
+    s2, t2 = channel_vector(SCALE2, c, C), channel_vector(SHIFT2, c, C)
+    rows = empty_rows(c, 2 * P * LOADED)
+    for r in range(0, H + P):
+        rows = rows + hidden_row(X + image, r, j0, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
+        if r >= P:
+            for j in tl.static_range(COLS):
+                y = gelu(convolve(rows, w, bias, j, K, LOADED, HALO) * s2 + t2, EXACT)
+                at = image + ((r - P) * W + j0 + j) * C + c
+                inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
+        rows = rows[LOADED:]
+
+
+@triton.jit
+def _leff_depthwise_bwd_output_kernel(
+    G, X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, DZ, SUMS, B, H, W, C, IMAGES,
+    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    # the convolution z once more; DZ (B, H·W, C) its gradient; SUMS (programs, 2, C) those of scale2 and shift2
+    P: tl.constexpr = K // 2
+    LOADED: tl.constexpr = COLS + 2 * HALO
+    EXACT: tl.constexpr = X.dtype.element_ty == tl.float32
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    block = tl.program_id(0) // tl.cdiv(C, BC)
+    j0 = block % tl.cdiv(W, COLS) * COLS
+    b0 = block // tl.cdiv(W, COLS) * IMAGES
+    w = taps(WEIGHT, c, C, K * K)
+    bias = channel_vector(BIAS, c, C)
+    s1, t1 = channel_vector(SCALE1, c, C), channel_vector(SHIFT1, c, C)
+    s2, t2 = channel_vector(SCALE2, c, C), channel_vector(SHIFT2, c, C)
+    scale_sum, shift_sum = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
+    for b in range(b0, tl.minimum(b0 + IMAGES, B)):
+        image = tl.cast(b, tl.int64) * H * W * C
+        rows = empty_rows(c, 2 * P * LOADED)
+        for r in range(0, H + P):
+            rows = rows + hidden_row(X + image, r, j0, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
+            if r >= P:
+                for j in tl.static_range(COLS):
+                    z = convolve(rows, w, bias, j, K, LOADED, HALO)
+                    at = image + ((r - P) * W + j0 + j) * C + c
+                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                    g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
+                    dv = tl.where(inside, g * gelu_slope(z * s2 + t2, EXACT), 0.0)
+                    scale_sum += dv * z
+                    shift_sum += dv
+                    tl.store(DZ + at, (dv * s2).to(DZ.dtype.element_ty), mask=inside)
+            rows = rows[LOADED:]
+    at = SUMS + block.to(tl.int64) * 2 * C + c
+    tl.store(at, scale_sum, mask=c < C)
+    tl.store(at + C, shift_sum, mask=c < C)
+
+
+@triton.jit
+def gradient_row(DZ, r, j0, H, W, c, C, LOADED: tl.constexpr, HALO: tl.constexpr):
+    """Row r of the gradient of the convolution, from column j0 − HALO on; zero outside the grid."""
+    row = ()
+    for n in tl.static_range(LOADED):
+        j = j0 - HALO + n
+        inside = token_mask(r, j, H, W, c, C, HALO)
+        row = row + (tl.load(DZ + (r * W + j) * C + c, mask=inside, other=0.0).to(tl.float32),)
+    return row
+
+
+@triton.jit
+def spread(rows, h, w, dw, j: tl.constexpr, K: tl.constexpr, LOADED: tl.constexpr, HALO: tl.constexpr):
+    """Gradient of column j of the convolution's input h, and of the K×K weights with what h adds to it."""
+    LAST: tl.constexpr = j + HALO + K // 2
+    dh = tl.zeros_like(h)
+    new = ()
+    for a in tl.static_range(K):
+        for b in tl.static_range(K):
+            sum = dw[a * K + b]
+            if LAST - b >= 0 and LAST - b < LOADED:
+                dh += rows[(K - 1 - a) * LOADED + LAST - b] * w[a * K + b]
+                sum += rows[(K - 1 - a) * LOADED + LAST - b] * h
+            new = new + (sum,)
+    return dh, new
+
+
+@triton.jit
+def _leff_depthwise_bwd_input_kernel(
+    DZ, X, WEIGHT, SCALE1, SHIFT1, DX, SUMS, B, H, W, C, IMAGES,
+    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    # SUMS (programs, k·k + 2, C): gradients of the weight's taps, of scale1 and of shift1
+    P: tl.constexpr = K // 2
+    LOADED: tl.constexpr = COLS + 2 * HALO
+    EXACT: tl.constexpr = X.dtype.element_ty == tl.float32
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    block = tl.program_id(0) // tl.cdiv(C, BC)
+    j0 = block % tl.cdiv(W, COLS) * COLS
+    b0 = block // tl.cdiv(W, COLS) * IMAGES
+    w = taps(WEIGHT, c, C, K * K)
+    s1, t1 = channel_vector(SCALE1, c, C), channel_vector(SHIFT1, c, C)
+    dw = empty_rows(c, K * K)
+    scale_sum, shift_sum = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
+    for b in range(b0, tl.minimum(b0 + IMAGES, B)):
+        image = tl.cast(b, tl.int64) * H * W * C
+        rows = empty_rows(c, 2 * P * LOADED)
+        for r in range(0, H + P):
+            rows = rows + gradient_row(DZ + image, r, j0, H, W, c, C, LOADED, HALO)
+            if r >= P:
+                for j in tl.static_range(COLS):
+                    at = image + ((r - P) * W + j0 + j) * C + c
+                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+                    u = x * s1 + t1
+                    below, density = gelu_terms(u, EXACT)
+                    dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
+                    du = tl.where(inside, dh * (below + u * density), 0.0)
+                    scale_sum += du * x
+                    shift_sum += du
+                    tl.store(DX + at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+            rows = rows[LOADED:]
+    at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
+    for tap in tl.static_range(K * K):
+        tl.store(at + tap * C, dw[tap], mask=c < C)
+    tl.store(at + K * K * C, scale_sum, mask=c < C)
+    tl.store(at + (K * K + 1) * C, shift_sum, mask=c < C)
+
+
+class Cut(NamedTuple):
+    """How a launch is cut: its blocks of channels times columns, images per program where it takes several, options."""
+
+    blocks: int
+    images: int
+    options: dict
+
+
+def cut(x: torch.Tensor, k: int, W: int, sums: bool = True) -> Cut:
+    """Columns, channels and images that a program takes, and registers where it also holds sums."""
+    B, _, C = x.shape
+    most = 10 if sums and k > 3 else 14  # columns: registers hold k rows of them
+    cols = W if most >= W else triton.cdiv(W, triton.cdiv(W, 8))
+    halo = 0 if cols == W else k // 2
+    kind = target()
+    BC = 64 if kind.startswith('gfx') else 32  # one warp
+    blocks = triton.cdiv(C, BC) * triton.cdiv(W, cols)
+    programs = 2 if kind == INTERPRETER else PROGRAMS
+    images = triton.cdiv(B, max(1, min(B, programs // blocks)))
+    options = dict(K=k, COLS=cols, HALO=halo, BC=BC, num_warps=1)
+    if sums and kind.startswith('sm'):
+        options['maxnreg'] = 255  # for the sake of occupancy the assembler would rather spill a few
+    if kind.startswith('gfx'):
+        options['waves_per_eu'] = 1  # likewise
+    return Cut(blocks, images, options)
+
+
+def forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
+    scale1: torch.Tensor, shift1: torch.Tensor, scale2: torch.Tensor, shift2: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """As `reference.forward`."""
+    x, weight, *vectors = (t.contiguous() for t in (x, weight, bias, scale1, shift1, scale2, shift2))
+    B, _, C = x.shape
+    out = x.new_empty(x.shape)
+    plan = cut(x, weight.shape[-1], W, sums=False)
+    _leff_depthwise_fwd_kernel[(B * plan.blocks,)](x, weight, *vectors, out, H, W, C, **plan.options)
+    return out
+
+
+def backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
+    scale1: torch.Tensor, shift1: torch.Tensor, scale2: torch.Tensor, shift2: torch.Tensor,
+) -> Tuple[torch.Tensor, ...]:  # fmt: skip
+    """As `reference.backward`."""
+    args = weight, bias, scale1, shift1, scale2, shift2
+    grad, x, w, b, s1, t1, s2, t2 = (t.contiguous() for t in (grad, x, *args))
+    B, _, C = x.shape
+    k = weight.shape[-1]
+    plan = cut(x, k, W)
+    groups = triton.cdiv(B, plan.images)
+    parts = groups * triton.cdiv(W, plan.options['COLS'])
+    grid = (groups * plan.blocks,)
+    dz, dx = x.new_empty(x.shape), x.new_empty(x.shape)
+    output_sums = x.new_empty(parts, 2, C, dtype=torch.float32)
+    input_sums = x.new_empty(parts, k * k + 2, C, dtype=torch.float32)
+    _leff_depthwise_bwd_output_kernel[grid](
+        grad, x, w, b, s1, t1, s2, t2, dz, output_sums, B, H, W, C, plan.images, **plan.options
+    )
+    _leff_depthwise_bwd_input_kernel[grid](dz, x, w, s1, t1, dx, input_sums, B, H, W, C, plan.images, **plan.options)
+    dscale2, dshift2 = output_sums.sum(0)
+    *dw, dscale1, dshift1 = input_sums.sum(0)
+    dbias = dshift2 * s2  # of the convolution's output, summed over the tokens
+    sums = torch.stack(dw, 1), dbias, dscale1, dshift1, dscale2, dshift2
+    return (dx, *(s.to(t.dtype).view(t.shape) for s, t in zip(sums, args)))

@@ -1,0 +1,354 @@
+"""The depthwise stage of LeFF in training, in five passes forward and three backward.
+
+Forward: statistics of x, their combination, convolution of the normalised and activated x with the statistics of its
+result z, their combination, normalisation and activation of z. What lies between is computed again from x and z.
+"""
+
+# ruff: noqa: RUF005 (Triton knows no starred tuples)
+
+from typing import Tuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .._target import INTERPRETER, target
+from ..leff_depthwise.kernel import (
+    channel_vector,
+    convolve,
+    cut,
+    empty_rows,
+    gelu,
+    gelu_slope,
+    gelu_terms,
+    hidden_row,
+    spread,
+    taps,
+    token_mask,
+)
+
+PROGRAMS = 2048  # of the passes that sum over tokens
+TILE = dict(BT=16, BC=128, num_warps=4)  # tokens and channels of the passes without neighbours
+
+
+@triton.jit
+def normal_scale(VAR, GAMMA, eps, c, C):
+    """1 / σ, and that times γ."""
+    rstd = tl.rsqrt(channel_vector(VAR, c, C) + eps)
+    return rstd, rstd * channel_vector(GAMMA, c, C)
+
+
+@triton.jit
+def store_statistics(SUMS, part, c, C, mean, m2, count):
+    """One part of the statistics (parts, 3, C): mean, from the origin of all parts, sum of squares around it, count."""
+    at = SUMS + part.to(tl.int64) * 3 * C + c
+    tl.store(at, mean, mask=c < C)
+    tl.store(at + C, m2, mask=c < C)
+    tl.store(at + 2 * C, count + tl.zeros_like(mean), mask=c < C)
+
+
+@triton.jit
+def _leff_depthwise_train_fwd_statistics_kernel(X, ORIGIN, SUMS, N, C, TOKENS, BT: tl.constexpr, BC: tl.constexpr):
+    # X (N, C); a program: TOKENS tokens, BT of them at a time with statistics of their own (Welford)
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    part = tl.program_id(0) // tl.cdiv(C, BC)
+    n0 = part.to(tl.int64) * TOKENS
+    # a large offset would cost digits: all parts count from the mean of the first tokens, also kept in ORIGIN (C,)
+    n = tl.arange(0, BT).to(tl.int64)
+    inside = (n[:, None] < N) & (c[None, :] < C)
+    origin = tl.sum(tl.load(X + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32), 0)
+    origin = origin / tl.minimum(N, BT)
+    if part == 0:
+        tl.store(ORIGIN + c, origin, mask=c < C)
+    mean, m2 = tl.zeros([BT, BC], tl.float32), tl.zeros([BT, BC], tl.float32)
+    count = tl.zeros([BT], tl.float32)
+    for t in range(0, TOKENS, BT):
+        n = n0 + t + tl.arange(0, BT)
+        here = (n < N) & (t + tl.arange(0, BT) < TOKENS)
+        inside = here[:, None] & (c[None, :] < C)
+        x = tl.load(X + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32) - origin[None, :]
+        count += tl.where(here, 1.0, 0.0)
+        delta = tl.where(inside, x - mean, 0.0)
+        mean += delta * (1.0 / tl.maximum(count, 1.0))[:, None]
+        m2 += delta * (x - mean)
+    total = tl.sum(count, 0)
+    middle = tl.sum(mean * count[:, None], 0) / total
+    gap = mean - middle[None, :]
+    store_statistics(SUMS, part, c, C, middle, tl.sum(m2 + gap * gap * count[:, None], 0), total)
+
+
+@triton.jit
+def _leff_depthwise_train_fwd_combine_kernel(SUMS, ORIGIN, MEAN, VAR, PARTS, C, BP: tl.constexpr, BC: tl.constexpr):
+    # SUMS (PARTS, 3, C) with means from ORIGIN (C,) to MEAN and VAR (C,)
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    total, middle, m2 = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
+    for p0 in range(0, PARTS, BP):
+        p = p0 + tl.arange(0, BP)
+        inside = (p[:, None] < PARTS) & (c[None, :] < C)
+        at = SUMS + p[:, None] * 3 * C + c[None, :]
+        count = tl.load(at + 2 * C, mask=inside, other=0.0)
+        total += tl.sum(count, 0)
+        middle += tl.sum(tl.load(at, mask=inside, other=0.0) * count, 0)
+    total = tl.maximum(total, 1.0)
+    middle = middle / total
+    for p0 in range(0, PARTS, BP):
+        p = p0 + tl.arange(0, BP)
+        inside = (p[:, None] < PARTS) & (c[None, :] < C)
+        at = SUMS + p[:, None] * 3 * C + c[None, :]
+        count = tl.load(at + 2 * C, mask=inside, other=0.0)
+        gap = tl.where(inside, tl.load(at, mask=inside, other=0.0) - middle[None, :], 0.0)
+        m2 += tl.sum(tl.load(at + C, mask=inside, other=0.0) + gap * gap * count, 0)
+    tl.store(MEAN + c, channel_vector(ORIGIN, c, C) + middle, mask=c < C)
+    tl.store(VAR + c, m2 / total, mask=c < C)
+
+
+@triton.jit
+def _leff_depthwise_train_fwd_conv_kernel(
+    X, WEIGHT, BIAS, MEAN, VAR, GAMMA, BETA, Z, SUMS, eps, B, H, W, C, IMAGES,
+    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    # X and Z (B, H·W, C) contiguous; SUMS (programs, 3, C) the statistics of Z, a row of tokens at a time
+    P: tl.constexpr = K // 2
+    LOADED: tl.constexpr = COLS + 2 * HALO
+    EXACT: tl.constexpr = X.dtype.element_ty == tl.float32
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    block = tl.program_id(0) // tl.cdiv(C, BC)
+    j0 = block % tl.cdiv(W, COLS) * COLS
+    b0 = block // tl.cdiv(W, COLS) * IMAGES
+    w = taps(WEIGHT, c, C, K * K)
+    bias, m, t = channel_vector(BIAS, c, C), channel_vector(MEAN, c, C), channel_vector(BETA, c, C)
+    s = normal_scale(VAR, GAMMA, eps, c, C)[1]
+    columns = tl.minimum(COLS, W - j0).to(tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    mean, m2 = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
+    for b in range(b0, tl.minimum(b0 + IMAGES, B)):
+        image = tl.cast(b, tl.int64) * H * W * C
+        rows = empty_rows(c, 2 * P * LOADED)
+        for r in range(0, H + P):
+            rows = rows + hidden_row(X + image, r, j0, H, W, c, C, m, s, t, LOADED, HALO, EXACT)
+            if r >= P:
+                row_sum = tl.zeros([BC], tl.float32)
+                values = ()
+                for j in tl.static_range(COLS):
+                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                    z = convolve(rows, w, bias, j, K, LOADED, HALO).to(Z.dtype.element_ty)
+                    tl.store(Z + image + ((r - P) * W + j0 + j) * C + c, z, mask=inside)
+                    value = tl.where(inside, z.to(tl.float32) - bias, 0.0)  # its mean is small
+                    row_sum += value
+                    values = values + (value,)
+                gap = row_sum / columns - mean
+                middle = row_sum / columns
+                for j in tl.static_range(COLS):
+                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                    d = tl.where(inside, values[j] - middle, 0.0)
+                    m2 += d * d
+                m2 += gap * gap * (total * columns / (total + columns))
+                total += columns
+                mean += gap * (columns / total)
+            rows = rows[LOADED:]
+    store_statistics(SUMS, block, c, C, mean, m2, total)
+
+
+@triton.jit
+def _leff_depthwise_train_fwd_apply_kernel(Z, MEAN, VAR, GAMMA, BETA, Y, eps, N, C, BT: tl.constexpr, BC: tl.constexpr):
+    # Z and Y (N, C)
+    EXACT: tl.constexpr = Z.dtype.element_ty == tl.float32
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    n = (tl.program_id(0) // tl.cdiv(C, BC)).to(tl.int64) * BT + tl.arange(0, BT)
+    m, t = channel_vector(MEAN, c, C), channel_vector(BETA, c, C)
+    s = normal_scale(VAR, GAMMA, eps, c, C)[1]
+    inside = (n[:, None] < N) & (c[None, :] < C)
+    at = n[:, None] * C + c[None, :]
+    z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
+    y = gelu((z - m[None, :]) * s[None, :] + t[None, :], EXACT)
+    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _leff_depthwise_train_bwd_output_kernel(
+    G, Z, MEAN, VAR, GAMMA, BETA, SUMS, eps, N, C, TOKENS, BT: tl.constexpr, BC: tl.constexpr
+):
+    # SUMS (programs, 2, C): gradients of gamma2 and beta2
+    EXACT: tl.constexpr = Z.dtype.element_ty == tl.float32
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    part = tl.program_id(0) // tl.cdiv(C, BC)
+    n0 = part.to(tl.int64) * TOKENS
+    m, t = channel_vector(MEAN, c, C), channel_vector(BETA, c, C)
+    rstd, s = normal_scale(VAR, GAMMA, eps, c, C)
+    gamma_sum, beta_sum = tl.zeros([BT, BC], tl.float32), tl.zeros([BT, BC], tl.float32)
+    for step in range(0, TOKENS, BT):
+        n = n0 + step + tl.arange(0, BT)
+        inside = (n[:, None] < N) & (c[None, :] < C)
+        at = n[:, None] * C + c[None, :]
+        z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) - m[None, :]
+        g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
+        dv = tl.where(inside, g * gelu_slope(z * s[None, :] + t[None, :], EXACT), 0.0)
+        gamma_sum += dv * z
+        beta_sum += dv
+    at = SUMS + part.to(tl.int64) * 2 * C + c
+    tl.store(at, tl.sum(gamma_sum, 0) * rstd, mask=c < C)
+    tl.store(at + C, tl.sum(beta_sum, 0), mask=c < C)
+
+
+@triton.jit
+def gradient_row(G, Z, r, j0, H, W, c, C, m, s, t, each, slope, LOADED: tl.constexpr, HALO: tl.constexpr,
+                 EXACT: tl.constexpr):  # fmt: skip
+    """Row r of the gradient of the convolution: of the activation, less what the statistics take away."""
+    row = ()
+    for n in tl.static_range(LOADED):
+        j = j0 - HALO + n
+        inside = token_mask(r, j, H, W, c, C, HALO)
+        at = (r * W + j) * C + c
+        z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) - m
+        g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
+        dz = (g * gelu_slope(z * s + t, EXACT) - each - z * slope) * s
+        row = row + (tl.where(inside, dz, 0.0),)
+    return row
+
+
+@triton.jit
+def _leff_depthwise_train_bwd_input_kernel(
+    G, Z, X, WEIGHT, MEAN1, VAR1, GAMMA1, BETA1, MEAN2, VAR2, GAMMA2, BETA2, OUTPUT_SUMS, DX, SUMS, eps, inverse,
+    B, H, W, C, IMAGES, K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    # DX without what the statistics of x take away; OUTPUT_SUMS (2, C) the gradients of gamma2 and beta2;
+    # SUMS (programs, k·k + 2, C): gradients of the weight's taps, of gamma1 and of beta1; inverse = 1 / tokens
+    P: tl.constexpr = K // 2
+    LOADED: tl.constexpr = COLS + 2 * HALO
+    EXACT: tl.constexpr = X.dtype.element_ty == tl.float32
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    block = tl.program_id(0) // tl.cdiv(C, BC)
+    j0 = block % tl.cdiv(W, COLS) * COLS
+    b0 = block // tl.cdiv(W, COLS) * IMAGES
+    w = taps(WEIGHT, c, C, K * K)
+    m1, t1 = channel_vector(MEAN1, c, C), channel_vector(BETA1, c, C)
+    rstd1, s1 = normal_scale(VAR1, GAMMA1, eps, c, C)
+    m2, t2 = channel_vector(MEAN2, c, C), channel_vector(BETA2, c, C)
+    rstd2, s2 = normal_scale(VAR2, GAMMA2, eps, c, C)
+    each = channel_vector(OUTPUT_SUMS + C, c, C) * inverse
+    slope = channel_vector(OUTPUT_SUMS, c, C) * inverse * rstd2
+    dw = empty_rows(c, K * K)
+    gamma_sum, beta_sum = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
+    for b in range(b0, tl.minimum(b0 + IMAGES, B)):
+        image = tl.cast(b, tl.int64) * H * W * C
+        rows = empty_rows(c, 2 * P * LOADED)
+        for r in range(0, H + P):
+            rows = rows + gradient_row(
+                G + image, Z + image, r, j0, H, W, c, C, m2, s2, t2, each, slope, LOADED, HALO, EXACT
+            )
+            if r >= P:
+                for j in tl.static_range(COLS):
+                    at = image + ((r - P) * W + j0 + j) * C + c
+                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32) - m1
+                    u = x * s1 + t1
+                    below, density = gelu_terms(u, EXACT)
+                    dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
+                    du = tl.where(inside, dh * (below + u * density), 0.0)
+                    gamma_sum += du * x
+                    beta_sum += du
+                    tl.store(DX + at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+            rows = rows[LOADED:]
+    at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
+    for tap in tl.static_range(K * K):
+        tl.store(at + tap * C, dw[tap], mask=c < C)
+    tl.store(at + K * K * C, gamma_sum * rstd1, mask=c < C)
+    tl.store(at + (K * K + 1) * C, beta_sum, mask=c < C)
+
+
+@triton.jit
+def _leff_depthwise_train_bwd_apply_kernel(
+    X, MEAN, VAR, GAMMA, SUMS, DX, eps, inverse, N, C, BT: tl.constexpr, BC: tl.constexpr
+):
+    # SUMS (2, C): gradients of gamma1 and beta1; what the statistics take away goes off DX (N, C) in place
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    n = (tl.program_id(0) // tl.cdiv(C, BC)).to(tl.int64) * BT + tl.arange(0, BT)
+    m = channel_vector(MEAN, c, C)
+    rstd, s = normal_scale(VAR, GAMMA, eps, c, C)
+    each = channel_vector(SUMS + C, c, C) * inverse * s
+    slope = channel_vector(SUMS, c, C) * inverse * rstd * s
+    inside = (n[:, None] < N) & (c[None, :] < C)
+    at = n[:, None] * C + c[None, :]
+    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32) - m[None, :]
+    dx = tl.load(DX + at, mask=inside, other=0.0).to(tl.float32) - each[None, :] - x * slope[None, :]
+    tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=inside)
+
+
+def forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
+    gamma1: torch.Tensor, beta1: torch.Tensor, gamma2: torch.Tensor, beta2: torch.Tensor, eps: float,
+) -> Tuple[torch.Tensor, ...]:  # fmt: skip
+    """As `reference.forward`."""
+    args = x, weight, bias, gamma1, beta1, gamma2, beta2
+    x, weight, bias, gamma1, beta1, gamma2, beta2 = (t.contiguous() for t in args)
+    B, L, C = x.shape
+    N = B * L
+    tokens, parts = _chunks(N, C)
+    tiles = triton.cdiv(C, TILE['BC'])
+    origin, sums = x.new_empty(C, dtype=torch.float32), x.new_empty(parts, 3, C, dtype=torch.float32)
+    _leff_depthwise_train_fwd_statistics_kernel[(parts * tiles,)](x, origin, sums, N, C, tokens, **TILE)
+    mean1, var1 = _combine(sums, origin)
+    plan = cut(x, weight.shape[-1], W)
+    groups = triton.cdiv(B, plan.images)
+    sums = x.new_empty(groups * triton.cdiv(W, plan.options['COLS']), 3, C, dtype=torch.float32)
+    z, y = x.new_empty(x.shape), x.new_empty(x.shape)
+    _leff_depthwise_train_fwd_conv_kernel[(groups * plan.blocks,)](
+        x, weight, bias, mean1, var1, gamma1, beta1, z, sums, eps, B, H, W, C, plan.images, **plan.options
+    )
+    mean2, var2 = _combine(sums, bias)
+    _leff_depthwise_train_fwd_apply_kernel[(triton.cdiv(N, TILE['BT']) * tiles,)](
+        z, mean2, var2, gamma2, beta2, y, eps, N, C, **TILE
+    )
+    return y, mean1, var1, mean2, var2, z
+
+
+def backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
+    gamma1: torch.Tensor, beta1: torch.Tensor, gamma2: torch.Tensor, beta2: torch.Tensor, eps: float,
+    mean1: torch.Tensor, var1: torch.Tensor, mean2: torch.Tensor, var2: torch.Tensor, z: torch.Tensor,
+) -> Tuple[torch.Tensor, ...]:  # fmt: skip
+    """As `reference.backward`."""
+    like = weight, bias, gamma1, beta1, gamma2, beta2
+    grad, x, weight, _, gamma1, beta1, gamma2, beta2 = (t.contiguous() for t in (grad, x, *like))
+    B, L, C = x.shape
+    N, k = B * L, weight.shape[-1]
+    first, second = (mean1, var1, gamma1, beta1), (mean2, var2, gamma2, beta2)
+    tokens, parts = _chunks(N, C)
+    tiles = triton.cdiv(C, TILE['BC'])
+    sums = x.new_empty(parts, 2, C, dtype=torch.float32)
+    _leff_depthwise_train_bwd_output_kernel[(parts * tiles,)](grad, z, *second, sums, eps, N, C, tokens, **TILE)
+    output_sums = sums.sum(0)
+    plan = cut(x, k, W)
+    groups = triton.cdiv(B, plan.images)
+    sums = x.new_empty(groups * triton.cdiv(W, plan.options['COLS']), k * k + 2, C, dtype=torch.float32)
+    dx = x.new_empty(x.shape)
+    _leff_depthwise_train_bwd_input_kernel[(groups * plan.blocks,)](
+        grad, z, x, weight, *first, *second, output_sums, dx, sums, eps, 1 / N,
+        B, H, W, C, plan.images, **plan.options,
+    )  # fmt: skip
+    input_sums = sums.sum(0)
+    _leff_depthwise_train_bwd_apply_kernel[(triton.cdiv(N, TILE['BT']) * tiles,)](
+        x, mean1, var1, gamma1, input_sums[k * k :], dx, eps, 1 / N, N, C, **TILE
+    )
+    *dw, dgamma1, dbeta1 = input_sums
+    dgamma2, dbeta2 = output_sums
+    grads = torch.stack(dw, 1), dbeta2 * 0.0, dgamma1, dbeta1, dgamma2, dbeta2  # the mean takes the bias away
+    return (dx, *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, like)))
+
+
+def _chunks(N: int, C: int) -> Tuple[int, int]:
+    """Tokens per program where each sums over some, and how many such parts there are."""
+    programs = 2 if target() == INTERPRETER else PROGRAMS
+    parts = max(1, programs // triton.cdiv(C, TILE['BC']))
+    tokens = triton.cdiv(triton.cdiv(N, parts), TILE['BT']) * TILE['BT']
+    return tokens, triton.cdiv(N, tokens)
+
+
+def _combine(sums: torch.Tensor, origin: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of all parts."""
+    parts, _, C = sums.shape
+    mean, var = sums.new_empty(C), sums.new_empty(C)
+    _leff_depthwise_train_fwd_combine_kernel[(triton.cdiv(C, 32),)](
+        sums, origin, mean, var, parts, C, BP=32, BC=32, num_warps=4
+    )
+    return mean, var

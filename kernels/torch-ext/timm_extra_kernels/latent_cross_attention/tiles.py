@@ -68,7 +68,7 @@ WHOLE = {
         bwd_x=[(336, 16, 32, 64, 2, 4), (512, 64, 64, 32, 2, 8)],
     ),
     'gfx942': dict(
-        fwd=[(272, 16, 64, 64, 1, 4), (336, 16, 128, 32, 1, 4), (512, 64, 64, 32, 2, 4)],
+        fwd=[(272, 16, 64, 64, 1, 4), (320, 64, 64, 32, 2, 4), (336, 16, 128, 32, 1, 4), (512, 64, 64, 32, 2, 4)],
         bwd_q=[(272, 16, 64, 64, 1, 4), (336, 16, 64, 32, 1, 4), (512, 64, 64, 16, 2, 4)],
         bwd_x=[(272, 16, 32, 64, 2, 4), (512, 64, 16, 64, 2, 4)],
     ),
@@ -99,8 +99,6 @@ def config(name: str, dtype: torch.dtype, CP: int) -> Dict[str, Tiles]:
         for kernel, table in WHOLE.get(name, {}).items():
             smallest, *rest = next(row[1:] for row in table if row[0] >= CP)
             tiles[kernel] = Tiles(cover(CP, smallest), *rest)
-    if bits == 32 and name == 'sm_80':  # the one target on which 16 channels at a time spill
-        tiles['bwd_q'] = tiles['bwd_q']._replace(chunk=32)
     return tiles
 
 

@@ -38,7 +38,7 @@ CASES = [
     Case('large kernel', dict(B=2, H=3, W=2, C=40, P=2)),
     Case('large kernel, wide', dict(B=1, H=1, W=15, C=3, P=2)),
 ]
-SIZES = dict(B=(1, 3), H=(1, 2), W=(1, 16), C=(1, 40), P=(1, 2))
+SIZES = dict(B=(1, 3), H=(1, 2), W=(1, 15), C=(1, 40), P=(1, 2))
 COMPILED = [
     Case('ceit', dict(B=256, H=14, W=14, C=1536, P=1)),
     Case('ceit 384', dict(B=64, H=24, W=24, C=1536, P=1)),

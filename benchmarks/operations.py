@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from timm_extra.layers import grid_tokens
 from timm_extra_kernels._cases import Case as OpCase
 from timm_extra_kernels._spec import SPECS, OpSpec
 
@@ -81,8 +82,6 @@ def _library(spec: OpSpec, args: Sequence[Any]) -> Optional[torch.Tensor]:
         return _zero_padded(*args)
     if spec.name == 'fourier_cross_attention':
         q, content, axes, scale, eps, mask = args
-        from timm_extra.layers import grid_tokens
-
         return _zero_padded(q, grid_tokens(content, axes), scale, eps, None if mask is None else mask.flatten(1))
     return None
 

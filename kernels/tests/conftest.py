@@ -44,18 +44,18 @@ def launches(monkeypatch) -> List[str]:
     buffers = []
     monkeypatch.setattr(torch.Tensor, 'new_empty', lambda self, *a, **k: _guarded_empty(buffers, self, *a, **k))
     yield launched
-    for buffer, used in buffers:
+    for buffer, used, fill in buffers:
         outside = torch.cat([buffer[:GUARD], buffer[GUARD + used :]]).float()
-        assert outside.isnan().all() if buffer.is_floating_point() else (outside == 77).all(), 'a write beside memory'
+        assert outside.isnan().all() if buffer.is_floating_point() else (outside == fill).all(), 'a write beside memory'
 
 
 def _guarded_empty(buffers, like, *shape, dtype=None, device=None):
     shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
     dtype = dtype or like.dtype
     used = torch.Size(shape).numel()
-    fill = float('nan') if dtype.is_floating_point else 77
+    fill = float('nan') if dtype.is_floating_point else dtype == torch.bool or 77
     buffer = torch.full((used + 2 * GUARD,), fill, dtype=dtype, device=device or like.device)
-    buffers.append((buffer, used))
+    buffers.append((buffer, used, fill))
     return buffer[GUARD : GUARD + used].view(shape)
 
 

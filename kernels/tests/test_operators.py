@@ -1,7 +1,6 @@
 """What PyTorch asks of operators, of every operation, on the path that this machine takes."""
 
 import inspect
-import os
 
 import pytest
 import torch
@@ -94,7 +93,7 @@ def test_all_functions_have_a_spec():
     assert {spec.name for spec in SPECS} == functions - {'explain'}
 
 
-def test_explain_says_why_not(monkeypatch):
+def test_explain_says_why_not():
     q, k, v = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
     path = explain(timm_extra_kernels.class_attention, q, k, v, scale=1.0)
     assert path == Path('class_attention', False, 'the tensors are on cpu')
@@ -135,7 +134,6 @@ def test_the_path_depends_on_metadata_alone(monkeypatch):
     monkeypatch.setenv('TIMM_EXTRA_FUSED', '1')
     monkeypatch.setattr(_dispatch, '_has_triton', lambda: False)
     assert path().reason == 'triton is not installed'
-    assert os.environ['TIMM_EXTRA_FUSED'] == '1'
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from timm_extra_kernels._cases import Case
@@ -40,6 +40,15 @@ def leaf(tensor, dtype=None):
     return tensor.detach().to(dtype or tensor.dtype).requires_grad_()
 
 
+def beside(tensor, seed):
+    """A leaf that is the tensor up to rounding in float32; the tensor itself in a smaller dtype."""
+    if not tensor.is_floating_point():
+        return tensor
+    step = 2 * torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+    moved = tensor.double() * (1 + torch.finfo(torch.float32).eps * step.to(tensor.device))
+    return leaf(torch.empty_like(tensor).copy_(moved))
+
+
 def results(function, args, seed=0):
     """Outputs, and gradients of the first of them with respect to every tensor."""
     out = function(*args)
@@ -50,17 +59,23 @@ def results(function, args, seed=0):
 
 
 def check(spec, case, dtype, device, guard):
-    """Errors at most twice those of the definition in the same dtype, beyond a floor."""
+    """Errors at most twice those of the definition in the same dtype, beyond a floor.
+
+    Where terms cancel, the error of one run is a matter of luck, which changes with the number of threads: float32
+    is compared with the largest error of the definition on several inputs that are equal up to rounding.
+    """
     args = mapped(guard, spec.inputs(case, dtype, device))
     operator = getattr(torch.ops.timm_extra, spec.name)
     ours = results(lambda *a: public(spec, operator(*a)), mapped(leaf, args))
     exact = results(spec.definition, mapped(lambda t: leaf(t, torch.float64), args))
-    eager = results(spec.definition, mapped(leaf, args))
+    eager = [results(spec.definition, mapped(leaf, args))]
+    if dtype == torch.float32:
+        eager += [results(spec.definition, mapped(lambda t, seed=seed: beside(t, seed), args)) for seed in range(4)]
     assert len(ours) == len(exact)
-    for i, (a, b, c) in enumerate(zip(ours, exact, eager, strict=True)):
+    for i, (a, b, *several) in enumerate(zip(ours, exact, *eager, strict=True)):
         # rounding the result, and what sums of terms of order 1 leave of float32 where they cancel to nothing
         floor = 4 * torch.finfo(dtype).eps * b.abs().max() + 8 * torch.finfo(torch.float32).eps
-        error, eager_error = (a - b).abs().max(), (c - b).abs().max()
+        error, eager_error = (a - b).abs().max(), max((c - b).abs().max() for c in several)
         assert error <= 2 * eager_error + floor, f'result {i}: error {error:.3g}, in eager {eager_error:.3g}'
     return args
 
@@ -80,7 +95,14 @@ def test_kernels_are_right(spec, case, dtype, device, launches, guarded):
 
 @pytest.mark.parametrize('spec', [pytest.param(spec, id=spec.name) for spec in SPECS])
 def test_any_sizes(spec, device, launches, guarded):
-    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    # a failing example is shown as it was drawn: making it smaller takes minutes here
+    @settings(
+        max_examples=12,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.fixed_dictionaries({name: st.integers(*bounds) for name, bounds in spec.sizes.items()}))
     def run(sizes):
         check(spec, Case('drawn', sizes), torch.float32, device, guarded)

@@ -9,8 +9,8 @@ from torch import nn
 
 from timm_extra_kernels import leff_depthwise, leff_depthwise_train
 
-from .cross_attention import has_hooks
 from .fuse import fold_batchnorm
+from .operators import has_hooks, operators_usable
 
 
 @register_notrace_module  # what runs depends on the modules' state
@@ -116,10 +116,8 @@ class LeFF(nn.Module):
 
     def _fusable(self, x: torch.Tensor) -> bool:
         bn1, bn2 = self.bn1, self.bn2
-        if torch.jit.is_tracing() or not _is_depthwise(self.conv) or type(bn1) is not type(bn2):
+        if not operators_usable() or not _is_depthwise(self.conv) or type(bn1) is not type(bn2):
             return False
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            return False  # torch.func's transforms have no rule for the operators
         if not _fusing_pays(x, isinstance(bn1, nn.Identity)):
             return False
         if type(bn1) is nn.BatchNorm2d:
@@ -133,7 +131,7 @@ class LeFF(nn.Module):
             return False
         if not (_is_exact_gelu(self.act1) and _is_exact_gelu(self.act2)):
             return False
-        return not any(has_hooks(m) for m in (bn1, self.act1, self.conv, bn2, self.act2))
+        return not has_hooks(bn1, self.act1, self.conv, bn2, self.act2)
 
     def fuse(self) -> nn.Module:
         """Fold the BatchNorms into the layers before them, for inference.

@@ -5,6 +5,7 @@ from typing import List, Optional
 import torch
 
 from .._cases import Case, randn
+from ..latent_cross_attention.cases import definition as attend
 
 
 def tokens(content: torch.Tensor, axes: List[torch.Tensor]) -> torch.Tensor:
@@ -26,15 +27,7 @@ def definition(
     mask: Optional[torch.Tensor],
 ) -> torch.Tensor:
     """softmax(scale · q x̂ᵀ) x̂ with every matrix in full; zeros where nothing is attended to."""
-    x = tokens(content, axes)
-    if eps is not None:
-        x = torch.nn.functional.layer_norm(x, x.shape[-1:], None, None, eps)
-    scores = q @ x.unsqueeze(1).mT * scale  # (B, H, M, N)
-    if mask is None:
-        return scores.softmax(-1) @ x.unsqueeze(1)
-    lowest = torch.finfo(scores.dtype).min  # finite: an item without any inputs is not NaN
-    p = scores.masked_fill(~mask.flatten(1)[:, None, None], lowest).softmax(-1)
-    return (p * mask.flatten(1).any(1)[:, None, None, None]) @ x.unsqueeze(1)
+    return attend(q, tokens(content, axes), scale, eps, None if mask is None else mask.flatten(1))
 
 
 def inputs(case: Case, dtype: torch.dtype, device: torch.device):

@@ -1,0 +1,81 @@
+"""Checkpoints that are there whole or not at all."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+
+NAME = 'step-{:08}.pt'
+PATTERN = re.compile(r'step-(\d{8,})\.pt')
+
+
+def write(state: Dict[str, Any], file: Path) -> None:
+    """Write aside, flush, and move into place.
+
+    Args:
+        state: Tensors, numbers and strings in dictionaries and lists.
+        file: Where to.
+
+    Raises:
+        OSError: It cannot be written; no file is left behind and those there stay.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f'.{file.name}.{os.getpid()}')
+    try:
+        with open(aside, 'wb') as out:
+            torch.save(state, out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    except (OSError, RuntimeError) as e:  # RuntimeError: what torch makes of a full disk
+        raise OSError(f'{file} could not be written ({e}); earlier checkpoints are as they were') from e
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(file: Path) -> Dict[str, Any]:
+    """Read a checkpoint without executing anything in it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        state = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as e:
+        raise ValueError(
+            f'{file} is no checkpoint of a pretraining: {type(e).__name__}: {str(e).splitlines()[0]}'
+        ) from e
+    if not isinstance(state, dict) or 'step' not in state or 'settings' not in state:
+        raise ValueError(f'{file} is no checkpoint of a pretraining: it has no step and no settings')
+    return state
+
+
+def steps(folder: Path) -> List[int]:
+    """Steps that a folder has checkpoints of, in order."""
+    names = (PATTERN.fullmatch(file.name) for file in folder.glob('step-*.pt'))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def prune(folder: Path, keep: int, best: Optional[int]) -> None:
+    """Delete all but the last ones and the best.
+
+    Args:
+        folder: Folder of the checkpoints.
+        keep: How many of the last.
+        best: Step of the best.
+    """
+    for step in steps(folder)[:-keep]:
+        if step != best:
+            (folder / NAME.format(step)).unlink()
+
+
+def differences(saved: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
+    """What differs between settings, in words."""
+    return [f'{k} was {saved.get(k)!r} and is {now.get(k)!r}' for k in now if saved.get(k) != now[k]]

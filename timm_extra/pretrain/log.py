@@ -1,0 +1,94 @@
+"""What a pretraining writes beside its checkpoints."""
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any, Dict, List
+
+import safetensors.torch
+from timm.task import TrainingTask
+
+from .. import hub
+
+COLUMNS = ('step', 'epoch', 'loss', 'std', 'learning_rate', 'images_per_second', 'skipped', 'knn')
+
+
+class Log:
+    """Rows in `log.csv`, and TensorBoard's events if wanted.
+
+    Args:
+        folder: Folder to write to, made if absent.
+        start: Step that the training goes on from; rows of it and later ones are dropped.
+        tensorboard: Write events, too.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, start: int, tensorboard: bool):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / 'log.csv'
+        rows = read_log(file) if start and file.exists() else []
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row['step']) < start)
+        aside = folder / '.log.csv'
+        aside.write_text(text.getvalue())
+        os.replace(aside, file)
+        self._out = open(file, 'a', newline='')  # noqa: SIM115 (open for the whole training)
+        self._csv = csv.DictWriter(self._out, COLUMNS, lineterminator='\n')
+        self._events = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ModuleNotFoundError as e:
+                raise ModuleNotFoundError('events need tensorboard: pip install tensorboard') from e
+            self._events = SummaryWriter(str(folder / 'tensorboard'), purge_step=start)
+
+    def row(self, row: Dict[str, Any]) -> None:
+        """Add a row; floats are written with all their digits."""
+        self._csv.writerow(row)
+        if self._events:
+            for name, value in row.items():
+                if name not in ('step', 'epoch'):
+                    self._events.add_scalar(name, value, row['step'])
+
+    def probe(self, step: int, knn: float) -> None:
+        """Add the accuracy of a probe after a step."""
+        self.row(dict(step=step, knn=knn))
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        self._out.flush()
+
+    def close(self) -> None:
+        """Write what is held back and close."""
+        self._out.close()
+        if self._events:
+            self._events.close()
+
+
+def read_log(file: Path) -> List[Dict[str, str]]:
+    """Rows of a log.csv, without one that was cut off."""
+    with open(file, newline='') as lines:
+        return [row for row in csv.DictReader(lines) if row['step'] and None not in row.values()]
+
+
+def save_backbone(task: TrainingTask, folder: Path) -> None:
+    """Save the model that is trained: in Hub format if it is timm's, else its tensors.
+
+    Args:
+        task: The task.
+        folder: Folder to write to.
+    """
+    model = task.get_eval_model()
+    if (getattr(model, 'pretrained_cfg', None) or {}).get('architecture'):
+        config = dict(task.view_config, mean=tuple(task.view_config['mean']), std=tuple(task.view_config['std']))
+        hub.save(model, folder, data_config=config)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / '.model.safetensors'
+    safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside)
+    os.replace(aside, folder / 'model.safetensors')

@@ -1,0 +1,423 @@
+"""The pretraining loop."""
+
+import math
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from timm.task import TrainingTask
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..layers.sync_batchnorm import cross_replica
+from ..probe import accuracy
+from ..tasks import BYOL, SimSiam
+from ..tasks._encoder import HiddenLayer
+from ..tasks._two_views import View
+from ..views import PlainView
+from . import checkpoints
+from .data import Batches, Collate, MakeViews, Samples, loader, steps_per_epoch
+from .log import Log, save_backbone
+from .recipes import Schedule, build_optimizer, settings
+
+METHODS = {'byol': BYOL, 'simsiam': SimSiam}
+COLLAPSED = 0.1  # of the spread that projections over the whole sphere have
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a pretraining leaves behind.
+
+    Attributes:
+        model: The model that was passed in, trained.
+        folder: The folder of `model/` (Hub format), `best/` if there was a probe, `checkpoints/` and `log.csv`.
+        steps: Steps of the optimizer.
+        skipped: Images that could not be read, counted whenever they were left out since the start or resumption.
+        knn: Accuracy of the last probe in per cent; None without one.
+    """
+
+    model: nn.Module
+    folder: Path
+    steps: int
+    skipped: int
+    knn: Optional[float]
+
+
+def pretrain(
+    model: nn.Module,
+    dataset: Dataset,
+    output: Union[str, Path],
+    *,
+    method: str = 'byol',
+    epochs: Optional[int] = None,
+    num_train_steps: Optional[int] = None,
+    batch_size: int = 256,
+    learning_rate: Optional[float] = None,
+    optimizer: Optional[str] = None,
+    weight_decay: Optional[float] = None,
+    warmup_epochs: Optional[float] = None,
+    grad_accum_steps: int = 1,
+    clip_grad: Optional[float] = None,
+    task_args: Optional[Dict[str, Any]] = None,
+    hidden_layer: HiddenLayer = None,
+    input_size: Optional[Sequence[int]] = None,
+    view1: Optional[View] = None,
+    view2: Optional[View] = None,
+    views_on_device: bool = False,
+    unreadable: str = 'raise',
+    probe: Optional[Tuple[Dataset, Dataset]] = None,
+    probe_every: int = 1,
+    checkpoint_every: Optional[int] = None,
+    keep: int = 2,
+    resume: bool = False,
+    log_every: int = 10,
+    tensorboard: bool = False,
+    mixed_precision: str = 'no',
+    sync_batchnorm: bool = True,
+    workers: int = 4,
+    seed: int = 0,
+    cpu: bool = False,
+) -> Pretrained:
+    """Train a model without labels.
+
+    Devices, mixed precision and processes are Accelerate's: run the script by `accelerate launch` or torchrun to use
+    several. All draws depend on the seed, the epoch and the index of an image alone: an interrupted training that is
+    resumed goes on exactly as if it had not been, and any number of processes sees the same views.
+
+    Args:
+        model: Any timm model, or any module together with `hidden_layer` and `input_size`. Trained in place; in a run
+            of several processes its BatchNorms become synchronised ones.
+        dataset: Any map-style data set of images, with or without classes.
+        output: Folder to write to.
+        method: 'byol' or 'simsiam'.
+        epochs: Passes over the data; this or `num_train_steps`.
+        num_train_steps: Steps of the optimizer.
+        batch_size: Images per process and forward pass.
+        learning_rate: Peak rate for 256 images per step, scaled to the images of a step; the recipe's when None.
+        optimizer: timm's name; when None LARS (BYOL) or SGD (SimSiam) for models with BatchNorm, AdamW for others.
+        weight_decay: The recipe's when None.
+        warmup_epochs: The recipe's when None.
+        grad_accum_steps: Forward passes per step of the optimizer.
+        clip_grad: Largest norm of the gradient.
+        task_args: Further arguments of the task, as `dict(projection_size=128, decay=0.99)`.
+        hidden_layer: As `BYOL` has it.
+        input_size: Channels, height and width of a view; the model's own when None.
+        view1: As `BYOL` has it.
+        view2: As `BYOL` has it.
+        views_on_device: Make the views on the device, not where images are read.
+        unreadable: 'raise' on an image that cannot be read, or 'skip' and count it.
+        probe: Labelled training and test images for the 20-NN accuracy, which also tells the best model.
+        probe_every: Epochs from one probe to the next.
+        checkpoint_every: Steps from one checkpoint to the next; an epoch when None.
+        keep: How many of the last checkpoints to keep, beside the best.
+        resume: Go on from the last checkpoint in `output`, if there is one.
+        log_every: Steps from one row of the log to the next.
+        tensorboard: Write TensorBoard's events as well.
+        mixed_precision: 'no', 'fp16' or 'bf16'.
+        sync_batchnorm: Share batch statistics between processes.
+        workers: Processes that read images.
+        seed: Seed of heads, orders and views.
+        cpu: Stay on the CPU.
+
+    Returns:
+        The trained model and where it was saved.
+
+    Raises:
+        ValueError: An argument is out of range, the data set is too small, an image cannot be read, a checkpoint
+            belongs to another training, or the loss is not finite.
+        FileExistsError: `output` has checkpoints and `resume` is False.
+        OSError: A checkpoint cannot be written; earlier ones stay.
+    """
+    accelerator = _accelerator(mixed_precision, cpu)
+    if method not in METHODS:
+        raise ValueError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
+    for name, value in dict(
+        batch_size=batch_size,
+        grad_accum_steps=grad_accum_steps,
+        keep=keep,
+        log_every=log_every,
+        probe_every=probe_every,
+    ).items():
+        if value < 1:
+            raise ValueError(f'{name} must be positive, got {value}')
+    if (epochs is None) == (num_train_steps is None):
+        raise ValueError(f'give epochs or num_train_steps, got {epochs} and {num_train_steps}')
+    images = batch_size * accelerator.num_processes * grad_accum_steps
+    if images // grad_accum_steps < 2:
+        raise ValueError(f'batch_size must be at least 2: one image has no batch statistics, got {batch_size}')
+    each = steps_per_epoch(len(dataset), images) if hasattr(dataset, '__len__') else 1
+    total = num_train_steps if num_train_steps is not None else epochs * each
+    if total < 1:
+        raise ValueError(f'the number of steps must be positive, got {total}')
+    recipe = settings(method, model, total / each, optimizer)
+    given = dict(learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
+    recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
+
+    torch.manual_seed(seed)
+    task_args = dict(task_args or {}, hidden_layer=hidden_layer, input_size=input_size, view1=view1, view2=view2)
+    if method == 'byol':
+        task_args = dict(dict(decay=recipe.decay, num_steps=total), **task_args)
+    task = METHODS[method](model.to(accelerator.device), **task_args)
+    run = _Run(
+        accelerator=accelerator,
+        task=task,
+        samples=Samples(dataset, task.input_size[0], unreadable),
+        output=Path(output),
+        total=total,
+        steps_per_epoch=each,
+        batch_size=batch_size,
+        accumulate=grad_accum_steps,
+        clip_grad=clip_grad,
+        recipe=recipe,
+        views_on_device=views_on_device,
+        probe=probe,
+        probe_steps=probe_every * each,
+        checkpoint_steps=checkpoint_every or each,
+        keep=keep,
+        log_every=log_every,
+        tensorboard=tensorboard,
+        sync_batchnorm=sync_batchnorm,
+        workers=workers,
+        seed=seed,
+        settings=dict(
+            method=method,
+            model=_name(model),
+            images=len(dataset),
+            images_per_step=images,
+            steps=total,
+            seed=seed,
+            input_size=list(task.input_size),
+            hidden_layer=hidden_layer,
+            **{f'recipe.{k}': v for k, v in asdict(recipe).items()},
+        ),
+    )
+    return run.go(resume)
+
+
+def _accelerator(mixed_precision: str, cpu: bool):
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError('pretraining needs accelerate: pip install "timm-extra[train]"') from e
+    # a classifier gets no gradient; statistics are synchronised where they are computed
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[ddp])
+
+
+def _name(model: nn.Module) -> str:
+    return (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+
+
+@dataclass
+class _Run:
+    """One training; what `pretrain` was told."""
+
+    accelerator: Any
+    task: TrainingTask
+    samples: Samples
+    output: Path
+    total: int
+    steps_per_epoch: int
+    batch_size: int
+    accumulate: int
+    clip_grad: Optional[float]
+    recipe: Any
+    views_on_device: bool
+    probe: Optional[Tuple[Dataset, Dataset]]
+    probe_steps: int
+    checkpoint_steps: int
+    keep: int
+    log_every: int
+    tensorboard: bool
+    sync_batchnorm: bool
+    workers: int
+    seed: int
+    settings: Dict[str, Any]
+    best: Tuple[float, int] = (-1.0, -1)  # accuracy and step of the best probe
+    skipped: int = 0
+    knn: Optional[float] = None
+
+    def go(self, resume: bool) -> Pretrained:
+        """Train from the start or the last checkpoint to the end."""
+        folder = self.output / 'checkpoints'
+        found = checkpoints.steps(folder)
+        if found and not resume:
+            raise FileExistsError(
+                f'{self.output} has checkpoints up to step {found[-1]}: resume, or choose another folder'
+            )
+        saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
+        self._prepare(saved)
+        start = saved['step'] if saved else 0
+        log = Log(self.output, start, self.tensorboard) if self.accelerator.is_main_process else None
+        self.accelerator.wait_for_everyone()
+        self._train(start, log)
+        if log:
+            log.close()
+            self._save_backbone('model')
+        self.accelerator.wait_for_everyone()
+        return Pretrained(self.task.model, self.output, self.total, self.skipped, self.knn)
+
+    def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
+        """Make or load everything that has a state."""
+        task, accelerator = self.task, self.accelerator
+        task.to(accelerator.device).train()
+        if saved:
+            wrong = checkpoints.differences(saved['settings'], self.settings)
+            if wrong:
+                raise ValueError(f'the checkpoint in {self.output} is of another training: {"; ".join(wrong)}')
+            task.load_checkpoint_state(saved['task']['state_dict'], saved['task'].get('task_state'))
+            self.best = saved['best']['knn'], saved['best']['step']
+            self.knn = saved['knn']
+        if accelerator.num_processes > 1 and self.sync_batchnorm:
+            for module in task.children():
+                cross_replica(module)
+        rate = self.recipe.learning_rate * self.settings['images_per_step'] / 256
+        optimizer = build_optimizer(task.trainable_module, self.recipe, rate)
+        self.schedule = Schedule(optimizer, self.total, round(self.recipe.warmup_epochs * self.steps_per_epoch))
+        if saved:
+            optimizer.load_state_dict(saved['optimizer'])
+            if accelerator.scaler is not None and saved['scaler']:
+                accelerator.scaler.load_state_dict(saved['scaler'])
+        online, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
+        task.trainable_module = online
+        if not saved and hasattr(task, 'reset_target'):
+            task.reset_target()  # the online network is that of the first process now
+
+    def _train(self, start: int, log: Optional[Log]) -> None:
+        views = MakeViews((self.task.view1, self.task.view2), self.seed)
+        batches = Batches(
+            len(self.samples),
+            self.batch_size,
+            steps=(start, self.total),
+            seed=self.seed,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            accumulate=self.accumulate,
+        )
+        collate = Collate(None if self.views_on_device else views)
+        device = self.accelerator.device
+        incoming = iter(loader(self.samples, batches, collate, self.workers, device.type == 'cuda'))
+        spreads: List[torch.Tensor] = []
+        clock = time.perf_counter()
+        with _bar(start, self.total, self.accelerator.is_main_process) as bar:
+            for step in range(start, self.total):
+                rate = self.schedule.set(step)
+                # what a model draws (dropout, drop path) depends on the step alone, too
+                torch.manual_seed(self.seed + (step * self.accelerator.num_processes + self.accelerator.process_index))
+                loss, spread = self._step(incoming, views, step)
+                spreads.append(spread)
+                done = step + 1
+                if step % self.log_every == 0 or done == self.total:
+                    value = self._finite(loss, step)
+                    seconds = (time.perf_counter() - clock) / len(spreads)
+                    row = dict(step=step, epoch=step // self.steps_per_epoch, loss=value)
+                    row.update(std=float(torch.stack(spreads).mean()), learning_rate=rate, skipped=self.skipped)
+                    row['images_per_second'] = self.settings['images_per_step'] / seconds
+                    self._alarm(row)
+                    if log:
+                        log.row(row)
+                        bar.set_description(f'loss {value:.3f} spread {row["std"]:.2f}', refresh=False)
+                    spreads, clock = [], time.perf_counter()
+                bar.update()
+                self._after(done, log, bar)
+
+    def _step(self, incoming: Any, make_views: MakeViews, step: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        """One step of the optimizer; loss and spread over its forward passes."""
+        task, accelerator = self.task, self.accelerator
+        losses, spreads = [], []
+        for part in range(self.accumulate):
+            batch = next(incoming)
+            self.skipped += batch['skipped']
+            if self.views_on_device:
+                images = batch['images']
+                images = (
+                    images.to(accelerator.device)
+                    if isinstance(images, torch.Tensor)
+                    else [image.to(accelerator.device) for image in images]
+                )
+                views = make_views(images, batch['at'])
+            else:
+                views = tuple(view.to(accelerator.device, non_blocking=True) for view in batch['views'])
+            last = part == self.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(task.trainable_module):
+                with accelerator.autocast():
+                    out = task(views)
+                accelerator.backward(out['loss'] / self.accumulate)
+            losses.append(out['loss'].detach())
+            spreads.append(out['std'])
+        if self.clip_grad is not None:
+            accelerator.clip_grad_norm_(task.trainable_module.parameters(), self.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not self.optimizer.step_was_skipped:
+            task.update_ema(step)
+        return torch.stack(losses).mean(), torch.stack(spreads).mean()
+
+    def _finite(self, loss: torch.Tensor, step: int) -> float:
+        """Loss over all processes."""
+        value = float(self.accelerator.reduce(loss, 'mean'))
+        if not math.isfinite(value):
+            raise ValueError(f'the loss is {value} at step {step}: lower learning_rate, or train without fp16')
+        return value
+
+    def _alarm(self, row: Dict[str, Any]) -> None:
+        if row['std'] < COLLAPSED and self.accelerator.is_main_process:
+            print(
+                f'warning: step {row["step"]}: the projections have collapsed, their spread is {row["std"]:.3f} of 1: '
+                'all images look the same to the model. Lower the learning rate, or train with more images per step.',
+                file=sys.stderr,
+            )
+
+    def _after(self, done: int, log: Optional[Log], bar: Any) -> None:
+        """Probe and checkpoint, where they are due."""
+        last = done == self.total
+        due = done % self.checkpoint_steps == 0 or last
+        better = False
+        if self.probe is not None and (done % self.probe_steps == 0 or last):
+            if log:
+                self.knn = self._probe()
+                log.probe(done - 1, self.knn)
+                bar.set_postfix_str(f'20-NN {self.knn:.2f} %')
+                better = self.knn > self.best[0]
+                if better:
+                    self.best = self.knn, done
+                    self._save_backbone('best')
+            self.accelerator.wait_for_everyone()
+        if log and (due or better):
+            log.flush()
+            self._checkpoint(done)
+        if due:
+            self.accelerator.wait_for_everyone()
+
+    def _probe(self) -> float:
+        view = PlainView(**self.task.view_config)
+        return accuracy('knn', self.task.encoder, *self.probe, view=view, device=self.accelerator.device, workers=0)
+
+    def _checkpoint(self, done: int) -> None:
+        folder = self.output / 'checkpoints'
+        scaler = self.accelerator.scaler
+        state = dict(
+            step=done,
+            settings=self.settings,
+            task=self.task.get_checkpoint_state(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=scaler.state_dict() if scaler is not None else None,
+            best=dict(knn=self.best[0], step=self.best[1]),
+            knn=self.knn,
+        )
+        checkpoints.write(state, folder / checkpoints.NAME.format(done))
+        checkpoints.prune(folder, self.keep, self.best[1])
+
+    def _save_backbone(self, name: str) -> None:
+        save_backbone(self.task, self.output / name)
+
+
+def _bar(start: int, total: int, shown: bool):
+    from tqdm import tqdm
+
+    return tqdm(initial=start, total=total, unit='step', mininterval=0.5, disable=not shown)

@@ -1,0 +1,126 @@
+"""Optimizers and schedules as published."""
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+# BYOL's code, configs/byol.py: epochs to learning rate for 256 images, weight decay, τ₀
+BYOL_PRESETS = {
+    40: (0.45, 1e-6, 0.97),
+    100: (0.45, 1e-6, 0.99),
+    300: (0.3, 1e-6, 0.99),
+    1000: (0.2, 1.5e-6, 0.996),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimize.
+
+    Attributes:
+        optimizer: timm's name.
+        learning_rate: Peak, for 256 images per step.
+        weight_decay: Weight decay.
+        warmup_epochs: Epochs over which the rate rises from 0; then it falls along a cosine to 0.
+        decay: τ₀ of BYOL's target.
+        decay_norms: Weight decay on vectors (biases, norms), too.
+        fixed_predictor: The predictor keeps the peak rate.
+    """
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    warmup_epochs: float
+    decay: float = 0.996
+    decay_norms: bool = False
+    fixed_predictor: bool = False
+
+
+def settings(method: str, model: nn.Module, epochs: float, optimizer: Optional[str] = None) -> Settings:
+    """The published settings.
+
+    Models with BatchNorm: LARS for BYOL, by the nearest shorter preset of `BYOL_PRESETS`; SGD for SimSiam, whose
+    predictor keeps its rate and whose weight decay is on everything. Models without, as ViTs, and `optimizer='adamw'`:
+    MoCo v3's AdamW (https://arxiv.org/abs/2104.02057).
+
+    Args:
+        method: 'byol' or 'simsiam'.
+        model: The model.
+        epochs: Passes over the data.
+        optimizer: timm's name of another optimizer; its rates are then those of the same family.
+
+    Returns:
+        The settings; BYOL's warm-up of 10 epochs and MoCo v3's of 40 are shortened to a tenth of shorter trainings.
+    """
+    preset = BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))]
+    decay = preset[2]
+    batch_normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if optimizer is None:
+        optimizer = ('lars' if method == 'byol' else 'momentum') if batch_normed else 'adamw'
+    if 'adam' in optimizer:
+        return Settings(optimizer, 1.5e-4, 0.1, min(40, epochs / 10), decay)
+    if method == 'simsiam':
+        return Settings(optimizer, 0.05, 1e-4, 0, decay_norms=True, fixed_predictor=True)
+    return Settings(optimizer, preset[0], preset[1], min(10, epochs / 10), decay)
+
+
+def build_optimizer(online: nn.Module, settings: Settings, learning_rate: float) -> torch.optim.Optimizer:
+    """Optimizer of encoder, projector and predictor.
+
+    LARS adapts the rates of those tensors only that have weight decay, as published.
+
+    Args:
+        online: The network that learns.
+        settings: How.
+        learning_rate: Peak for the images of a step.
+
+    Returns:
+        The optimizer.
+    """
+    names = getattr(online.encoder.model, 'no_weight_decay', set)()
+    groups: List[Dict[str, Any]] = []
+    for name, module in online.named_children():
+        fixed = settings.fixed_predictor and name == 'predictor'
+        found = param_groups_weight_decay(
+            module,
+            settings.weight_decay,
+            weight_decay_exclude_1d=not settings.decay_norms,
+            no_weight_decay_list=tuple(f'model.{n}' for n in names),
+        )
+        groups += [dict(group, fixed_lr=fixed) for group in found]
+    return create_optimizer_v2(
+        groups, settings.optimizer, lr=learning_rate, weight_decay=settings.weight_decay, filter_bias_and_bn=False
+    )
+
+
+class Schedule:
+    """Learning rates by step: from 0 to the peak, and along a cosine to 0.
+
+    Args:
+        optimizer: Optimizer.
+        steps: All steps.
+        warmup: Steps of the rise.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, warmup: int):
+        self.optimizer = optimizer
+        self._cosine = CosineLRScheduler(
+            optimizer,
+            t_initial=max(steps - warmup, 1),
+            warmup_t=warmup,
+            warmup_lr_init=0.0,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+
+    def set(self, step: int) -> float:
+        """Set the rates of a step, counted from 0, and give that of the encoder."""
+        self._cosine.step_update(step)
+        for group in self.optimizer.param_groups:
+            if group.get('fixed_lr'):
+                group['lr'] = group['initial_lr']
+        return self.optimizer.param_groups[0]['lr']

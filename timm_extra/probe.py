@@ -1,0 +1,190 @@
+"""How much frozen features know about classes."""
+
+from typing import Callable, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+
+from .pretrain.data import Collate, Samples, loader
+from .views import PlainView
+
+TEMPERATURE = 0.07
+
+
+class _InOrder(SequentialSampler):
+    """Batches of (epoch, index), in order."""
+
+    def __init__(self, length: int, batch_size: int):
+        self.length, self.batch_size = length, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def __iter__(self):
+        for first in range(0, self.length, self.batch_size):
+            yield [(0, i) for i in range(first, min(first + self.batch_size, self.length))]
+
+
+@torch.no_grad()
+def features(
+    encoder: Callable[[torch.Tensor], torch.Tensor],
+    dataset: Dataset,
+    view: PlainView,
+    *,
+    batch_size: int = 256,
+    device: Union[str, torch.device] = 'cpu',
+    workers: int = 4,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Features of a labelled data set.
+
+    Args:
+        encoder: From images (B, C, H, W) to features (B, D); a module is put in evaluation mode, and back.
+        dataset: Map-style data set of images and classes.
+        view: Preprocessing.
+        batch_size: Images per forward pass.
+        device: Device of the encoder.
+        workers: Processes that read images.
+
+    Returns:
+        Features (N, D) float32 and classes (N,), on the CPU.
+
+    Raises:
+        ValueError: An image has no class.
+    """
+    modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
+    were = [m.training for m in modules]
+    for m in modules:
+        m.training = False
+    try:
+        out, labels = [], []
+        samples = Samples(dataset, view.input_size[0])
+        for batch in loader(samples, _InOrder(len(samples), batch_size), Collate(None), workers):
+            out.append(encoder(view(batch['images']).to(device)).float().cpu())
+            labels.append(batch['labels'])
+    finally:
+        for m, training in zip(modules, were, strict=True):
+            m.training = training
+    labels = torch.cat(labels)
+    if (labels < 0).any():
+        raise ValueError(f'image {int((labels < 0).nonzero()[0])} has no class: a probe needs labelled images')
+    return torch.cat(out), labels
+
+
+def knn(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    *,
+    k: int = 20,
+    temperature: float = TEMPERATURE,
+) -> torch.Tensor:
+    """Classes by the k nearest neighbours in cosine, each with weight exp(cosine / temperature).
+
+    As in https://arxiv.org/abs/1805.01978, section 3.4.
+
+    Args:
+        train_features: (N, D).
+        train_labels: (N,).
+        test_features: (M, D).
+        k: Neighbours.
+        temperature: Of the weights.
+
+    Returns:
+        Classes (M,).
+
+    Raises:
+        ValueError: There are fewer than k training images.
+    """
+    if not 1 <= k <= len(train_features):
+        raise ValueError(f'k must be between 1 and {len(train_features)}, the number of training images, got {k}')
+    classes = int(train_labels.max()) + 1
+    train = F.normalize(train_features, dim=1)
+    found = []
+    for part in F.normalize(test_features, dim=1).split(1024):
+        cosines, index = (part @ train.T).topk(k, 1)
+        votes = part.new_zeros(len(part), classes)
+        votes.scatter_add_(1, train_labels[index], ((cosines - 1) / temperature).exp())
+        found.append(votes.argmax(1))
+    return torch.cat(found)
+
+
+def linear(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    *,
+    weight_decay: float = 1e-4,
+    steps: int = 200,
+) -> torch.Tensor:
+    """Classes by multinomial logistic regression on standardised features, fitted by L-BFGS.
+
+    Args:
+        train_features: (N, D).
+        train_labels: (N,).
+        test_features: (M, D).
+        weight_decay: Half the factor of the squared weights, beside the mean cross-entropy.
+        steps: Iterations at most.
+
+    Returns:
+        Classes (M,).
+    """
+    classes = int(train_labels.max()) + 1
+    mean, std = train_features.mean(0), train_features.std(0).clamp(min=1e-6)
+    train, test = ((x - mean) / std for x in (train_features, test_features))
+    weight = train.new_zeros(train.shape[1], classes).requires_grad_()
+    bias = train.new_zeros(classes).requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn='strong_wolfe')
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        out = F.cross_entropy(train @ weight + bias, train_labels) + weight_decay / 2 * weight.square().sum()
+        out.backward()
+        return out
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return (test @ weight.detach() + bias.detach()).argmax(1)
+
+
+PROBES = dict(knn=knn, linear=linear)
+
+
+def accuracy(
+    probe: str,
+    encoder: Callable[[torch.Tensor], torch.Tensor],
+    train: Dataset,
+    test: Dataset,
+    *,
+    view: PlainView,
+    batch_size: int = 256,
+    device: Union[str, torch.device] = 'cpu',
+    workers: int = 4,
+) -> float:
+    """Accuracy of a probe in per cent.
+
+    Args:
+        probe: 'knn' (20 neighbours, fewer if there are fewer training images) or 'linear'.
+        encoder: As `features` has it.
+        train: Labelled training images.
+        test: Labelled test images.
+        view: Preprocessing.
+        batch_size: Images per forward pass.
+        device: Device of the encoder.
+        workers: Processes that read images.
+
+    Returns:
+        Top-1 in per cent.
+
+    Raises:
+        ValueError: The probe is unknown.
+    """
+    if probe not in PROBES:
+        raise ValueError(f'probe must be one of {", ".join(PROBES)}, got {probe!r}')
+    read = dict(batch_size=batch_size, device=device, workers=workers)
+    train_x, train_y = features(encoder, train, view, **read)
+    test_x, test_y = features(encoder, test, view, **read)
+    options = dict(k=min(20, len(train_x))) if probe == 'knn' else {}
+    found = PROBES[probe](train_x, train_y, test_x, **options)
+    return 100 * float((found == test_y).float().mean())

@@ -20,10 +20,12 @@ class Pair:
     Attributes:
         ours: This package's.
         other: The peer's.
+        checked: What of both to compare instead, where the measured calls draw at random.
     """
 
     ours: Callable[[], torch.Tensor]
     other: Callable[[], torch.Tensor]
+    checked: Optional[Tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]] = None
 
 
 class Prepared:
@@ -98,7 +100,8 @@ def run_case(case: Case, device: str, rounds: int) -> Dict[str, Any]:
 def _together(case: Case, row: Dict[str, Any], rounds: int) -> Dict[str, Any]:
     device = row['device']
     pair = case.build(device)
-    difference = _difference(pair.ours(), pair.other())
+    compared = pair.checked or (pair.ours, pair.other)
+    difference = _difference(*(function() for function in compared))
     row.update(max_difference=difference, correct=difference <= case.atol)
     if not row['correct']:
         return row

@@ -64,6 +64,7 @@ def run(method: str, folder: Path, args: argparse.Namespace) -> Dict[str, Any]:
             epochs=args.epochs,
             batch_size=args.batch_size,
             input_size=SIZE,
+            **NORM,
             view1=view,
             view2=view,
             task_args=HEADS[method],

@@ -8,7 +8,7 @@ import torch
 
 import timm_extra  # noqa: F401
 
-from . import operations
+from . import operations, selfsupervised
 from .harness import Case, Pair, Prepared
 from .peers.ceit import OfficialCeiT, randomize
 
@@ -219,3 +219,4 @@ case(
 
 
 operations.register(case)
+selfsupervised.register(case)

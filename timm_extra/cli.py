@@ -79,6 +79,152 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    from timm.utils import ParseKwargs
+
+    parser.add_argument('--model', required=True, help='name of a timm model, or local-dir:FOLDER, hf-hub:OWNER/NAME')
+    parser.add_argument('--pretrained', action='store_true', help='start from its published weights')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE')
+    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the model's")
+    parser.add_argument('--mean', type=float, nargs='+', help="per channel (default: the model's)")
+    parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
+    parser.add_argument('--data-dir', help='folder of images, or of the data set')
+    parser.add_argument('--dataset', default='', help="timm's name of a data set, as torch/cifar10 (default: a folder)")
+    parser.add_argument('--dataset-download', action='store_true', help='download a torch/ data set')
+    parser.add_argument('-j', '--workers', type=int, default=4, help='processes that read images (%(default)s)')
+    parser.add_argument('-b', '--batch-size', type=int, default=256, help='images per process (%(default)s)')
+
+
+def _create_model(args: argparse.Namespace):
+    import timm
+    import torch
+
+    torch.manual_seed(getattr(args, 'seed', 0))
+    kwargs = dict(args.model_kwargs)
+    if args.input_size:
+        kwargs.setdefault('in_chans', args.input_size[0])
+    named = args.model.split(':')[0] in ('local-dir', 'hf-hub')
+    return timm.create_model(args.model, pretrained=args.pretrained or named, num_classes=0, **kwargs)
+
+
+def _create_dataset(args: argparse.Namespace, split: str, channels: int):
+    from timm.data import create_dataset
+
+    if not args.dataset and not args.data_dir:
+        raise ValueError('give --data-dir, a folder of images, or --dataset')
+    options = dict(download=True) if args.dataset_download else {}
+    modes = {1: 'L', 3: 'RGB'}
+    return create_dataset(
+        args.dataset, root=args.data_dir, split=split, input_img_mode=modes.get(channels, ''), **options
+    )
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('method', choices=('byol', 'simsiam'))
+    _model_arguments(parser)
+    parser.add_argument('--output', required=True, help='folder for the model, checkpoints and log')
+    parser.add_argument('--split', default='train', help='part of the data set (%(default)s)')
+    parser.add_argument('--epochs', type=int, help='passes over the images (default: 100)')
+    parser.add_argument('--num-train-steps', type=int, help='steps of the optimizer instead')
+    parser.add_argument('--opt', help="timm's name of an optimizer (default: the recipe's)")
+    parser.add_argument('--lr', type=float, help="peak learning rate (default: the recipe's, by images per step)")
+    parser.add_argument('--weight-decay', type=float, help="(default: the recipe's)")
+    parser.add_argument('--warmup-epochs', type=float, help="(default: the recipe's)")
+    parser.add_argument('--grad-accum-steps', type=int, default=1, help='forward passes per step (%(default)s)')
+    parser.add_argument('--clip-grad', type=float, help='largest norm of the gradient')
+    parser.add_argument(
+        '--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'), help="area of crops (default: paper's)"
+    )
+    parser.add_argument('--hidden-layer', help="layer whose output is the embedding (default: timm's pre_logits)")
+    parser.add_argument('--views-on-device', action='store_true', help='augment on the GPU, not where images are read')
+    parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be read')
+    parser.add_argument('--probe', action='store_true', help="20-NN accuracy on the data set's labelled splits")
+    parser.add_argument('--probe-every', type=int, default=1, help='epochs between probes (%(default)s)')
+    parser.add_argument('--checkpoint-every', type=int, help='steps between checkpoints (default: an epoch)')
+    parser.add_argument('--keep', type=int, default=2, help='checkpoints to keep, beside the best (%(default)s)')
+    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in --output')
+    parser.add_argument('--log-every', type=int, default=10, help='steps between rows of log.csv (%(default)s)')
+    parser.add_argument('--tensorboard', action='store_true', help='write events, too')
+    parser.add_argument('--mixed-precision', choices=('no', 'fp16', 'bf16'), default='no')
+    parser.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (%(default)s)')
+    parser.add_argument('--cpu', action='store_true', help='stay on the CPU')
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from .pretrain import pretrain
+    from .views import RECIPES, RandomView, view_config
+
+    model = _create_model(args)
+    config = view_config(model, args.input_size, args.mean, args.std)
+    recipes = RECIPES[args.method]
+    if args.scale:
+        recipes = tuple(replace(recipe, scale=tuple(args.scale)) for recipe in recipes)
+    views = dict(zip(('view1', 'view2'), (RandomView(recipe, **config) for recipe in recipes), strict=True))
+    channels = config['input_size'][0]
+    probe = tuple(_create_dataset(args, split, channels) for split in ('train', 'validation')) if args.probe else None
+    done = pretrain(
+        model,
+        _create_dataset(args, args.split, channels),
+        args.output,
+        method=args.method,
+        epochs=100 if args.epochs is None and args.num_train_steps is None else args.epochs,
+        num_train_steps=args.num_train_steps,
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        optimizer=args.opt,
+        weight_decay=args.weight_decay,
+        warmup_epochs=args.warmup_epochs,
+        grad_accum_steps=args.grad_accum_steps,
+        clip_grad=args.clip_grad,
+        hidden_layer=args.hidden_layer,
+        **config,
+        **views,
+        views_on_device=args.views_on_device,
+        unreadable='skip' if args.skip_unreadable else 'raise',
+        probe=probe,
+        probe_every=args.probe_every,
+        checkpoint_every=args.checkpoint_every,
+        keep=args.keep,
+        resume=args.resume,
+        log_every=args.log_every,
+        tensorboard=args.tensorboard,
+        mixed_precision=args.mixed_precision,
+        workers=args.workers,
+        seed=args.seed,
+        cpu=args.cpu,
+    )
+    knn = '' if done.knn is None else f'; 20-NN accuracy {done.knn:.2f} %'
+    skipped = f'; {done.skipped} unreadable images left out' if done.skipped else ''
+    print(f"{done.steps} steps done{knn}{skipped}; timm.create_model('local-dir:{done.folder}/model', pretrained=True)")
+    return 0
+
+
+def _probe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('probe', choices=('knn', 'linear'))
+    _model_arguments(parser)
+    parser.add_argument('--device', default='cpu', help='(%(default)s)')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from .probe import accuracy
+    from .tasks import Encoder
+    from .views import PlainView, view_config
+
+    model = _create_model(args).to(args.device)
+    view = PlainView(**view_config(model, args.input_size, args.mean, args.std))
+    train, test = (_create_dataset(args, split, view.input_size[0]) for split in ('train', 'validation'))
+    options = dict(view=view, batch_size=args.batch_size, device=args.device, workers=args.workers)
+    top1 = accuracy(args.probe, Encoder(model), train, test, **options)
+    if args.json:
+        print(json.dumps(dict(model=args.model, probe=args.probe, top1=top1, train=len(train), test=len(test))))
+    else:
+        print(f'{args.model}: {args.probe} accuracy {top1:.2f} % on {len(test)} images, learned from {len(train)}')
+    return 0
+
+
 VERBS = (
     Verb(
         'models', 'list the models', "timm-extra models\ntimm-extra models 'ceit_*' --json", _models_arguments, _models
@@ -97,6 +243,23 @@ VERBS = (
         'timm-extra demo\ntimm-extra demo --model perceiver --output output/perceiver',
         _demo_arguments,
         _demo,
+    ),
+    Verb(
+        'pretrain',
+        'train any timm model without labels',
+        'timm-extra pretrain byol --model resnet50 --data-dir photos --epochs 100 --output output/byol\n'
+        'timm-extra pretrain simsiam --model ceit_tiny --data-dir photos --output output/simsiam --opt adamw\n'
+        'accelerate launch -m timm_extra.cli pretrain byol --model resnet50 --data-dir photos --output output/byol',
+        _pretrain_arguments,
+        _pretrain,
+        refusals=(ValueError, OSError, ModuleNotFoundError),
+    ),
+    Verb(
+        'probe',
+        'accuracy of a simple classifier on frozen features',
+        'timm-extra probe knn --model local-dir:output/byol/model --data-dir labelled',
+        _probe_arguments,
+        _probe,
     ),
 )
 

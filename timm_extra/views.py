@@ -74,6 +74,7 @@ class Recipe:
 BYOL_VIEWS = Recipe(), Recipe(blur=0.1, solarize=0.2)
 _SIMSIAM = Recipe(scale=(0.2, 1.0), saturation=0.4, blur=0.5)  # MoCo v2's
 SIMSIAM_VIEWS = _SIMSIAM, _SIMSIAM
+RECIPES = dict(byol=BYOL_VIEWS, simsiam=SIMSIAM_VIEWS)
 
 
 @dataclass(frozen=True)
@@ -412,12 +413,19 @@ def _hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def view_config(model: nn.Module, input_size: Optional[Sequence[int]] = None) -> Dict[str, Any]:
+def view_config(
+    model: nn.Module,
+    input_size: Optional[Sequence[int]] = None,
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
+) -> Dict[str, Any]:
     """What views of a model's inputs need.
 
     Args:
         model: A timm model; for other modules give `input_size`.
         input_size: Channels, height and width; those of the model when None.
+        mean: The model's when None, averaged over channels if it takes another number of them.
+        std: Likewise.
 
     Returns:
         `input_size`, `mean` and `std`, of as many channels as the model takes.
@@ -432,10 +440,13 @@ def view_config(model: nn.Module, input_size: Optional[Sequence[int]] = None) ->
         size = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or config['input_size'][1:]
         input_size = (_channels(model) or config['input_size'][0], *size)
     input_size = tuple(input_size)
-    mean, std = config['mean'], config['std']
-    if len(mean) != input_size[0]:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return dict(input_size=input_size, mean=tuple(mean), std=tuple(std))
+    found = {}
+    for name, given in (('mean', mean), ('std', std)):
+        values = tuple(config[name] if given is None else given)
+        if given is None and len(values) != input_size[0]:
+            values = (sum(values) / len(values),)
+        found[name] = values
+    return dict(input_size=input_size, **found)
 
 
 def _channels(model: nn.Module) -> Optional[int]:

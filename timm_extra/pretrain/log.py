@@ -1,8 +1,10 @@
 """What a pretraining writes beside its checkpoints."""
 
+import copy
 import csv
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -77,7 +79,9 @@ def read_log(file: Path) -> List[Dict[str, str]]:
 
 
 def save_backbone(task: TrainingTask, folder: Path) -> None:
-    """Save the model that is trained: in Hub format if it is timm's, else its tensors.
+    """Save the model that is trained, without a classifier, which has not been.
+
+    In Hub format if timm can build it again; else its tensors alone, as `model.safetensors`.
 
     Args:
         task: The task.
@@ -85,9 +89,14 @@ def save_backbone(task: TrainingTask, folder: Path) -> None:
     """
     model = task.get_eval_model()
     if (getattr(model, 'pretrained_cfg', None) or {}).get('architecture'):
-        config = dict(task.view_config, mean=tuple(task.view_config['mean']), std=tuple(task.view_config['std']))
-        hub.save(model, folder, data_config=config)
-        return
+        backbone = copy.deepcopy(model)
+        if backbone.num_classes:
+            backbone.reset_classifier(0)
+        try:
+            hub.save(backbone, folder, data_config=task.view_config)
+            return
+        except ValueError as e:  # edited after timm made it
+            warnings.warn(f'{folder} gets the tensors alone: {e}', stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / '.model.safetensors'
     safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside)

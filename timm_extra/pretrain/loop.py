@@ -36,7 +36,7 @@ class Pretrained:
         model: The model that was passed in, trained.
         folder: The folder of `model/` (Hub format), `best/` if there was a probe, `checkpoints/` and `log.csv`.
         steps: Steps of the optimizer.
-        skipped: Images that could not be read, counted whenever they were left out since the start or resumption.
+        skipped: How often an image that could not be read was left out, by all processes.
         knn: Accuracy of the last probe in per cent; None without one.
     """
 
@@ -65,6 +65,8 @@ def pretrain(
     task_args: Optional[Dict[str, Any]] = None,
     hidden_layer: HiddenLayer = None,
     input_size: Optional[Sequence[int]] = None,
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
     view1: Optional[View] = None,
     view2: Optional[View] = None,
     views_on_device: bool = False,
@@ -97,7 +99,7 @@ def pretrain(
         epochs: Passes over the data; this or `num_train_steps`.
         num_train_steps: Steps of the optimizer.
         batch_size: Images per process and forward pass.
-        learning_rate: Peak rate for 256 images per step, scaled to the images of a step; the recipe's when None.
+        learning_rate: Peak rate; when None the recipe's, which is scaled by the images of a step over 256.
         optimizer: timm's name; when None LARS (BYOL) or SGD (SimSiam) for models with BatchNorm, AdamW for others.
         weight_decay: The recipe's when None.
         warmup_epochs: The recipe's when None.
@@ -106,6 +108,8 @@ def pretrain(
         task_args: Further arguments of the task, as `dict(projection_size=128, decay=0.99)`.
         hidden_layer: As `BYOL` has it.
         input_size: Channels, height and width of a view; the model's own when None.
+        mean: What views and the probe subtract from each channel; the model's own when None.
+        std: What they divide by then; likewise.
         view1: As `BYOL` has it.
         view2: As `BYOL` has it.
         views_on_device: Make the views on the device, not where images are read.
@@ -154,11 +158,13 @@ def pretrain(
     if total < 1:
         raise ValueError(f'the number of steps must be positive, got {total}')
     recipe = settings(method, model, total / each, optimizer)
+    recipe = replace(recipe, learning_rate=recipe.learning_rate * images / 256)
     given = dict(learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
     recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
 
     torch.manual_seed(seed)
-    task_args = dict(task_args or {}, hidden_layer=hidden_layer, input_size=input_size, view1=view1, view2=view2)
+    views = dict(input_size=input_size, mean=mean, std=std, view1=view1, view2=view2)
+    task_args = dict(task_args or {}, hidden_layer=hidden_layer, **views)
     if method == 'byol':
         task_args = dict(dict(decay=recipe.decay, num_steps=total), **task_args)
     task = METHODS[method](model.to(accelerator.device), **task_args)
@@ -239,7 +245,7 @@ class _Run:
     seed: int
     settings: Dict[str, Any]
     best: Tuple[float, int] = (-1.0, -1)  # accuracy and step of the best probe
-    skipped: int = 0
+    skipped: int = 0  # by this process
     knn: Optional[float] = None
 
     def go(self, resume: bool) -> Pretrained:
@@ -258,9 +264,9 @@ class _Run:
         self._train(start, log)
         if log:
             log.close()
-            self._save_backbone('model')
+            save_backbone(self.task, self.output / 'model')
         self.accelerator.wait_for_everyone()
-        return Pretrained(self.task.model, self.output, self.total, self.skipped, self.knn)
+        return Pretrained(self.task.model, self.output, self.total, self._skipped_by_all(), self.knn)
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
         """Make or load everything that has a state."""
@@ -273,11 +279,11 @@ class _Run:
             task.load_checkpoint_state(saved['task']['state_dict'], saved['task'].get('task_state'))
             self.best = saved['best']['knn'], saved['best']['step']
             self.knn = saved['knn']
+            self.skipped = saved['skipped'] if accelerator.is_main_process else 0
         if accelerator.num_processes > 1 and self.sync_batchnorm:
             for module in task.children():
                 cross_replica(module)
-        rate = self.recipe.learning_rate * self.settings['images_per_step'] / 256
-        optimizer = build_optimizer(task.trainable_module, self.recipe, rate)
+        optimizer = build_optimizer(task.trainable_module, self.recipe)
         self.schedule = Schedule(optimizer, self.total, round(self.recipe.warmup_epochs * self.steps_per_epoch))
         if saved:
             optimizer.load_state_dict(saved['optimizer'])
@@ -313,10 +319,10 @@ class _Run:
                 spreads.append(spread)
                 done = step + 1
                 if step % self.log_every == 0 or done == self.total:
-                    value = self._finite(loss, step)
+                    value, spread = self._finite(torch.stack([loss, torch.stack(spreads).mean().to(loss)]), step)
                     seconds = (time.perf_counter() - clock) / len(spreads)
                     row = dict(step=step, epoch=step // self.steps_per_epoch, loss=value)
-                    row.update(std=float(torch.stack(spreads).mean()), learning_rate=rate, skipped=self.skipped)
+                    row.update(std=spread, learning_rate=rate, skipped=self._skipped_by_all())
                     row['images_per_second'] = self.settings['images_per_step'] / seconds
                     self._alarm(row)
                     if log:
@@ -358,12 +364,19 @@ class _Run:
             task.update_ema(step)
         return torch.stack(losses).mean(), torch.stack(spreads).mean()
 
-    def _finite(self, loss: torch.Tensor, step: int) -> float:
-        """Loss over all processes."""
-        value = float(self.accelerator.reduce(loss, 'mean'))
-        if not math.isfinite(value):
-            raise ValueError(f'the loss is {value} at step {step}: lower learning_rate, or train without fp16')
-        return value
+    def _skipped_by_all(self) -> int:
+        """Images left out by all processes; all have to ask."""
+        if self.accelerator.num_processes == 1:
+            return self.skipped
+        count = torch.tensor(self.skipped, device=self.accelerator.device)
+        return int(self.accelerator.reduce(count, 'sum'))
+
+    def _finite(self, values: torch.Tensor, step: int) -> List[float]:
+        """Loss and spread, averaged over the processes."""
+        found = self.accelerator.reduce(values, 'mean').tolist()
+        if not math.isfinite(found[0]):
+            raise ValueError(f'the loss is {found[0]} at step {step}: lower learning_rate, or train without fp16')
+        return found
 
     def _alarm(self, row: Dict[str, Any]) -> None:
         if row['std'] < COLLAPSED and self.accelerator.is_main_process:
@@ -377,28 +390,29 @@ class _Run:
         """Probe and checkpoint, where they are due."""
         last = done == self.total
         due = done % self.checkpoint_steps == 0 or last
+        probing = self.probe is not None and (done % self.probe_steps == 0 or last)
+        if not due and not probing:
+            return
+        skipped = self._skipped_by_all()
         better = False
-        if self.probe is not None and (done % self.probe_steps == 0 or last):
-            if log:
-                self.knn = self._probe()
-                log.probe(done - 1, self.knn)
-                bar.set_postfix_str(f'20-NN {self.knn:.2f} %')
-                better = self.knn > self.best[0]
-                if better:
-                    self.best = self.knn, done
-                    self._save_backbone('best')
-            self.accelerator.wait_for_everyone()
+        if probing and log:
+            self.knn = self._probe()
+            log.probe(done - 1, self.knn)
+            bar.set_postfix_str(f'20-NN {self.knn:.2f} %')
+            better = self.knn > self.best[0]
+            if better:
+                self.best = self.knn, done
+                save_backbone(self.task, self.output / 'best')
         if log and (due or better):
             log.flush()
-            self._checkpoint(done)
-        if due:
-            self.accelerator.wait_for_everyone()
+            self._checkpoint(done, skipped)
+        self.accelerator.wait_for_everyone()
 
     def _probe(self) -> float:
         view = PlainView(**self.task.view_config)
         return accuracy('knn', self.task.encoder, *self.probe, view=view, device=self.accelerator.device, workers=0)
 
-    def _checkpoint(self, done: int) -> None:
+    def _checkpoint(self, done: int, skipped: int) -> None:
         folder = self.output / 'checkpoints'
         scaler = self.accelerator.scaler
         state = dict(
@@ -409,12 +423,10 @@ class _Run:
             scaler=scaler.state_dict() if scaler is not None else None,
             best=dict(knn=self.best[0], step=self.best[1]),
             knn=self.knn,
+            skipped=skipped,
         )
         checkpoints.write(state, folder / checkpoints.NAME.format(done))
         checkpoints.prune(folder, self.keep, self.best[1])
-
-    def _save_backbone(self, name: str) -> None:
-        save_backbone(self.task, self.output / name)
 
 
 def _bar(start: int, total: int, shown: bool):

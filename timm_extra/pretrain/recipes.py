@@ -23,7 +23,7 @@ class Settings:
 
     Attributes:
         optimizer: timm's name.
-        learning_rate: Peak, for 256 images per step.
+        learning_rate: Peak.
         weight_decay: Weight decay.
         warmup_epochs: Epochs over which the rate rises from 0; then it falls along a cosine to 0.
         decay: τ₀ of BYOL's target.
@@ -54,7 +54,8 @@ def settings(method: str, model: nn.Module, epochs: float, optimizer: Optional[s
         optimizer: timm's name of another optimizer; its rates are then those of the same family.
 
     Returns:
-        The settings; BYOL's warm-up of 10 epochs and MoCo v3's of 40 are shortened to a tenth of shorter trainings.
+        The settings for 256 images per step; warm-ups of 10 epochs (BYOL) and 40 (MoCo v3) are shortened to a tenth of
+        shorter trainings.
     """
     preset = BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))]
     decay = preset[2]
@@ -68,7 +69,7 @@ def settings(method: str, model: nn.Module, epochs: float, optimizer: Optional[s
     return Settings(optimizer, preset[0], preset[1], min(10, epochs / 10), decay)
 
 
-def build_optimizer(online: nn.Module, settings: Settings, learning_rate: float) -> torch.optim.Optimizer:
+def build_optimizer(online: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Optimizer of encoder, projector and predictor.
 
     LARS adapts the rates of those tensors only that have weight decay, as published.
@@ -76,7 +77,6 @@ def build_optimizer(online: nn.Module, settings: Settings, learning_rate: float)
     Args:
         online: The network that learns.
         settings: How.
-        learning_rate: Peak for the images of a step.
 
     Returns:
         The optimizer.
@@ -93,7 +93,11 @@ def build_optimizer(online: nn.Module, settings: Settings, learning_rate: float)
         )
         groups += [dict(group, fixed_lr=fixed) for group in found]
     return create_optimizer_v2(
-        groups, settings.optimizer, lr=learning_rate, weight_decay=settings.weight_decay, filter_bias_and_bn=False
+        groups,
+        settings.optimizer,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        filter_bias_and_bn=False,
     )
 
 

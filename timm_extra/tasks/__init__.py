@@ -1,7 +1,8 @@
 """Training without labels, as `timm.task.TrainingTask`s."""
 
 from ._batchfree import without_batchnorm
+from ._encoder import Encoder
 from .byol import BYOL
 from .simsiam import SimSiam
 
-__all__ = ['BYOL', 'SimSiam', 'without_batchnorm']
+__all__ = ['BYOL', 'Encoder', 'SimSiam', 'without_batchnorm']

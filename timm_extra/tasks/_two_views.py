@@ -52,6 +52,8 @@ class TwoViewTask(TrainingTask):
         *,
         hidden_layer: HiddenLayer,
         input_size: Optional[Sequence[int]],
+        mean: Optional[Sequence[float]],
+        std: Optional[Sequence[float]],
         view1: Optional[View],
         view2: Optional[View],
         recipes: Tuple[Recipe, Recipe],
@@ -63,7 +65,7 @@ class TwoViewTask(TrainingTask):
         if parameter is None:
             raise ValueError(f'{type(model).__name__} has no parameters to train')
         super().__init__(device or parameter.device, dtype or parameter.dtype, verbose)
-        self.view_config = view_config(model, input_size)
+        self.view_config = view_config(model, input_size, mean, std)
         self.input_size = self.view_config['input_size']
         self.view1, self.view2 = (
             RandomView(recipe, **self.view_config) if view is None else view

@@ -34,6 +34,8 @@ class BYOL(TwoViewTask):
         head_norm: 'batch' as in the paper, or 'group' (16 groups, standardised weights, as in
             https://arxiv.org/abs/2010.10241); see `without_batchnorm` for the model.
         input_size: Channels, height and width of a view; the model's own when None.
+        mean: What the paper's views subtract from each channel; the model's own when None.
+        std: What they divide by then; likewise.
         device: Device of the heads; the model's when None.
         dtype: Dtype of the heads; the model's when None.
         verbose: Log what is done.
@@ -59,6 +61,8 @@ class BYOL(TwoViewTask):
         view2: Optional[View] = None,
         head_norm: str = 'batch',
         input_size: Optional[Sequence[int]] = None,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
         verbose: bool = True,
@@ -67,6 +71,8 @@ class BYOL(TwoViewTask):
             model,
             hidden_layer=hidden_layer,
             input_size=input_size,
+            mean=mean,
+            std=std,
             view1=view1,
             view2=view2,
             recipes=BYOL_VIEWS,

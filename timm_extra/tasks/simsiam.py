@@ -26,6 +26,8 @@ class SimSiam(TwoViewTask):
         view2: Second augmentation; the paper's when None.
         head_norm: 'batch' as in the paper, or 'group' with standardised weights.
         input_size: Channels, height and width of a view; the model's own when None.
+        mean: What the paper's views subtract from each channel; the model's own when None.
+        std: What they divide by then; likewise.
         device: Device of the heads; the model's when None.
         dtype: Dtype of the heads; the model's when None.
         verbose: Log what is done.
@@ -45,6 +47,8 @@ class SimSiam(TwoViewTask):
         view2: Optional[View] = None,
         head_norm: str = 'batch',
         input_size: Optional[Sequence[int]] = None,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
         verbose: bool = True,
@@ -53,6 +57,8 @@ class SimSiam(TwoViewTask):
             model,
             hidden_layer=hidden_layer,
             input_size=input_size,
+            mean=mean,
+            std=std,
             view1=view1,
             view2=view2,
             recipes=SIMSIAM_VIEWS,

@@ -1,0 +1,291 @@
+"""The loop: what it leaves behind, what it refuses, how it resumes, how it shares work."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import timm_extra
+from timm_extra.pretrain import checkpoints, pretrain
+from timm_extra.pretrain.log import read_log
+from timm_extra.pretrain.recipes import Schedule, build_optimizer, settings
+from timm_extra.tasks import BYOL, SimSiam, without_batchnorm
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train import STEPS, images, run
+
+ENV = dict(
+    os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(Path(timm_extra.__file__).parents[1])
+)
+
+
+def command(output, method='byol', batch_size=8, *more, launcher=(sys.executable,)):
+    return [*launcher, str(Path(__file__).with_name('train.py')), str(output), method, str(batch_size), *more]
+
+
+def losses(output):
+    return [(row['step'], row['loss'], row['std'], row['knn']) for row in read_log(output / 'log.csv')]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A training that nothing interrupted."""
+    output = tmp_path_factory.mktemp('finished')
+    subprocess.run(command(output), env=ENV, check=True, capture_output=True)
+    return output
+
+
+@pytest.mark.parametrize('method', ['byol', 'simsiam'])
+def test_it_leaves_what_it_says(method, tmp_path):
+    done = run(tmp_path, method, probe=(images(), images()), tensorboard=True)
+    assert (done.steps, done.skipped, done.folder) == (STEPS, 0, tmp_path)
+    rows = read_log(tmp_path / 'log.csv')
+    assert [int(r['step']) for r in rows if r['loss']] == list(range(STEPS))
+    assert [int(r['step']) for r in rows if r['knn']] == [7, 15, 23]
+    assert done.knn == float(rows[-1]['knn'])
+    best = max((float(r['knn']), -int(r['step'])) for r in rows if r['knn'])
+    assert set(checkpoints.steps(tmp_path / 'checkpoints')) == {21, 24, 1 - best[1]}
+    assert list((tmp_path / 'tensorboard').iterdir())
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert config['pretrained_cfg']['input_size'] == [1, 16, 16]
+    assert (tmp_path / 'best' / 'model.safetensors').exists()
+
+
+def test_the_backbone_loads_everywhere(finished):
+    """The three ways that timm's users have; what the file holds comes back."""
+    held = load_file(finished / 'model' / 'model.safetensors')
+    assert not any(name.startswith('fc.') for name in held)
+    file = str(finished / 'model' / 'model.safetensors')
+    for model in (
+        timm.create_model(f'local-dir:{finished / "model"}', pretrained=True),
+        timm.create_model(f'local-dir:{finished / "model"}', pretrained=True, num_classes=7),
+        timm.create_model(
+            'test_resnet',
+            pretrained=True,
+            in_chans=1,
+            num_classes=0,
+            pretrained_cfg_overlay=dict(file=file, num_classes=0),
+        ),
+        timm.create_model(  # what train.py --pretrained-path does
+            'test_resnet',
+            pretrained=True,
+            in_chans=1,
+            num_classes=5,
+            pretrained_cfg_overlay=dict(file=file, num_classes=-1),
+        ),
+    ):
+        for name, tensor in model.state_dict().items():
+            if name in held:
+                assert torch.equal(tensor, held[name]), name
+        assert set(held) <= set(model.state_dict())
+
+
+def test_other_modules_are_saved_as_tensors(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8))
+    done = pretrain(
+        net, images(), tmp_path, num_train_steps=2, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0,
+        cpu=True, task_args=dict(projection_size=8, projection_hidden_size=16),
+    )  # fmt: skip
+    held = load_file(tmp_path / 'model' / 'model.safetensors')
+    assert all(torch.equal(v, held[k]) for k, v in done.model.state_dict().items())
+
+
+def test_killed_at_any_time_it_resumes_bit_for_bit(finished, tmp_path):
+    """Ten kills at random moments."""
+    generator = random.Random(0)
+    kills = 0
+    for attempt in range(60):
+        more = ['resume'] if attempt else []
+        child = subprocess.Popen(command(tmp_path, 'byol', 8, *more), env=ENV, stderr=subprocess.DEVNULL)
+        if kills < 10:
+            _wait_for_a_row(tmp_path, child)
+            time.sleep(generator.uniform(0, 0.35))
+            child.send_signal(signal.SIGKILL)
+        status = child.wait()
+        kills += status == -signal.SIGKILL
+        if status == 0 and kills >= 10:
+            break
+        if status == 0:  # done before the kill: take its end away, and go on from the checkpoint before
+            last = checkpoints.steps(tmp_path / 'checkpoints')[-1]
+            (tmp_path / 'checkpoints' / checkpoints.NAME.format(last)).unlink()
+        assert status in (0, -signal.SIGKILL)
+    assert kills == 10
+    assert losses(tmp_path) == losses(finished)
+    ours, theirs = (load_file(folder / 'model' / 'model.safetensors') for folder in (tmp_path, finished))
+    assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
+    ours, theirs = (
+        checkpoints.read(folder / 'checkpoints' / checkpoints.NAME.format(STEPS)) for folder in (tmp_path, finished)
+    )
+    _equal(ours, theirs)
+
+
+def _wait_for_a_row(output, child):
+    """Until the training runs."""
+    before = (output / 'log.csv').stat().st_mtime_ns if (output / 'log.csv').exists() else 0
+    while child.poll() is None:
+        if (output / 'log.csv').exists() and (output / 'log.csv').stat().st_mtime_ns != before:
+            return
+        time.sleep(0.01)
+
+
+def _equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for k in a:
+            _equal(a[k], b[k])
+    elif isinstance(a, (list, tuple)):
+        for x, y in zip(a, b, strict=True):
+            _equal(x, y)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_accumulation_is_a_larger_batch_without_batch_statistics(tmp_path):
+    """With BatchNorm it cannot be: statistics are those of the parts."""
+    found = []
+    for name, kwargs in (('one', dict(batch_size=8)), ('parts', dict(batch_size=4, grad_accum_steps=2))):
+        torch.manual_seed(1)
+        model = without_batchnorm(timm.create_model('test_resnet', num_classes=0, in_chans=1)).double()
+        heads = dict(projection_size=16, projection_hidden_size=16, head_norm='group')
+        pretrain(
+            model, images(), tmp_path / name, num_train_steps=4, optimizer='momentum', learning_rate=0.05, workers=0,
+            cpu=True, input_size=(1, 16, 16), log_every=1, task_args=heads, clip_grad=1.0, **kwargs,
+            view1=_double, view2=_flipped,
+        )  # fmt: skip
+        found.append(model.state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], atol=1e-9, rtol=1e-7)
+
+
+def _double(x):
+    return x.double()[..., :16, :16]
+
+
+def _flipped(x):
+    return x.double()[..., -16:, -16:].flip(-1)
+
+
+@pytest.mark.parametrize('method', ['byol', 'simsiam'])
+def test_two_processes_are_one_with_the_double_batch(method, tmp_path):
+    launcher = [
+        sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines',
+        '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
+    ]  # fmt: skip
+    two = subprocess.Popen(
+        command(tmp_path / 'two', method, 8, 'exact', launcher=launcher), env=ENV, stderr=subprocess.PIPE, text=True
+    )
+    subprocess.run(command(tmp_path / 'one', method, 16, 'exact'), env=ENV, check=True, capture_output=True)
+    assert two.wait(timeout=300) == 0, two.stderr.read()
+    one, both = (read_log(tmp_path / name / 'log.csv') for name in ('one', 'two'))
+    assert len(one) == len(both) > STEPS
+    for a, b in zip(one, both, strict=True):
+        if a['loss']:
+            assert float(a['loss']) == pytest.approx(float(b['loss']), abs=1e-9), a['step']
+    a, b = (load_file(tmp_path / name / 'model' / 'model.safetensors') for name in ('one', 'two'))
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], atol=1e-8, rtol=1e-7)
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"method must be one of byol, simsiam, got 'dino'"):
+        run(tmp_path, method='byol', num_train_steps=1) and pretrain(None, images(), tmp_path, method='dino')
+    with pytest.raises(FileExistsError, match='has checkpoints up to step 1: resume, or choose another folder'):
+        run(tmp_path, num_train_steps=1)
+    with pytest.raises(ValueError, match=r'checkpoint in .* is of another training: images_per_step was 8 and is 16'):
+        run(tmp_path, num_train_steps=1, batch_size=16, resume=True)
+    other = timm.create_model('test_vit', num_classes=0, in_chans=1, img_size=16)
+    with pytest.raises(ValueError, match="model was 'test_resnet' and is 'test_vit'"):
+        pretrain(other, images(), tmp_path, num_train_steps=1, batch_size=8, resume=True, workers=0, cpu=True)
+    for kwargs, message in (
+        (dict(epochs=1), 'give epochs or num_train_steps, got 1 and 24'),
+        (dict(num_train_steps=None), 'give epochs or num_train_steps, got None and None'),
+        (dict(num_train_steps=0), 'number of steps must be positive, got 0'),
+        (dict(batch_size=0), 'batch_size must be positive, got 0'),
+        (dict(batch_size=1), 'batch_size must be at least 2'),
+        (dict(batch_size=65), 'the data set has 64 images, fewer than the 65 of a step'),
+        (dict(keep=0), 'keep must be positive, got 0'),
+        (
+            dict(learning_rate=1e9, num_train_steps=24, clip_grad=None, optimizer='momentum', warmup_epochs=0),
+            'the loss is',
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / 'other', **kwargs)
+
+
+def test_a_batch_of_the_wrong_images_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r'must have shape \(3, H, W\), got \(1, 20, 20\)'):
+        pretrain(
+            timm.create_model('test_resnet'), images(), tmp_path, num_train_steps=1, batch_size=8, workers=0, cpu=True
+        )
+
+
+def test_collapse_raises_an_alarm(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8))
+    nn.init.zeros_(net[1].weight)
+    heads = dict(projection_size=16, projection_hidden_size=16, head_norm='group')
+    pretrain(
+        net, images(), tmp_path, num_train_steps=1, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0,
+        cpu=True, task_args=heads,
+    )  # fmt: skip
+    assert 'the projections have collapsed, their spread is 0.000 of 1' in capsys.readouterr().err
+
+
+def test_recipes_are_those_published():
+    resnet, vit = timm.create_model('test_resnet', num_classes=0), timm.create_model('test_vit', num_classes=0)
+    for epochs, lr, wd, decay in (
+        (40, 0.45, 1e-6, 0.97),
+        (150, 0.45, 1e-6, 0.99),
+        (300, 0.3, 1e-6, 0.99),
+        (1000, 0.2, 1.5e-6, 0.996),
+    ):
+        found = settings('byol', resnet, epochs)
+        assert (found.optimizer, found.learning_rate, found.weight_decay, found.decay) == ('lars', lr, wd, decay)
+    assert settings('byol', resnet, 300).warmup_epochs == 10 and settings('byol', resnet, 40).warmup_epochs == 4
+    assert settings('simsiam', resnet, 100).optimizer == 'momentum'
+    assert settings('byol', vit, 100).optimizer == 'adamw' == settings('simsiam', vit, 100).optimizer
+
+
+def test_lars_leaves_vectors_alone():
+    task = BYOL(timm.create_model('test_resnet', num_classes=0), input_size=(3, 32, 32))
+    optimizer = build_optimizer(task.trainable_module, settings('byol', task.model, 100))
+    groups = {id(p): group for group in optimizer.param_groups for p in group['params']}
+    for name, p in task.trainable_module.named_parameters():
+        assert groups[id(p)]['weight_decay'] == (0 if p.ndim == 1 else 1e-6), name
+        assert not groups[id(p)]['always_adapt'] and groups[id(p)]['trust_coeff'] == 1e-3
+    vit = BYOL(timm.create_model('test_vit', num_classes=0))
+    optimizer = build_optimizer(vit.trainable_module, settings('byol', vit.model, 100))
+    plain = {id(p) for group in optimizer.param_groups if not group['weight_decay'] for p in group['params']}
+    assert id(vit.model.pos_embed) in plain and id(vit.model.cls_token) in plain
+
+
+def test_simsiams_predictor_keeps_its_rate_and_all_is_decayed():
+    task = SimSiam(timm.create_model('test_resnet', num_classes=0), input_size=(3, 32, 32))
+    found = settings('simsiam', task.model, 100)
+    optimizer = build_optimizer(task.trainable_module, found)
+    assert all(group['weight_decay'] == 1e-4 for group in optimizer.param_groups)
+    schedule = Schedule(optimizer, 100, 0)
+    for step, factor in ((0, 1), (50, 0.5), (100, 0)):
+        assert schedule.set(step) == pytest.approx(0.05 * factor)
+        for group in optimizer.param_groups:
+            fixed = any(p is q for p in group['params'] for q in task.trainable_module.predictor.parameters())
+            assert group['lr'] == pytest.approx(0.05 if fixed else 0.05 * factor)
+
+
+def test_the_rate_rises_and_falls():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 2.0)
+    schedule = Schedule(optimizer, 110, 10)
+    assert [schedule.set(k) for k in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1, 0])
+    assert Schedule(optimizer, 3, 0).set(0) == 2

@@ -1,0 +1,41 @@
+"""A tiny pretraining that tests start and compare: `python train.py OUTPUT METHOD BATCH_SIZE [resume] [exact]`."""
+
+import sys
+
+import timm
+import torch
+from torch.utils.data import TensorDataset
+
+from timm_extra.pretrain import pretrain
+
+STEPS = 24
+
+
+def images(n=64, exact=False):
+    """Random images in four classes that differ in brightness; uint8, or float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(n, 1, 20, 20, generator=generator) * 0.5 + torch.arange(n).view(n, 1, 1, 1) % 4 / 8
+    return TensorDataset(x.double() if exact else (255 * x).to(torch.uint8), torch.arange(n) % 4)
+
+
+def run(output, method='byol', batch_size=8, exact=False, **kwargs):
+    """Train with all that has a state: drop path, momentum, schedule, target, probe.
+
+    `exact` trains in float64 and without drop path, whose draws are for places in a batch.
+    """
+    torch.manual_seed(1)
+    model = timm.create_model('test_resnet', num_classes=3, in_chans=1, drop_path_rate=0.0 if exact else 0.2)
+    heads = dict(byol=dict(projection_size=8, projection_hidden_size=16), simsiam=dict(projection_size=16))
+    options = dict(
+        num_train_steps=STEPS, log_every=1, checkpoint_every=3, workers=0, seed=2, cpu=True, input_size=(1, 16, 16),
+        learning_rate=0.05, task_args=heads[method],
+    )  # fmt: skip
+    options.update(batch_size=batch_size, **kwargs)
+    return pretrain(model.double() if exact else model, images(exact=exact), output, method=method, **options)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    output, method, batch_size, *words = sys.argv[1:]
+    exact = 'exact' in words
+    run(output, method, int(batch_size), exact, resume='resume' in words, probe=(images(exact=exact),) * 2)

@@ -4,6 +4,8 @@ import argparse
 import json
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -19,14 +21,11 @@ from timm_extra.pretrain.log import read_log
 from timm_extra.probe import accuracy
 from timm_extra.views import PlainView, RandomView, Recipe
 
-SIZE = (1, 32, 32)
+SIZE = (1, 56, 56)
 NORM = dict(mean=(0.286,), std=(0.353,))
-VIEW = Recipe(scale=(0.3, 1.0), blur=0.0, contrast=0.4, brightness=0.4)
-MODEL = ('test_resnet', dict(in_chans=1, num_classes=0))
-RECIPES: Dict[str, Dict[str, Any]] = {
-    'byol': dict(optimizer='adamw', learning_rate=1e-3, weight_decay=1e-2, warmup_epochs=2),
-    'simsiam': dict(optimizer='momentum', learning_rate=0.05, weight_decay=5e-4),
-}
+VIEW = Recipe(scale=(0.5, 1.0), blur=0.0, contrast=0.2, brightness=0.2)
+MODEL = ('resnet18', dict(layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), in_chans=1, num_classes=0))
+RECIPE: Dict[str, Any] = dict(optimizer='adamw', learning_rate=1e-3, weight_decay=1e-2, warmup_epochs=1)
 HEADS = {
     'byol': dict(projection_hidden_size=1024, decay=0.98),
     'simsiam': dict(projection_size=1024, prediction_hidden_size=256),
@@ -42,9 +41,10 @@ def load(folder: Path, num_train: int, num_test: int) -> Tuple[TensorDataset, Te
     return sets[0], sets[1]
 
 
-def run(method: str, folder: Path, args: argparse.Namespace) -> Dict[str, Any]:
+def run(method: str, args: argparse.Namespace) -> Dict[str, Any]:
     """Pretrain a network and probe it before, after every few epochs and at the end."""
-    train, test = load(folder, args.num_train, args.num_test)
+    torch.set_num_threads(args.threads)
+    train, test = load(args.data, args.num_train, args.num_test)
     torch.manual_seed(args.seed)
     model = timm.create_model(MODEL[0], **MODEL[1])
     plain = PlainView(SIZE, **NORM)
@@ -70,10 +70,11 @@ def run(method: str, folder: Path, args: argparse.Namespace) -> Dict[str, Any]:
             task_args=HEADS[method],
             probe=(train, test),
             probe_every=args.probe_every,
+            channels_last=True,
             workers=0,
             seed=args.seed,
             cpu=True,
-            **RECIPES[method],
+            **RECIPE,
         )
         rows = read_log(Path(output) / 'log.csv')
     return dict(
@@ -107,21 +108,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--data', type=Path, required=True, help='folder of the IDX files')
     parser.add_argument('--methods', nargs='+', default=['byol', 'simsiam'], choices=['byol', 'simsiam'])
-    parser.add_argument('--epochs', type=int, default=40)
+    parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--num-train', type=int, default=10_000)
     parser.add_argument('--num-test', type=int, default=2_000)
-    parser.add_argument('--probe-every', type=int, default=4)
+    parser.add_argument('--probe-every', type=int, default=2)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--threads', type=int, default=1, help='of each run (%(default)s)')
+    parser.add_argument('--jobs', type=int, default=2, help='runs side by side (%(default)s)')
     parser.add_argument('--out', type=Path, help='JSON to write')
     parser.add_argument('--plot', type=Path, help='picture to write')
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    runs = []
-    for method in args.methods:
-        runs.append(run(method, args.data, args))
-        print(json.dumps({k: v for k, v in runs[-1].items() if k != 'loss'}))
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context('spawn')) as pool:
+        runs = list(pool.map(run, args.methods, [args] * len(args.methods)))
+    for one in runs:
+        print(json.dumps({k: v for k, v in one.items() if k != 'loss'}))
     if args.out:
         about = dict(environment('cpu'), epochs=args.epochs, batch_size=args.batch_size, seed=args.seed)
         args.out.write_text(json.dumps(dict(about, threads=args.threads, runs=runs), indent=1) + '\n')

@@ -28,8 +28,8 @@ def _tasks(use_momentum: bool):
     task.trainable_module.projector = copy.deepcopy(learner.online_encoder.projector)
     task.trainable_module.predictor = copy.deepcopy(learner.online_predictor)
     if use_momentum:
-        task.target['projector'] = copy.deepcopy(learner.online_encoder.projector).requires_grad_(False)
-        task.reset_target()
+        task.target['projector'] = copy.deepcopy(learner.target_encoder.projector)
+        task.target['encoder'].model.load_state_dict(learner.target_encoder.net.state_dict())
     return task, learner
 
 

@@ -21,6 +21,22 @@ ALLOWED = {
         'timm_extra._timm',
         'timm_extra.models._',
     ),
+    'tasks': ('torch', 'timm', 'timm_extra.tasks', 'timm_extra.views'),
+    'pretrain': (
+        'torch',
+        'numpy',
+        'PIL',
+        'safetensors',
+        'accelerate',
+        'tqdm',
+        'timm',
+        'timm_extra.layers',
+        'timm_extra.tasks',
+        'timm_extra.pretrain',
+        'timm_extra.views',
+        'timm_extra.probe',
+        'timm_extra.hub',
+    ),
 }
 
 

@@ -1,8 +1,12 @@
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import timm
+from PIL import Image
 
 from timm_extra import cli
 
@@ -114,3 +118,58 @@ def test_an_output_that_is_a_file_is_named(tmp_path, capsys):
     assert cli.main(['demo', '--output', str(tmp_path / 'out')]) == 1
     assert str(tmp_path / 'out') in capsys.readouterr().err
     assert (tmp_path / 'out').read_text() == 'mine'
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """Folders of grey images with two classes: bright above, or below."""
+    root = tmp_path_factory.mktemp('photos')
+    generator = np.random.default_rng(0)
+    for split in ('train', 'validation'):
+        for i in range(24):
+            image = generator.integers(0, 80, (20, 20), dtype=np.uint8)
+            image[slice(0, 10) if i % 2 else slice(10, 20)] += 150
+            (root / split / f'class{i % 2}').mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / split / f'class{i % 2}' / f'{i}.png')
+    return root
+
+
+MODEL = ['--model', 'test_resnet', '--input-size', '1', '32', '32', '-j', '0']
+
+
+@pytest.mark.parametrize('method', ['byol', 'simsiam'])
+def test_pretrain_then_probe(method, photos, tmp_path, capsys):
+    output = tmp_path / method
+    command = ['pretrain', method, *MODEL, '--data-dir', str(photos), '--output', str(output), '--cpu', '-b', '8']
+    assert cli.main([*command, '--epochs', '1', '--probe', '--mean', '0.4', '--std', '0.3']) == 0
+    printed = capsys.readouterr().out
+    assert '3 steps done; 20-NN accuracy ' in printed
+    assert f"timm.create_model('local-dir:{output}/model', pretrained=True)" in printed
+    assert timm.create_model(f'local-dir:{output}/model', pretrained=True).pretrained_cfg['mean'] == [0.4]
+
+    assert cli.main([*command, '--epochs', '1']) == 1
+    assert 'has checkpoints up to step 3: resume, or choose another folder' in capsys.readouterr().err
+
+    probe = ['--model', f'local-dir:{output}/model', '--data-dir', str(photos), '-j', '0']
+    assert cli.main(['probe', 'linear', *probe]) == 0
+    assert 'linear accuracy 100.00 % on 24 images, learned from 24' in capsys.readouterr().out
+    assert cli.main(['probe', 'knn', *probe, '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {'model', 'probe', 'top1', 'train', 'test'} and found['top1'] > 50
+
+
+def test_pretrain_says_what_is_wrong(photos, tmp_path, capsys):
+    def refused(*more):
+        assert cli.main(['pretrain', 'byol', *MODEL, '--output', str(tmp_path / 'out'), '--cpu', *more]) == 1
+        return capsys.readouterr().err
+
+    assert 'give --data-dir' in refused()
+    assert '24 images, fewer than the 256 of a step: lower batch_size' in refused('--data-dir', str(photos))
+    broken = tmp_path / 'broken'
+    shutil.copytree(photos, broken)
+    (broken / 'train' / 'class0' / '2.png').write_bytes(b'no image')
+    run = ['--data-dir', str(broken), '-b', '8', '--epochs', '1']
+    assert '2.png) cannot be read: cannot identify image file' in refused(*run)
+    whole = ['pretrain', 'byol', *MODEL, *run, '--output', str(tmp_path / 'skip'), '--cpu', '--skip-unreadable']
+    assert cli.main(whole) == 0
+    assert '; 1 unreadable images left out' in capsys.readouterr().out

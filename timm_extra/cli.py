@@ -146,6 +146,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--log-every', type=int, default=10, help='steps between rows of log.csv (%(default)s)')
     parser.add_argument('--tensorboard', action='store_true', help='write events, too')
     parser.add_argument('--mixed-precision', choices=('no', 'fp16', 'bf16'), default='no')
+    parser.add_argument('--channels-last', action='store_true', help='memory format, often faster for convolutions')
     parser.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (%(default)s)')
     parser.add_argument('--cpu', action='store_true', help='stay on the CPU')
 
@@ -191,6 +192,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         log_every=args.log_every,
         tensorboard=args.tensorboard,
         mixed_precision=args.mixed_precision,
+        channels_last=args.channels_last,
         workers=args.workers,
         seed=args.seed,
         cpu=args.cpu,

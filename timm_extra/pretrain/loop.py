@@ -18,7 +18,7 @@ from ..probe import accuracy
 from ..tasks import BYOL, SimSiam
 from ..tasks._encoder import HiddenLayer
 from ..tasks._two_views import View
-from ..views import PlainView
+from ..views import Images, PlainView
 from . import checkpoints
 from .data import Batches, Collate, MakeViews, Samples, loader, steps_per_epoch
 from .log import Log, save_backbone
@@ -79,6 +79,7 @@ def pretrain(
     log_every: int = 10,
     tensorboard: bool = False,
     mixed_precision: str = 'no',
+    channels_last: bool = False,
     sync_batchnorm: bool = True,
     workers: int = 4,
     seed: int = 0,
@@ -122,6 +123,7 @@ def pretrain(
         log_every: Steps from one row of the log to the next.
         tensorboard: Write TensorBoard's events as well.
         mixed_precision: 'no', 'fp16' or 'bf16'.
+        channels_last: Memory format of images and weights, often faster for convolutions.
         sync_batchnorm: Share batch statistics between processes.
         workers: Processes that read images.
         seed: Seed of heads, orders and views.
@@ -186,6 +188,7 @@ def pretrain(
         keep=keep,
         log_every=log_every,
         tensorboard=tensorboard,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         sync_batchnorm=sync_batchnorm,
         workers=workers,
         seed=seed,
@@ -240,6 +243,7 @@ class _Run:
     keep: int
     log_every: int
     tensorboard: bool
+    memory_format: torch.memory_format
     sync_batchnorm: bool
     workers: int
     seed: int
@@ -271,7 +275,7 @@ class _Run:
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
         """Make or load everything that has a state."""
         task, accelerator = self.task, self.accelerator
-        task.to(accelerator.device).train()
+        task.to(accelerator.device, memory_format=self.memory_format).train()
         if saved:
             wrong = checkpoints.differences(saved['settings'], self.settings)
             if wrong:
@@ -340,15 +344,10 @@ class _Run:
             batch = next(incoming)
             self.skipped += batch['skipped']
             if self.views_on_device:
-                images = batch['images']
-                images = (
-                    images.to(accelerator.device)
-                    if isinstance(images, torch.Tensor)
-                    else [image.to(accelerator.device) for image in images]
-                )
-                views = make_views(images, batch['at'])
+                views = make_views(_moved(batch['images'], accelerator.device), batch['at'])
             else:
-                views = tuple(view.to(accelerator.device, non_blocking=True) for view in batch['views'])
+                views = _moved(batch['views'], accelerator.device)
+            views = tuple(view.contiguous(memory_format=self.memory_format) for view in views)
             last = part == self.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(task.trainable_module):
                 with accelerator.autocast():
@@ -433,3 +432,10 @@ def _bar(start: int, total: int, shown: bool):
     from tqdm import tqdm
 
     return tqdm(initial=start, total=total, unit='step', mininterval=0.5, disable=not shown)
+
+
+def _moved(images: Images, device: torch.device) -> Images:
+    """Images, or images one by one, on a device."""
+    if isinstance(images, torch.Tensor):
+        return images.to(device, non_blocking=True)
+    return [image.to(device, non_blocking=True) for image in images]

@@ -252,8 +252,8 @@ class _Normalise(nn.Module):
         for name, values in (('mean', mean), ('std', std)):
             if len(values) not in (1, input_size[0]):
                 raise ValueError(f'{name} has {len(values)} values for {input_size[0]} channels')
-            values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+            # no buffer: it follows the images, not the module
+            setattr(self, name, torch.tensor(values, dtype=torch.float64).view(-1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sub_(self.mean.to(x)).div_(self.std.to(x))
@@ -313,10 +313,9 @@ def resized_crops(
     Returns:
         (B, C, *size).
     """
-    rows = _resampling(top, height, size[0], x.shape[-2])
-    columns = _resampling(left, width, size[1], x.shape[-1])
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    rows, columns = rows.to(x), columns.to(x)
+    rows = _resampling(top.to(x), height.to(x), size[0], x.shape[-2])
+    columns = _resampling(left.to(x), width.to(x), size[1], x.shape[-1])
+    columns = torch.where(flip.to(x.device)[:, None, None], columns.flip(1), columns)
     return rows[:, None] @ (x @ columns.mT[:, None])
 
 
@@ -325,14 +324,14 @@ def _resampling(start: torch.Tensor, length: torch.Tensor, new: int, old: int) -
 
     Keys' cubic with a = −1/2, stretched where samples become fewer, as PIL does.
     """
-    start, length = (t.float()[:, None, None] for t in (start, length))
+    start, length = start[:, None, None], length[:, None, None]
     scale = length / new
-    centre = start + (torch.arange(new)[None, :, None] + 0.5) * scale
-    at = torch.arange(old)[None, None, :]
+    centre = start + (torch.arange(new, device=start.device)[None, :, None] + 0.5) * scale
+    at = torch.arange(old, device=start.device)[None, None, :]
     t = ((at + 0.5 - centre) / scale.clamp(min=1)).abs()
     near = (1.5 * t - 2.5) * t * t + 1
     far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    weights = torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros(())))
+    weights = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
     weights = weights * ((at >= start) & (at < start + length))
     return weights / weights.sum(-1, keepdim=True)
 
@@ -348,12 +347,13 @@ def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         As x.
     """
     radius = x.shape[-2] // 20
+    sigma = sigma.to(x)[:, None, None]
 
     def matrix(size: int) -> torch.Tensor:
-        at = torch.arange(size)
+        at = torch.arange(size, device=x.device)
         gap = at[:, None] - at[None, :]
-        weights = (-0.5 * (gap / sigma[:, None, None].float()) ** 2).exp() * (gap.abs() <= radius)
-        return (weights / weights.sum(-1, keepdim=True)).to(x)[:, None]
+        weights = (-0.5 * (gap / sigma) ** 2).exp() * (gap.abs() <= radius)
+        return (weights / weights.sum(-1, keepdim=True))[:, None]
 
     H, W = x.shape[-2:]
     rows = matrix(H)

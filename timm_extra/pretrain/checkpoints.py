@@ -63,6 +63,12 @@ def steps(folder: Path) -> List[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
+def clean(folder: Path) -> None:
+    """Delete what a training that was killed while writing has left."""
+    for file in folder.glob('.step-*.pt.*'):
+        file.unlink()
+
+
 def prune(folder: Path, keep: int, best: Optional[int]) -> None:
     """Delete all but the last ones and the best.
 

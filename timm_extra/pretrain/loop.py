@@ -139,29 +139,19 @@ def pretrain(
         OSError: A checkpoint cannot be written; earlier ones stay.
     """
     accelerator = _accelerator(mixed_precision, cpu)
-    if method not in METHODS:
-        raise ValueError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
-    for name, value in dict(
-        batch_size=batch_size,
-        grad_accum_steps=grad_accum_steps,
-        keep=keep,
-        log_every=log_every,
-        probe_every=probe_every,
-    ).items():
-        if value < 1:
-            raise ValueError(f'{name} must be positive, got {value}')
+    counts = dict(batch_size=batch_size, grad_accum_steps=grad_accum_steps, keep=keep, log_every=log_every)
+    _check(method, probe_every=probe_every, checkpoint_every=checkpoint_every, **counts)
+    if batch_size * accelerator.num_processes < 2:
+        raise ValueError(f'batch_size must be at least 2: one image has no batch statistics, got {batch_size}')
     if (epochs is None) == (num_train_steps is None):
         raise ValueError(f'give epochs or num_train_steps, got {epochs} and {num_train_steps}')
     images = batch_size * accelerator.num_processes * grad_accum_steps
-    if images // grad_accum_steps < 2:
-        raise ValueError(f'batch_size must be at least 2: one image has no batch statistics, got {batch_size}')
     each = steps_per_epoch(len(dataset), images) if hasattr(dataset, '__len__') else 1
     total = num_train_steps if num_train_steps is not None else epochs * each
     if total < 1:
         raise ValueError(f'the number of steps must be positive, got {total}')
-    recipe = settings(method, model, total / each, optimizer)
-    recipe = replace(recipe, learning_rate=recipe.learning_rate * images / 256)
     given = dict(learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
+    recipe = settings(method, model, total / each, images, optimizer)
     recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
 
     torch.manual_seed(seed)
@@ -200,11 +190,21 @@ def pretrain(
             steps=total,
             seed=seed,
             input_size=list(task.input_size),
-            hidden_layer=hidden_layer,
+            clip_grad=clip_grad,
             **{f'recipe.{k}': v for k, v in asdict(recipe).items()},
+            **{k: v for k, v in task_args.items() if isinstance(v, (bool, int, float, str))},
+            **{name: _described(getattr(task, name)) for name in ('view1', 'view2')},
         ),
     )
     return run.go(resume)
+
+
+def _check(method: str, **counts: Optional[int]) -> None:
+    if method not in METHODS:
+        raise ValueError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f'{name} must be positive, got {value}')
 
 
 def _accelerator(mixed_precision: str, cpu: bool):
@@ -220,6 +220,11 @@ def _accelerator(mixed_precision: str, cpu: bool):
 
 def _name(model: nn.Module) -> str:
     return (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+
+
+def _described(view: View) -> str:
+    """A view in words that are the same in another process."""
+    return repr(view) if isinstance(view, nn.Module) else getattr(view, '__qualname__', type(view).__name__)
 
 
 @dataclass
@@ -251,6 +256,7 @@ class _Run:
     best: Tuple[float, int] = (-1.0, -1)  # accuracy and step of the best probe
     skipped: int = 0  # by this process
     knn: Optional[float] = None
+    alarmed: bool = False
 
     def go(self, resume: bool) -> Pretrained:
         """Train from the start or the last checkpoint to the end."""
@@ -260,6 +266,8 @@ class _Run:
             raise FileExistsError(
                 f'{self.output} has checkpoints up to step {found[-1]}: resume, or choose another folder'
             )
+        if self.accelerator.is_main_process:
+            checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
         self._prepare(saved)
         start = saved['step'] if saved else 0
@@ -276,6 +284,10 @@ class _Run:
         """Make or load everything that has a state."""
         task, accelerator = self.task, self.accelerator
         task.to(accelerator.device, memory_format=self.memory_format).train()
+        if not self.views_on_device:
+            for view in (task.view1, task.view2):
+                if isinstance(view, nn.Module):
+                    view.cpu()  # processes that read images cannot use the GPU
         if saved:
             wrong = checkpoints.differences(saved['settings'], self.settings)
             if wrong:
@@ -378,7 +390,8 @@ class _Run:
         return found
 
     def _alarm(self, row: Dict[str, Any]) -> None:
-        if row['std'] < COLLAPSED and self.accelerator.is_main_process:
+        if row['std'] < COLLAPSED and not self.alarmed and self.accelerator.is_main_process:
+            self.alarmed = True
             print(
                 f'warning: step {row["step"]}: the projections have collapsed, their spread is {row["std"]:.3f} of 1: '
                 'all images look the same to the model. Lower the learning rate, or train with more images per step.',

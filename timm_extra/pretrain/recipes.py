@@ -40,7 +40,9 @@ class Settings:
     fixed_predictor: bool = False
 
 
-def settings(method: str, model: nn.Module, epochs: float, optimizer: Optional[str] = None) -> Settings:
+def settings(
+    method: str, model: nn.Module, epochs: float, images_per_step: int = 256, optimizer: Optional[str] = None
+) -> Settings:
     """The published settings.
 
     Models with BatchNorm: LARS for BYOL, by the nearest shorter preset of `BYOL_PRESETS`; SGD for SimSiam, whose
@@ -51,22 +53,23 @@ def settings(method: str, model: nn.Module, epochs: float, optimizer: Optional[s
         method: 'byol' or 'simsiam'.
         model: The model.
         epochs: Passes over the data.
+        images_per_step: Images per step of the optimizer; published rates are for 256 and scaled by them.
         optimizer: timm's name of another optimizer; its rates are then those of the same family.
 
     Returns:
-        The settings for 256 images per step; warm-ups of 10 epochs (BYOL) and 40 (MoCo v3) are shortened to a tenth of
+        The settings; warm-ups of 10 epochs (BYOL) and 40 (MoCo v3) are shortened to a tenth of
         shorter trainings.
     """
     preset = BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))]
-    decay = preset[2]
+    decay, scale = preset[2], images_per_step / 256
     batch_normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if optimizer is None:
         optimizer = ('lars' if method == 'byol' else 'momentum') if batch_normed else 'adamw'
     if 'adam' in optimizer:
-        return Settings(optimizer, 1.5e-4, 0.1, min(40, epochs / 10), decay)
+        return Settings(optimizer, 1.5e-4 * scale, 0.1, min(40, epochs / 10), decay)
     if method == 'simsiam':
-        return Settings(optimizer, 0.05, 1e-4, 0, decay_norms=True, fixed_predictor=True)
-    return Settings(optimizer, preset[0], preset[1], min(10, epochs / 10), decay)
+        return Settings(optimizer, 0.05 * scale, 1e-4, 0, decay_norms=True, fixed_predictor=True)
+    return Settings(optimizer, preset[0] * scale, preset[1], min(10, epochs / 10), decay)
 
 
 def build_optimizer(online: nn.Module, settings: Settings) -> torch.optim.Optimizer:

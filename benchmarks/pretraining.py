@@ -18,7 +18,7 @@ from benchmarks.report import environment
 from timm_extra.plot import new_figure
 from timm_extra.pretrain import pretrain
 from timm_extra.pretrain.log import read_log
-from timm_extra.probe import accuracy
+from timm_extra.probe import accuracies
 from timm_extra.views import PlainView, RandomView, Recipe
 
 SIZE = (1, 56, 56)
@@ -50,7 +50,7 @@ def run(method: str, args: argparse.Namespace) -> Dict[str, Any]:
     plain = PlainView(SIZE, **NORM)
 
     def probes(encoder) -> Dict[str, float]:
-        return {p: accuracy(p, encoder, train, test, view=plain, workers=0) for p in ('knn', 'linear')}
+        return accuracies(('knn', 'linear'), encoder, train, test, view=plain, workers=0)
 
     before = probes(model)
     begin, cpu = time.perf_counter(), time.process_time()

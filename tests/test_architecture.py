@@ -24,8 +24,6 @@ ALLOWED = {
     'tasks': ('torch', 'timm', 'timm_extra.tasks', 'timm_extra.views'),
     'pretrain': (
         'torch',
-        'numpy',
-        'PIL',
         'safetensors',
         'accelerate',
         'tqdm',
@@ -33,6 +31,7 @@ ALLOWED = {
         'timm_extra.layers',
         'timm_extra.tasks',
         'timm_extra.pretrain',
+        'timm_extra.data',
         'timm_extra.views',
         'timm_extra.probe',
         'timm_extra.hub',

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from timm_extra.probe import accuracy, features, knn, linear
+from timm_extra.probe import accuracies, features, knn, linear
 from timm_extra.views import PlainView
 
 VIEW = PlainView((1, 4, 4))
@@ -55,14 +55,14 @@ def test_features_leave_the_model_as_it_was():
     torch.testing.assert_close(x, net.eval()(images).detach(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('probe', ['knn', 'linear'])
-def test_accuracy(probe):
+def test_accuracies():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(40, 1, 4, 4, generator=generator) * 0.2
     images[::2, ..., :2] += 0.7
     images[1::2, ..., 2:] += 0.7
     dataset = TensorDataset(images, torch.arange(40) % 2)
-    assert accuracy(probe, lambda x: x.flatten(1), dataset, dataset, view=VIEW, workers=0) == 100
+    found = accuracies(('knn', 'linear'), lambda x: x.flatten(1), dataset, dataset, view=VIEW, workers=0)
+    assert found == dict(knn=100, linear=100)
 
 
 def test_bad_input_is_named():
@@ -72,4 +72,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match='k must be between 1 and 3'):
         knn(torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), k=4)
     with pytest.raises(ValueError, match="one of knn, linear, got 'svm'"):
-        accuracy('svm', nn.Flatten(), dataset, dataset, view=VIEW)
+        accuracies(['svm'], nn.Flatten(), dataset, dataset, view=VIEW)

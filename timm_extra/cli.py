@@ -138,7 +138,12 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--hidden-layer', help="layer whose output is the embedding (default: timm's pre_logits)")
     parser.add_argument('--views-on-device', action='store_true', help='augment on the GPU, not where images are read')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be read')
-    parser.add_argument('--probe', action='store_true', help="20-NN accuracy on the data set's labelled splits")
+    parser.add_argument(
+        '--probe',
+        nargs='+',
+        choices=('knn', 'linear'),
+        help="accuracies on the data set's labelled splits while training",
+    )
     parser.add_argument('--probe-every', type=int, default=1, help='epochs between probes (%(default)s)')
     parser.add_argument('--checkpoint-every', type=int, help='steps between checkpoints (default: an epoch)')
     parser.add_argument('--keep', type=int, default=2, help='checkpoints to keep, beside the best (%(default)s)')
@@ -185,6 +190,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         views_on_device=args.views_on_device,
         unreadable='skip' if args.skip_unreadable else 'raise',
         probe=probe,
+        probes=args.probe or (),
         probe_every=args.probe_every,
         checkpoint_every=args.checkpoint_every,
         keep=args.keep,
@@ -197,9 +203,10 @@ def _pretrain(args: argparse.Namespace) -> int:
         seed=args.seed,
         cpu=args.cpu,
     )
-    knn = '' if done.knn is None else f'; 20-NN accuracy {done.knn:.2f} %'
+    accuracies = ''.join(f'; {probe} accuracy {found:.2f} %' for probe, found in done.accuracies.items())
     skipped = f'; {done.skipped} unreadable images left out' if done.skipped else ''
-    print(f"{done.steps} steps done{knn}{skipped}; timm.create_model('local-dir:{done.folder}/model', pretrained=True)")
+    print(f'{done.steps} steps done{accuracies}{skipped}')
+    print(f"timm.create_model('local-dir:{done.folder}/model', pretrained=True)")
     return 0
 
 
@@ -211,7 +218,7 @@ def _probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from .probe import accuracy
+    from .probe import accuracies
     from .tasks import Encoder
     from .views import PlainView, view_config
 
@@ -219,7 +226,7 @@ def _probe(args: argparse.Namespace) -> int:
     view = PlainView(**view_config(model, args.input_size, args.mean, args.std))
     train, test = (_create_dataset(args, split, view.input_size[0]) for split in ('train', 'validation'))
     options = dict(view=view, batch_size=args.batch_size, device=args.device, workers=args.workers)
-    top1 = accuracy(args.probe, Encoder(model), train, test, **options)
+    top1 = accuracies([args.probe], Encoder(model), train, test, **options)[args.probe]
     if args.json:
         print(json.dumps(dict(model=args.model, probe=args.probe, top1=top1, train=len(train), test=len(test))))
     else:

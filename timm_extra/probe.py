@@ -1,19 +1,19 @@
 """How much frozen features know about classes."""
 
-from typing import Callable, Tuple, Union
+from typing import Callable, Dict, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset, Sampler
 
-from .pretrain.data import Collate, Samples, loader
+from .data import Collate, Samples, loader
 from .views import PlainView
 
 TEMPERATURE = 0.07
 
 
-class _InOrder(SequentialSampler):
+class _InOrder(Sampler):
     """Batches of (epoch, index), in order."""
 
     def __init__(self, length: int, batch_size: int):
@@ -151,8 +151,8 @@ def linear(
 PROBES = dict(knn=knn, linear=linear)
 
 
-def accuracy(
-    probe: str,
+def accuracies(
+    probes: Sequence[str],
     encoder: Callable[[torch.Tensor], torch.Tensor],
     train: Dataset,
     test: Dataset,
@@ -161,11 +161,11 @@ def accuracy(
     batch_size: int = 256,
     device: Union[str, torch.device] = 'cpu',
     workers: int = 4,
-) -> float:
-    """Accuracy of a probe in per cent.
+) -> Dict[str, float]:
+    """Accuracies of probes.
 
     Args:
-        probe: 'knn' (20 neighbours, fewer if there are fewer training images) or 'linear'.
+        probes: Some of 'knn' (20 neighbours, fewer if there are fewer training images) and 'linear'.
         encoder: As `features` has it.
         train: Labelled training images.
         test: Labelled test images.
@@ -175,16 +175,25 @@ def accuracy(
         workers: Processes that read images.
 
     Returns:
-        Top-1 in per cent.
+        Top-1 in per cent by probe.
 
     Raises:
-        ValueError: The probe is unknown.
+        ValueError: A probe is unknown.
     """
-    if probe not in PROBES:
-        raise ValueError(f'probe must be one of {", ".join(PROBES)}, got {probe!r}')
+    check_probes(probes)
     read = dict(batch_size=batch_size, device=device, workers=workers)
     train_x, train_y = features(encoder, train, view, **read)
     test_x, test_y = features(encoder, test, view, **read)
-    options = dict(k=min(20, len(train_x))) if probe == 'knn' else {}
-    found = PROBES[probe](train_x, train_y, test_x, **options)
-    return 100 * int((found == test_y).sum()) / len(test_y)
+    found = {}
+    for probe in probes:
+        options = dict(k=min(20, len(train_x))) if probe == 'knn' else {}
+        classes = PROBES[probe](train_x, train_y, test_x, **options)
+        found[probe] = 100 * int((classes == test_y).sum()) / len(test_y)
+    return found
+
+
+def check_probes(probes: Sequence[str]) -> None:
+    """Refuse unknown probes with a ValueError."""
+    for probe in probes:
+        if probe not in PROBES:
+            raise ValueError(f'a probe must be one of {", ".join(PROBES)}, got {probe!r}')

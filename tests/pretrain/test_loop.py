@@ -47,12 +47,12 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize('method', ['byol', 'simsiam'])
 def test_it_leaves_what_it_says(method, tmp_path):
-    done = run(tmp_path, method, probe=(images(), images()), tensorboard=True)
+    done = run(tmp_path, method, probe=(images(), images()), probes=('knn', 'linear'), tensorboard=True)
     assert (done.steps, done.skipped, done.folder) == (STEPS, 0, tmp_path)
     rows = read_log(tmp_path / 'log.csv')
     assert [int(r['step']) for r in rows if r['loss']] == list(range(STEPS))
     assert [int(r['step']) for r in rows if r['knn']] == [7, 15, 23]
-    assert done.knn == float(rows[-1]['knn'])
+    assert done.accuracies == dict(knn=float(rows[-1]['knn']), linear=float(rows[-1]['linear']))
     best = max((float(r['knn']), -int(r['step'])) for r in rows if r['knn'])
     assert set(checkpoints.steps(tmp_path / 'checkpoints')) == {21, 24, 1 - best[1]}
     assert list((tmp_path / 'tensorboard').iterdir())

@@ -13,7 +13,7 @@ from timm.task import TrainingTask
 
 from .. import hub
 
-COLUMNS = ('step', 'epoch', 'loss', 'std', 'learning_rate', 'images_per_second', 'skipped', 'knn')
+COLUMNS = ('step', 'epoch', 'loss', 'std', 'learning_rate', 'images_per_second', 'skipped', 'knn', 'linear')
 
 
 class Log:
@@ -56,10 +56,6 @@ class Log:
             for name, value in row.items():
                 if name not in ('step', 'epoch'):
                     self._events.add_scalar(name, value, row['step'])
-
-    def probe(self, step: int, knn: float) -> None:
-        """Add the accuracy of a probe after a step."""
-        self.row(dict(step=step, knn=knn))
 
     def flush(self) -> None:
         """Write what is held back."""

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -13,14 +13,14 @@ from timm.task import TrainingTask
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..data import Batches, Collate, MakeViews, Samples, loader, steps_per_epoch
 from ..layers.sync_batchnorm import cross_replica
-from ..probe import accuracy
+from ..probe import accuracies, check_probes
 from ..tasks import BYOL, SimSiam
 from ..tasks._encoder import HiddenLayer
 from ..tasks._two_views import View
 from ..views import Images, PlainView
 from . import checkpoints
-from .data import Batches, Collate, MakeViews, Samples, loader, steps_per_epoch
 from .log import Log, save_backbone
 from .recipes import Schedule, build_optimizer, settings
 
@@ -37,14 +37,14 @@ class Pretrained:
         folder: The folder of `model/` (Hub format), `best/` if there was a probe, `checkpoints/` and `log.csv`.
         steps: Steps of the optimizer.
         skipped: How often an image that could not be read was left out, by all processes.
-        knn: Accuracy of the last probe in per cent; None without one.
+        accuracies: Of the last probes, in per cent; none without labelled images, and in other than the first process.
     """
 
     model: nn.Module
     folder: Path
     steps: int
     skipped: int
-    knn: Optional[float]
+    accuracies: Dict[str, float]
 
 
 def pretrain(
@@ -72,6 +72,7 @@ def pretrain(
     views_on_device: bool = False,
     unreadable: str = 'raise',
     probe: Optional[Tuple[Dataset, Dataset]] = None,
+    probes: Sequence[str] = ('knn',),
     probe_every: int = 1,
     checkpoint_every: Optional[int] = None,
     keep: int = 2,
@@ -115,7 +116,8 @@ def pretrain(
         view2: As `BYOL` has it.
         views_on_device: Make the views on the device, not where images are read.
         unreadable: 'raise' on an image that cannot be read, or 'skip' and count it.
-        probe: Labelled training and test images for the 20-NN accuracy, which also tells the best model.
+        probe: Labelled training and test images.
+        probes: What to probe with, of 'knn' and 'linear'; the first tells the best model.
         probe_every: Epochs from one probe to the next.
         checkpoint_every: Steps from one checkpoint to the next; an epoch when None.
         keep: How many of the last checkpoints to keep, beside the best.
@@ -140,6 +142,7 @@ def pretrain(
     """
     accelerator = _accelerator(mixed_precision, cpu)
     counts = dict(batch_size=batch_size, grad_accum_steps=grad_accum_steps, keep=keep, log_every=log_every)
+    check_probes(probes)
     _check(method, probe_every=probe_every, checkpoint_every=checkpoint_every, **counts)
     if batch_size * accelerator.num_processes < 2:
         raise ValueError(f'batch_size must be at least 2: one image has no batch statistics, got {batch_size}')
@@ -173,6 +176,7 @@ def pretrain(
         recipe=recipe,
         views_on_device=views_on_device,
         probe=probe,
+        probes=tuple(probes),
         probe_steps=probe_every * each,
         checkpoint_steps=checkpoint_every or each,
         keep=keep,
@@ -243,6 +247,7 @@ class _Run:
     recipe: Any
     views_on_device: bool
     probe: Optional[Tuple[Dataset, Dataset]]
+    probes: Tuple[str, ...]
     probe_steps: int
     checkpoint_steps: int
     keep: int
@@ -253,9 +258,9 @@ class _Run:
     workers: int
     seed: int
     settings: Dict[str, Any]
-    best: Tuple[float, int] = (-1.0, -1)  # accuracy and step of the best probe
+    best: Tuple[float, int] = (-1.0, -1)  # accuracy and step of the best of the first probe
     skipped: int = 0  # by this process
-    knn: Optional[float] = None
+    accuracies: Dict[str, float] = field(default_factory=dict)
     alarmed: bool = False
 
     def go(self, resume: bool) -> Pretrained:
@@ -278,7 +283,7 @@ class _Run:
             log.close()
             save_backbone(self.task, self.output / 'model')
         self.accelerator.wait_for_everyone()
-        return Pretrained(self.task.model, self.output, self.total, self._skipped_by_all(), self.knn)
+        return Pretrained(self.task.model, self.output, self.total, self._skipped_by_all(), self.accuracies)
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
         """Make or load everything that has a state."""
@@ -293,8 +298,8 @@ class _Run:
             if wrong:
                 raise ValueError(f'the checkpoint in {self.output} is of another training: {"; ".join(wrong)}')
             task.load_checkpoint_state(saved['task']['state_dict'], saved['task'].get('task_state'))
-            self.best = saved['best']['knn'], saved['best']['step']
-            self.knn = saved['knn']
+            self.best = saved['best']['accuracy'], saved['best']['step']
+            self.accuracies = saved['accuracies']
             self.skipped = saved['skipped'] if accelerator.is_main_process else 0
         if accelerator.num_processes > 1 and self.sync_batchnorm:
             for module in task.children():
@@ -408,21 +413,23 @@ class _Run:
         skipped = self._skipped_by_all()
         better = False
         if probing and log:
-            self.knn = self._probe()
-            log.probe(done - 1, self.knn)
-            bar.set_postfix_str(f'20-NN {self.knn:.2f} %')
-            better = self.knn > self.best[0]
+            self.accuracies = self._probe()
+            log.row(dict(step=done - 1, **self.accuracies))
+            bar.set_postfix_str(', '.join(f'{probe} {found:.2f} %' for probe, found in self.accuracies.items()))
+            first = self.accuracies[self.probes[0]]
+            better = first > self.best[0]
             if better:
-                self.best = self.knn, done
+                self.best = first, done
                 save_backbone(self.task, self.output / 'best')
         if log and (due or better):
             log.flush()
             self._checkpoint(done, skipped)
         self.accelerator.wait_for_everyone()
 
-    def _probe(self) -> float:
+    def _probe(self) -> Dict[str, float]:
         view = PlainView(**self.task.view_config)
-        return accuracy('knn', self.task.encoder, *self.probe, view=view, device=self.accelerator.device, workers=0)
+        where = dict(device=self.accelerator.device, workers=self.workers)
+        return accuracies(self.probes, self.task.encoder, *self.probe, view=view, **where)
 
     def _checkpoint(self, done: int, skipped: int) -> None:
         folder = self.output / 'checkpoints'
@@ -433,8 +440,8 @@ class _Run:
             task=self.task.get_checkpoint_state(),
             optimizer=self.optimizer.state_dict(),
             scaler=scaler.state_dict() if scaler is not None else None,
-            best=dict(knn=self.best[0], step=self.best[1]),
-            knn=self.knn,
+            best=dict(accuracy=self.best[0], step=self.best[1]),
+            accuracies=self.accuracies,
             skipped=skipped,
         )
         checkpoints.write(state, folder / checkpoints.NAME.format(done))

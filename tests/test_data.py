@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset, TensorDataset
 
-from timm_extra.pretrain.data import Batches, Collate, MakeViews, Samples, as_tensor, loader
+from timm_extra.data import Batches, Collate, MakeViews, Samples, as_tensor, loader
 from timm_extra.views import BYOL_VIEWS, RandomView
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ..views import Images, RandomView
+from .views import Images, RandomView
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 UNREADABLE = ('raise', 'skip')

@@ -21,7 +21,7 @@ ALLOWED = {
         'timm_extra._timm',
         'timm_extra.models._',
     ),
-    'tasks': ('torch', 'timm', 'timm_extra.tasks', 'timm_extra.views'),
+    'tasks': ('torch', 'timm', 'timm_extra.layers', 'timm_extra.tasks', 'timm_extra.views'),
     'pretrain': (
         'torch',
         'safetensors',

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from timm_extra import cli
@@ -173,3 +174,42 @@ def test_pretrain_says_what_is_wrong(photos, tmp_path, capsys):
     whole = ['pretrain', 'byol', *MODEL, *run, '--output', str(tmp_path / 'skip'), '--cpu', '--skip-unreadable']
     assert cli.main(whole) == 0
     assert '; 1 unreadable images left out' in capsys.readouterr().out
+
+
+def test_a_probe_starts_in_a_process_of_its_own(photos):
+    done = run('-m', 'timm_extra.cli', 'probe', 'knn', *MODEL, '--data-dir', str(photos))
+    assert done.returncode == 0, done.stderr
+    assert 'test_resnet: knn accuracy' in done.stdout
+
+
+def test_a_probe_needs_two_splits_with_the_same_classes(photos, tmp_path, capsys):
+    command = ['probe', 'linear', *MODEL]
+    assert cli.main([*command, '--data-dir', str(photos / 'train')]) == 1
+    assert 'has no folders train and validation' in capsys.readouterr().err
+    shutil.copytree(photos, tmp_path / 'more')
+    shutil.copytree(photos / 'train' / 'class0', tmp_path / 'more' / 'train' / 'a_class')  # shifts the numbers
+    for file in (tmp_path / 'more' / 'train' / 'a_class').iterdir():
+        Image.fromarray(np.full((20, 20), 120, np.uint8)).save(file)
+    assert cli.main([*command, '--data-dir', str(tmp_path / 'more')]) == 0
+    assert float(capsys.readouterr().out.split('accuracy ')[1].split()[0]) > 80
+
+
+@pytest.mark.parametrize('model', ['vit_tiny_patch16_224', 'test_ceit', 'test_perceiver_io', 'test_resnet'])
+def test_any_input_size(model, photos, tmp_path):
+    command = ['pretrain', 'simsiam', '--model', model, '--input-size', '1', '64', '64', '--data-dir', str(photos)]
+    more = ['--output', str(tmp_path), '--cpu', '-b', '2', '-j', '0', '--num-train-steps', '1', '--opt', 'adamw']
+    assert cli.main([*command, *more]) == 0
+    loaded = timm.create_model(f'local-dir:{tmp_path}/model', pretrained=True)
+    assert tuple(loaded.pretrained_cfg['input_size']) == (1, 64, 64)
+    with torch.no_grad():
+        assert loaded.eval()(torch.rand(1, 1, 64, 64)).ndim == 2
+
+
+def test_names_that_are_not_there(photos, tmp_path, capsys):
+    command = ['pretrain', 'byol', '--data-dir', str(photos), '--output', str(tmp_path), '--cpu', '-b', '8']
+    assert cli.main([*command, '--model', 'resnet5O']) == 1
+    assert "timm has no model 'resnet5O'" in capsys.readouterr().err
+    named = [*command, '--model', 'test_resnet', '--input-size', '1', '32', '32', '--num-train-steps', '1', '-j', '0']
+    assert cli.main([*named, '--hidden-layer', 'layer9']) == 1
+    assert "has no layer 'layer9'; its layers are conv1" in capsys.readouterr().err
+    assert cli.main([*named, '--hidden-layer', '-2']) == 0

@@ -33,10 +33,11 @@ def test_items_of_any_kind(kind):
         'PIL': Image.fromarray(array), 'array': array, 'tensor': image, 'tuple': (array, 4, 'more'),
         'dict': {'image': Image.fromarray(array), 'label': 4}, 'grey': Image.fromarray(array[..., 0]),
     }[kind]  # fmt: skip
-    sample = Samples([item], 3)[(2, 0)]
+    labelled = kind in ('tuple', 'dict')
+    sample = Samples([item], 3, labelled=labelled)[(2, 0)]
     expected = image[:1].expand(3, -1, -1) if kind == 'grey' else image
     assert torch.equal(sample.image, expected)
-    assert sample[1:] == (4 if kind in ('tuple', 'dict') else -1, 2, 0)
+    assert sample[1:] == (4 if labelled else -1, 2, 0)
 
 
 def test_other_things_are_refused():
@@ -52,7 +53,39 @@ def test_other_things_are_refused():
     with pytest.raises(ValueError, match='Stream streams'):
         Samples(Stream(), 3)
     with pytest.raises(ValueError, match="one of raise, skip, got 'ignore'"):
-        Samples([], 3, 'ignore')
+        Samples([], 3, unreadable='ignore')
+    with pytest.raises(ValueError, match="items have no 'image', their keys are img, label"):
+        Samples([dict(img=0, label=1)], 3)[(0, 0)]
+    with pytest.raises(ValueError, match=r'uint8, uint16 or floating-point in \[0, 1\], got torch.int32'):
+        as_tensor(np.zeros((4, 4, 3), np.int32), 3)
+    with pytest.raises(ValueError, match=r"image 0 has no class, a number, but 'cat'"):
+        Samples([(pictures(1)[0], 'cat')], 3, labelled=True)[(0, 0)]
+
+
+def test_classes_of_any_kind_are_no_matter_without_a_probe():
+    image = pictures(1)[0]
+    for label in ('cat', {'boxes': []}, torch.zeros(40), None):
+        assert Samples([(image, label)], 3)[(0, 0)].label == -1
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_sixteen_bits_are_not_clipped(tmp_path, channels):
+    grey = torch.linspace(0, 65535, 64).round().view(8, 8)
+    array = grey.numpy().astype(np.uint16)
+    Image.fromarray(array).save(tmp_path / 'deep.png')
+    expected = (grey / 65535).expand(channels, 8, 8)
+    for image in (Image.open(tmp_path / 'deep.png'), Image.fromarray(array.astype(np.int32))):
+        torch.testing.assert_close(as_tensor(image, channels), expected)
+    torch.testing.assert_close(as_tensor(Image.fromarray(array / np.float32(65535)), channels), expected)
+    deep = np.repeat(array[..., None], 5, 2)
+    torch.testing.assert_close(as_tensor(deep, 5), (grey / 65535).expand(5, 8, 8))
+
+
+def test_too_many_pixels_are_unreadable(tmp_path, monkeypatch):
+    folder(tmp_path)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 20)
+    dataset = create_dataset('', root=str(tmp_path), split='train')
+    assert Samples(dataset, 3, unreadable='skip')[(0, 0)].image is None
 
 
 @pytest.mark.parametrize('classes', [True, False])
@@ -70,9 +103,10 @@ def test_unreadable_images_raise_or_are_counted(tmp_path, broken):
     dataset = create_dataset('', root=str(tmp_path), split='train')
     with pytest.raises(ValueError, match=r"image \d \(.*3\.png\) cannot be read: .*unreadable='skip'"):
         [Samples(dataset, 3)[(0, i)] for i in range(6)]
-    samples = Samples(dataset, 3, 'skip')
+    samples = Samples(dataset, 3, unreadable='skip')
     batch = Collate(None)([samples[(0, i)] for i in range(6)])
-    assert batch['skipped'] == 1 and len(batch['images']) == len(batch['at']) == 5
+    assert batch['skipped'] == 1 and batch['at'] == [(0, i) for i in range(6)]
+    assert len(batch['images']) == 6  # another one stands in
     unreadable = next(s for s in (samples[(0, i)] for i in range(6)) if s.image is None)
     with pytest.raises(ValueError, match='none of the 2 images'):
         Collate(None)([unreadable] * 2)

@@ -67,7 +67,7 @@ def test_accuracies():
 
 def test_bad_input_is_named():
     dataset = TensorDataset(torch.rand(3, 1, 4, 4))
-    with pytest.raises(ValueError, match='image 0 has no class'):
+    with pytest.raises(ValueError, match='image 0 has no class, a number, but None'):
         features(nn.Flatten(), dataset, VIEW, workers=0)
     with pytest.raises(ValueError, match='k must be between 1 and 3'):
         knn(torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), k=4)

@@ -90,6 +90,23 @@ def test_stated_learning_is_what_was_measured():
             assert f'reaches {last:.1f} %' in ' '.join(README.split())
 
 
+def test_stated_pretraining_is_what_was_measured():
+    results = ROOT / 'benchmarks' / 'results'
+    page = (ROOT / 'docs' / 'pretraining.md').read_text().splitlines()
+    runs = {r['method']: r for r in json.loads((results / 'pretraining-fashion-mnist.json').read_text())['runs']}
+    byol = runs['byol']
+    for name, found in (
+        ('the network at random', byol['random']),
+        ('SimSiam', runs['simsiam']['pretrained']),
+        ('BYOL', byol['pretrained']),
+        ('raw pixels', byol['raw']),
+    ):
+        cells = [c.strip() for c in next(line for line in page if line.startswith(f'| {name} |')).split('|')[2:4]]
+        assert [float(c) for c in cells] == pytest.approx([found['knn'], found['linear']], abs=0.0501)
+    for line in markdown(json.loads((results / 'ssl-cpu.json').read_text())):
+        assert line in page, line
+
+
 def test_every_link_into_the_repository_leads_somewhere():
     for file in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]:
         for target in re.findall(r'\]\(([^)#]+)\)', file.read_text()):

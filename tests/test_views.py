@@ -187,6 +187,15 @@ def test_bad_input_is_named():
     view = RandomView(BYOL_VIEWS[0], (3, 16, 16))
     with pytest.raises(ValueError, match=r'shape \(B, 3, H, W\), got \(2, 1, 8, 8\)'):
         view(images(2, 1, 8, 8))
+    for x, message in (
+        (255 * images(2, 3, 8, 8), r'must lie in \[0, 1\], got values from'),
+        (images(2, 3, 8, 8) - 0.5, r'must lie in \[0, 1\]'),
+        (torch.full((2, 3, 8, 8), torch.nan), r'must lie in \[0, 1\]'),
+        (torch.ones(2, 3, 8, 8, dtype=torch.int32), r'uint8, or floating-point in \[0, 1\], got torch.int32'),
+    ):
+        for one in (view, PlainView((3, 16, 16))):
+            with pytest.raises(ValueError, match=message):
+                one(x)
     with pytest.raises(ValueError, match='1 keys for 2 images'):
         view(images(2, 3, 8, 8), [(0,)])
     with pytest.raises(ValueError, match='mean has 2 values for 3 channels'):

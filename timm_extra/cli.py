@@ -104,19 +104,42 @@ def _create_model(args: argparse.Namespace):
     if args.input_size:
         kwargs.setdefault('in_chans', args.input_size[0])
     named = args.model.split(':')[0] in ('local-dir', 'hf-hub')
-    return timm.create_model(args.model, pretrained=args.pretrained or named, num_classes=0, **kwargs)
+    if not named and not timm.is_model(args.model):
+        raise ValueError(f'timm has no model {args.model!r}')
+    options = dict(pretrained=args.pretrained or named, num_classes=0)
+    if args.input_size and 'img_size' not in kwargs:
+        try:
+            return timm.create_model(args.model, **options, **kwargs, img_size=tuple(args.input_size[1:]))
+        except TypeError:  # a model of any size
+            pass
+    return timm.create_model(args.model, **options, **kwargs)
 
 
-def _create_dataset(args: argparse.Namespace, split: str, channels: int):
+def _labelled_splits(args: argparse.Namespace, channels: int):
+    """Training and test images with the same numbers for the same classes."""
+    train = _create_dataset(args, 'train', channels)
+    classes = getattr(getattr(train, 'reader', None), 'class_to_idx', None)
+    test = _create_dataset(args, 'validation', channels, **({} if args.dataset else dict(class_map=classes)))
+    if not args.dataset and train.filename(0, absolute=True) == test.filename(0, absolute=True):
+        raise ValueError(f'{args.data_dir} has no folders train and validation: a probe needs both')
+    return train, test
+
+
+def _create_dataset(args: argparse.Namespace, split: str, channels: int, **options):
     from timm.data import create_dataset
 
     if not args.dataset and not args.data_dir:
         raise ValueError('give --data-dir, a folder of images, or --dataset')
-    options = dict(download=True) if args.dataset_download else {}
+    if args.dataset_download:
+        options['download'] = True
     modes = {1: 'L', 3: 'RGB'}
     return create_dataset(
         args.dataset, root=args.data_dir, split=split, input_img_mode=modes.get(channels, ''), **options
     )
+
+
+def _name_or_index(word: str):
+    return int(word) if word.lstrip('-').isdigit() else word
 
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +158,9 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'), help="area of crops (default: paper's)"
     )
-    parser.add_argument('--hidden-layer', help="layer whose output is the embedding (default: timm's pre_logits)")
+    parser.add_argument(
+        '--hidden-layer', type=_name_or_index, help="layer whose output is the embedding (default: timm's pre_logits)"
+    )
     parser.add_argument('--views-on-device', action='store_true', help='augment on the GPU, not where images are read')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be read')
     parser.add_argument(
@@ -150,7 +175,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in --output')
     parser.add_argument('--log-every', type=int, default=10, help='steps between rows of log.csv (%(default)s)')
     parser.add_argument('--tensorboard', action='store_true', help='write events, too')
-    parser.add_argument('--mixed-precision', choices=('no', 'fp16', 'bf16'), default='no')
+    parser.add_argument('--mixed-precision', choices=('no', 'fp16', 'bf16'), help="(default: accelerate's)")
     parser.add_argument('--channels-last', action='store_true', help='memory format, often faster for convolutions')
     parser.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (%(default)s)')
     parser.add_argument('--cpu', action='store_true', help='stay on the CPU')
@@ -169,7 +194,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         recipes = tuple(replace(recipe, scale=tuple(args.scale)) for recipe in recipes)
     views = dict(zip(('view1', 'view2'), (RandomView(recipe, **config) for recipe in recipes), strict=True))
     channels = config['input_size'][0]
-    probe = tuple(_create_dataset(args, split, channels) for split in ('train', 'validation')) if args.probe else None
+    probe = _labelled_splits(args, channels) if args.probe else None
     done = pretrain(
         model,
         _create_dataset(args, args.split, channels),
@@ -224,7 +249,7 @@ def _probe(args: argparse.Namespace) -> int:
 
     model = _create_model(args).to(args.device)
     view = PlainView(**view_config(model, args.input_size, args.mean, args.std))
-    train, test = (_create_dataset(args, split, view.input_size[0]) for split in ('train', 'validation'))
+    train, test = _labelled_splits(args, view.input_size[0])
     options = dict(view=view, batch_size=args.batch_size, device=args.device, workers=args.workers)
     top1 = accuracies([args.probe], Encoder(model), train, test, **options)[args.probe]
     if args.json:

@@ -2,6 +2,7 @@
 
 import random
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -34,13 +35,14 @@ class Samples(Dataset):
     Args:
         dataset: The data set.
         channels: Channels of the images; PIL's are converted.
+        labelled: Read the classes, too.
         unreadable: 'raise' or 'skip' what cannot be read.
 
     Raises:
         ValueError: The data set is no map-style one, or `unreadable` is neither word.
     """
 
-    def __init__(self, dataset: Dataset, channels: int, unreadable: str = 'raise'):
+    def __init__(self, dataset: Dataset, channels: int, labelled: bool = False, unreadable: str = 'raise'):
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, '__len__'):
             raise ValueError(
                 f'{type(dataset).__name__} streams: resuming needs a data set with a length, whose items have an index'
@@ -49,6 +51,7 @@ class Samples(Dataset):
             raise ValueError(f'unreadable must be one of {", ".join(UNREADABLE)}, got {unreadable!r}')
         self.dataset = dataset
         self.channels = channels
+        self.labelled = labelled
         self.unreadable = unreadable
 
     def __len__(self) -> int:
@@ -58,7 +61,7 @@ class Samples(Dataset):
         epoch, index = at
         try:
             image, label = self._read(index)
-        except (OSError, SyntaxError) as e:  # SyntaxError: what PIL says of some broken files
+        except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # SyntaxError: PIL's, of some broken files
             if self.unreadable == 'raise':
                 raise ValueError(
                     f"image {index}{self._name(index)} cannot be read: {e}; unreadable='skip' leaves such images out"
@@ -73,13 +76,19 @@ class Samples(Dataset):
         else:
             item = self.dataset[index]
         if isinstance(item, dict):
+            if 'image' not in item:
+                raise ValueError(f"items have no 'image', their keys are {', '.join(map(str, item))}")
             item = item['image'], item.get('label')
-        image, label = (
-            (item[0], item[1] if len(item) > 1 else None) if isinstance(item, (tuple, list)) else (item, None)
-        )
+        image, label, *_ = (*item, None) if isinstance(item, (tuple, list)) else (item, None)
         if isinstance(image, Image.Image):
             image.load()
-        return image, -1 if label is None else int(label)
+        return image, self._class(label, index) if self.labelled else -1
+
+    def _class(self, label: Any, index: int) -> int:
+        try:
+            return int(label)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f'image {index}{self._name(index)} has no class, a number, but {label!r}') from e
 
     def _name(self, index: int) -> str:
         names = getattr(self.dataset, 'filename', None)
@@ -94,13 +103,16 @@ def as_tensor(image: Any, channels: int) -> torch.Tensor:
         channels: C.
 
     Returns:
-        uint8, or the dtype of the tensor.
+        uint8, or floating-point; uint16 becomes float32 in [0, 1].
 
     Raises:
-        ValueError: It is none of these, or has other channels.
+        ValueError: It is none of these, has other channels, or other numbers.
     """
     if isinstance(image, Image.Image):
-        if channels in MODES:
+        if image.mode.startswith('I;16') or image.mode in ('I', 'F'):  # which PIL would clip to eight bits
+            image = np.asarray(image)
+            image = np.repeat((image.astype(np.uint16) if image.dtype == np.int32 else image)[..., None], channels, 2)
+        elif channels in MODES:
             image = image.convert(MODES[channels])
         image = np.asarray(image)
     if isinstance(image, np.ndarray):
@@ -109,6 +121,10 @@ def as_tensor(image: Any, channels: int) -> torch.Tensor:
         raise ValueError(f'an image must be a PIL image, an array or a tensor, got {type(image).__name__}')
     if image.ndim != 3 or image.shape[0] != channels:
         raise ValueError(f'an image must have shape ({channels}, H, W), got {tuple(image.shape)}')
+    if image.dtype == torch.uint16:
+        return image.float() / 65535
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(f'an image must be uint8, uint16 or floating-point in [0, 1], got {image.dtype}')
     return image
 
 
@@ -236,15 +252,21 @@ class Collate:
         self.make_views = make_views
 
     def __call__(self, samples: Sequence[Sample]) -> Dict[str, Any]:
-        """`views` (tuple of tensors) or `images`, `labels`, `at` (epochs and indices), `skipped` (how many)."""
+        """`views` (tuple of tensors) or `images`, `labels`, `at` (epochs and indices), `skipped` (how many).
+
+        So that batches keep their size, other images of the batch take the places of those that could not be read.
+        """
         readable = [s for s in samples if s.image is not None]
         if not readable:
             raise ValueError(f'none of the {len(samples)} images of a batch can be read')
-        images: Any = [s.image for s in readable]
-        if len({image.shape for image in images}) == 1:
+        others = cycle(readable)
+        filled = [(s, s if s.image is not None else next(others)) for s in samples]
+        images: Any = [other.image for _, other in filled]
+        if len({(image.shape, image.dtype) for image in images}) == 1:
             images = torch.stack(images)
-        at = [(s.epoch, s.index) for s in readable]
-        batch = dict(labels=torch.tensor([s.label for s in readable]), at=at, skipped=len(samples) - len(readable))
+        at = [(s.epoch, s.index) for s, _ in filled]
+        labels = torch.tensor([other.label for _, other in filled])
+        batch = dict(labels=labels, at=at, skipped=len(samples) - len(readable))
         made = dict(images=images) if self.make_views is None else dict(views=self.make_views(images, at))
         return dict(batch, **made)
 

@@ -55,21 +55,19 @@ def features(
     """
     modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
     were = [m.training for m in modules]
+    dtype = next((p.dtype for m in modules for p in m.parameters()), torch.float32)
     for m in modules:
         m.training = False
     try:
         out, labels = [], []
-        samples = Samples(dataset, view.input_size[0])
+        samples = Samples(dataset, view.input_size[0], labelled=True)
         for batch in loader(samples, _InOrder(len(samples), batch_size), Collate(None), workers):
-            out.append(encoder(view(batch['images']).to(device)).float().cpu())
+            out.append(encoder(view(batch['images']).to(device, dtype)).float().cpu())
             labels.append(batch['labels'])
     finally:
         for m, training in zip(modules, were, strict=True):
             m.training = training
-    labels = torch.cat(labels)
-    if (labels < 0).any():
-        raise ValueError(f'image {int((labels < 0).nonzero()[0])} has no class: a probe needs labelled images')
-    return torch.cat(out), labels
+    return torch.cat(out), torch.cat(labels)
 
 
 def knn(

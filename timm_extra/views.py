@@ -19,6 +19,7 @@ Images = Union[torch.Tensor, Sequence[torch.Tensor]]
 Key = Sequence[int]
 
 CROP_TRIES = 10
+SLACK = 0.01  # by which resizing may have left [0, 1]
 GREY = (0.2989, 0.5870, 0.1140)
 
 
@@ -255,6 +256,9 @@ class _Normalise(nn.Module):
             # no buffer: it follows the images, not the module
             setattr(self, name, torch.tensor(values, dtype=torch.float64).view(-1, 1, 1))
 
+    def extra_repr(self) -> str:
+        return f'mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}'
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sub_(self.mean.to(x)).div_(self.std.to(x))
 
@@ -269,6 +273,11 @@ def _stacked(images: Images, channels: int) -> Union[torch.Tensor, List[torch.Te
         raise ValueError(f'images must have shape (B, {channels}, H, W), got {tuple(images.shape)}')
     if images.dtype == torch.uint8:
         return images.float() / 255
+    if not images.is_floating_point():
+        raise ValueError(f'images must be uint8, or floating-point in [0, 1], got {images.dtype}')
+    low, high = (float(v) for v in images.aminmax())
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise ValueError(f'floating-point images must lie in [0, 1], got values from {low:.4g} to {high:.4g}')
     return images if images.dtype == torch.float64 else images.float()
 
 
@@ -403,14 +412,12 @@ def _hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     chroma = value - low
     r, g, b = x.unsqueeze(2).unbind(1)
     scale = 1 / chroma.clamp(min=1e-12)
-    hue = torch.where(
-        r == value, (g - b) * scale, torch.where(g == value, (b - r) * scale + 2, (r - g) * scale + 4)
-    )  # in sixths
-    hue = hue + 6 * turn
-    # each channel falls from its own hue: 0, 2 and 4 sixths
-    offsets = x.new_tensor([5.0, 3.0, 1.0])[None, :, None, None]
-    k = (hue + offsets) % 6
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    blue = torch.where(g == value, (b - r) * scale + 2, (r - g) * scale + 4)
+    hue = torch.where(r == value, (g - b) * scale, blue) + 6 * turn  # in sixths
+    # each channel falls and rises around a hue of its own, at 0, 2 and 4 sixths
+    k = hue + x.new_tensor([5.0, 3.0, 1.0])[None, :, None, None]
+    k -= 6 * (k / 6).floor_()
+    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
 def view_config(

@@ -203,6 +203,18 @@ def test_what_cannot_be_is_refused(tmp_path):
         run(tmp_path, method='byol', num_train_steps=1) and pretrain(None, images(), tmp_path, method='dino')
     with pytest.raises(FileExistsError, match='has checkpoints up to step 1: resume, or choose another folder'):
         run(tmp_path, num_train_steps=1)
+    for kwargs, message in (
+        (dict(mean=(0.1,)), r'mean was \[0\.5\] and is \[0\.1\]'),
+        (dict(task_args=dict(projection_size=16, projection_hidden_size=16)), 'projection_size was 8 and is 16'),
+        (
+            dict(task_args=dict(projection_size=8, projection_hidden_size=16, use_momentum=False)),
+            'use_momentum was None',
+        ),
+        (dict(hidden_layer='layer3'), "hidden_layer was None and is 'layer3'"),
+        (dict(view1=_flipped), 'view1 was .*RandomView'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, num_train_steps=1, resume=True, **kwargs)
     with pytest.raises(ValueError, match=r'checkpoint in .* is of another training: images_per_step was 8 and is 16'):
         run(tmp_path, num_train_steps=1, batch_size=16, resume=True)
     other = timm.create_model('test_vit', num_classes=0, in_chans=1, img_size=16)
@@ -213,12 +225,17 @@ def test_what_cannot_be_is_refused(tmp_path):
         (dict(num_train_steps=None), 'give epochs or num_train_steps, got None and None'),
         (dict(num_train_steps=0), 'number of steps must be positive, got 0'),
         (dict(batch_size=0), 'batch_size must be positive, got 0'),
-        (dict(batch_size=1), 'batch_size must be at least 2'),
+        (dict(batch_size=1), 'a batch of one image'),
+        (dict(checkpoint_every=0), 'checkpoint_every must be positive, got 0'),
+        (dict(probes=['svm']), "one of knn, linear, got 'svm'"),
+        (dict(task_args=dict(input_size=(1, 8, 8))), 'input_size in task_args are arguments of pretrain itself'),
+        (dict(learning_rate=None, optimizer='lion'), "no learning rate is published for byol with 'lion'"),
+        (dict(probe=([pictures()], images())), 'image 0 has no class, a number, but None'),
         (dict(batch_size=65), 'the data set has 64 images, fewer than the 65 of a step'),
         (dict(keep=0), 'keep must be positive, got 0'),
         (
             dict(learning_rate=1e9, num_train_steps=24, clip_grad=None, optimizer='momentum', warmup_epochs=0),
-            'the loss is',
+            'the training diverged at step',
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -230,6 +247,34 @@ def test_a_batch_of_the_wrong_images_is_named(tmp_path):
         pretrain(
             timm.create_model('test_resnet'), images(), tmp_path, num_train_steps=1, batch_size=8, workers=0, cpu=True
         )
+
+
+def pictures():
+    return torch.zeros(1, 20, 20, dtype=torch.uint8)
+
+
+def test_divergence_leaves_the_good_checkpoints(tmp_path):
+    run(tmp_path, checkpoint_every=1, keep=STEPS)
+    folder = tmp_path / 'checkpoints'
+    for step in range(5, STEPS + 1):
+        (folder / checkpoints.NAME.format(step)).unlink()
+    state = checkpoints.read(folder / checkpoints.NAME.format(4))
+    state['optimizer']['state'][0]['momentum_buffer'].fill_(torch.inf)  # the next step ruins the weights
+    checkpoints.write(state, folder / checkpoints.NAME.format(4))
+    with pytest.raises(ValueError, match='the training diverged at step 4'):
+        run(tmp_path, checkpoint_every=1, log_every=100, resume=True)
+    assert checkpoints.steps(folder) == [1, 2, 3, 4]
+
+
+def test_tied_weights_and_float64_images(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 256), nn.Linear(256, 256))
+    net[2].weight = net[1].weight
+    dataset = [x.double().div(255) for x, _ in images()]
+    pretrain(
+        net, dataset, tmp_path, num_train_steps=1, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0,
+        cpu=True, task_args=dict(projection_size=8, projection_hidden_size=16),
+    )  # fmt: skip
+    assert len(load_file(tmp_path / 'model' / 'model.safetensors')) == 3
 
 
 def test_collapse_raises_an_alarm(tmp_path, capsys):
@@ -256,6 +301,8 @@ def test_recipes_are_those_published():
         assert (found.optimizer, found.learning_rate, found.weight_decay, found.decay) == ('lars', lr, wd, decay)
     assert settings('byol', resnet, 300).warmup_epochs == 10 and settings('byol', resnet, 40).warmup_epochs == 4
     assert settings('simsiam', resnet, 100).optimizer == 'momentum'
+    assert settings('byol', resnet, 100, 512).learning_rate == 0.9
+    assert settings('byol', resnet, 100, 512, 'AdamW').learning_rate == 3e-4
     assert settings('byol', vit, 100).optimizer == 'adamw' == settings('simsiam', vit, 100).optimizer
 
 

@@ -267,6 +267,8 @@ def test_bad_input_is_named():
         make('byol', head_norm='layer')
     with pytest.raises(ValueError, match='one vector each'):
         make('byol', timm.create_model('test_resnet', num_classes=0, global_pool=''))
+    with pytest.raises(ValueError, match='VisionTransformer does not take inputs of 3×32×32: '):
+        make('byol', timm.create_model('test_vit'))
     with pytest.raises(ValueError, match='a batch of one image'):
         make('byol')(torch.rand(1, *SIZE))
     with pytest.raises(ValueError, match='got 3 tensors'):
@@ -289,6 +291,9 @@ def test_views_of_ones_own():
     x = torch.rand(4, *SIZE)
     torch.testing.assert_close(task(x)['loss'], task((2 * x, x.flip(-1)))['loss'])
     assert seen == ['module', 'function']
+    seen.clear()
+    make('simsiam', view1=flip)(x)
+    assert seen == ['function', 'function']  # the second as the first
 
 
 def test_spread_tells_collapse():

@@ -84,4 +84,5 @@ def prune(folder: Path, keep: int, best: Optional[int]) -> None:
 
 def differences(saved: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
     """What differs between settings, in words."""
-    return [f'{k} was {saved.get(k)!r} and is {now.get(k)!r}' for k in now if saved.get(k) != now[k]]
+    keys = dict.fromkeys([*saved, *now])
+    return [f'{k} was {saved.get(k)!r} and is {now.get(k)!r}' for k in keys if saved.get(k) != now.get(k)]

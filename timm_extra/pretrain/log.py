@@ -77,15 +77,15 @@ def read_log(file: Path) -> List[Dict[str, str]]:
 def save_backbone(task: TrainingTask, folder: Path) -> None:
     """Save the model that is trained, without a classifier, which has not been.
 
-    In Hub format if timm can build it again; else its tensors alone, as `model.safetensors`.
+    In Hub format if timm can build it again; else its tensors alone, as `model.safetensors`, with whatever other
+    modules have for a classifier.
 
     Args:
         task: The task.
         folder: Folder to write to.
     """
-    model = task.get_eval_model()
-    if (getattr(model, 'pretrained_cfg', None) or {}).get('architecture'):
-        backbone = copy.deepcopy(model)
+    backbone = copy.deepcopy(task.get_eval_model())
+    if (getattr(backbone, 'pretrained_cfg', None) or {}).get('architecture'):
         if backbone.num_classes:
             backbone.reset_classifier(0)
         try:
@@ -95,5 +95,5 @@ def save_backbone(task: TrainingTask, folder: Path) -> None:
             warnings.warn(f'{folder} gets the tensors alone: {e}', stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / '.model.safetensors'
-    safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside)
+    safetensors.torch.save_model(backbone, str(aside))  # tied weights once
     os.replace(aside, folder / 'model.safetensors')

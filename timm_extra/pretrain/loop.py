@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -79,7 +80,7 @@ def pretrain(
     resume: bool = False,
     log_every: int = 10,
     tensorboard: bool = False,
-    mixed_precision: str = 'no',
+    mixed_precision: Optional[str] = None,
     channels_last: bool = False,
     sync_batchnorm: bool = True,
     workers: int = 4,
@@ -124,7 +125,7 @@ def pretrain(
         resume: Go on from the last checkpoint in `output`, if there is one.
         log_every: Steps from one row of the log to the next.
         tensorboard: Write TensorBoard's events as well.
-        mixed_precision: 'no', 'fp16' or 'bf16'.
+        mixed_precision: 'no', 'fp16' or 'bf16'; what `accelerate launch` was told when None.
         channels_last: Memory format of images and weights, often faster for convolutions.
         sync_batchnorm: Share batch statistics between processes.
         workers: Processes that read images.
@@ -144,8 +145,6 @@ def pretrain(
     counts = dict(batch_size=batch_size, grad_accum_steps=grad_accum_steps, keep=keep, log_every=log_every)
     check_probes(probes)
     _check(method, probe_every=probe_every, checkpoint_every=checkpoint_every, **counts)
-    if batch_size * accelerator.num_processes < 2:
-        raise ValueError(f'batch_size must be at least 2: one image has no batch statistics, got {batch_size}')
     if (epochs is None) == (num_train_steps is None):
         raise ValueError(f'give epochs or num_train_steps, got {epochs} and {num_train_steps}')
     images = batch_size * accelerator.num_processes * grad_accum_steps
@@ -156,17 +155,23 @@ def pretrain(
     given = dict(learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
     recipe = settings(method, model, total / each, images, optimizer)
     recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    if math.isnan(recipe.learning_rate):
+        raise ValueError(f'no learning rate is published for {method} with {recipe.optimizer!r}: give learning_rate')
 
     torch.manual_seed(seed)
     views = dict(input_size=input_size, mean=mean, std=std, view1=view1, view2=view2)
+    twice = sorted(set(task_args or ()) & {'hidden_layer', *views})
+    if twice:
+        raise ValueError(f'{", ".join(twice)} in task_args are arguments of pretrain itself')
     task_args = dict(task_args or {}, hidden_layer=hidden_layer, **views)
     if method == 'byol':
         task_args = dict(dict(decay=recipe.decay, num_steps=total), **task_args)
     task = METHODS[method](model.to(accelerator.device), **task_args)
+    made = dict(view1=task.view1, view2=task.view2)
     run = _Run(
         accelerator=accelerator,
         task=task,
-        samples=Samples(dataset, task.input_size[0], unreadable),
+        samples=Samples(dataset, task.input_size[0], unreadable=unreadable),
         output=Path(output),
         total=total,
         steps_per_epoch=each,
@@ -193,11 +198,9 @@ def pretrain(
             images_per_step=images,
             steps=total,
             seed=seed,
-            input_size=list(task.input_size),
             clip_grad=clip_grad,
             **{f'recipe.{k}': v for k, v in asdict(recipe).items()},
-            **{k: v for k, v in task_args.items() if isinstance(v, (bool, int, float, str))},
-            **{name: _described(getattr(task, name)) for name in ('view1', 'view2')},
+            **{k: _described(v) for k, v in {**task_args, **task.view_config, **made}.items()},
         ),
     )
     return run.go(resume)
@@ -214,21 +217,35 @@ def _check(method: str, **counts: Optional[int]) -> None:
 def _accelerator(mixed_precision: str, cpu: bool):
     try:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError('pretraining needs accelerate: pip install "timm-extra[train]"') from e
     # a classifier gets no gradient; statistics are synchronised where they are computed
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    return Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[ddp])
+    wait = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while the first process probes
+    try:
+        return Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[ddp, wait])
+    except ValueError as e:
+        if 'already been initialized' not in str(e):
+            raise
+        raise ValueError(f'this process has used another mixed precision than {mixed_precision!r}: start anew') from e
 
 
 def _name(model: nn.Module) -> str:
     return (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
 
 
-def _described(view: View) -> str:
-    """A view in words that are the same in another process."""
-    return repr(view) if isinstance(view, nn.Module) else getattr(view, '__qualname__', type(view).__name__)
+def _described(value: Any) -> Any:
+    """An argument as something that a checkpoint can hold and that is the same in another process."""
+    if isinstance(value, (tuple, list)):
+        return [_described(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return (
+        ' '.join(repr(value).split())
+        if isinstance(value, nn.Module)
+        else getattr(value, '__qualname__', type(value).__name__)
+    )
 
 
 @dataclass
@@ -275,6 +292,8 @@ class _Run:
             checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
         self._prepare(saved)
+        for dataset in self.probe or ():
+            Samples(dataset, self.task.input_size[0], labelled=True)[(0, 0)]  # refused now, not after an epoch
         start = saved['step'] if saved else 0
         log = Log(self.output, start, self.tensorboard) if self.accelerator.is_main_process else None
         self.accelerator.wait_for_everyone()
@@ -351,7 +370,8 @@ class _Run:
                         bar.set_description(f'loss {value:.3f} spread {row["std"]:.2f}', refresh=False)
                     spreads, clock = [], time.perf_counter()
                 bar.update()
-                self._after(done, log, bar)
+                if self._after(done, loss, log, bar):
+                    spreads, clock = [], time.perf_counter()
 
     def _step(self, incoming: Any, make_views: MakeViews, step: int) -> Tuple[torch.Tensor, torch.Tensor]:
         """One step of the optimizer; loss and spread over its forward passes."""
@@ -364,7 +384,7 @@ class _Run:
                 views = make_views(_moved(batch['images'], accelerator.device), batch['at'])
             else:
                 views = _moved(batch['views'], accelerator.device)
-            views = tuple(view.contiguous(memory_format=self.memory_format) for view in views)
+            views = tuple(view.to(task.dtype, memory_format=self.memory_format) for view in views)
             last = part == self.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(task.trainable_module):
                 with accelerator.autocast():
@@ -388,10 +408,12 @@ class _Run:
         return int(self.accelerator.reduce(count, 'sum'))
 
     def _finite(self, values: torch.Tensor, step: int) -> List[float]:
-        """Loss and spread, averaged over the processes."""
+        """The loss and what else there is, averaged over the processes."""
         found = self.accelerator.reduce(values, 'mean').tolist()
-        if not math.isfinite(found[0]):
-            raise ValueError(f'the loss is {found[0]} at step {step}: lower learning_rate, or train without fp16')
+        if not all(map(math.isfinite, found)):
+            raise ValueError(
+                f'the training diverged at step {step} (loss {found[0]:.4g}): lower learning_rate, or use no fp16'
+            )
         return found
 
     def _alarm(self, row: Dict[str, Any]) -> None:
@@ -403,13 +425,14 @@ class _Run:
                 file=sys.stderr,
             )
 
-    def _after(self, done: int, log: Optional[Log], bar: Any) -> None:
-        """Probe and checkpoint, where they are due."""
+    def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], bar: Any) -> bool:
+        """Probe and checkpoint, where they are due; whether they were."""
         last = done == self.total
         due = done % self.checkpoint_steps == 0 or last
         probing = self.probe is not None and (done % self.probe_steps == 0 or last)
         if not due and not probing:
-            return
+            return False
+        self._finite(torch.stack([loss, *map(torch.sum, self.task.trainable_module.parameters())]), done - 1)
         skipped = self._skipped_by_all()
         better = False
         if probing and log:
@@ -425,6 +448,7 @@ class _Run:
             log.flush()
             self._checkpoint(done, skipped)
         self.accelerator.wait_for_everyone()
+        return True
 
     def _probe(self) -> Dict[str, float]:
         view = PlainView(**self.task.view_config)

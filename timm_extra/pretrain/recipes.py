@@ -1,5 +1,6 @@
 """Optimizers and schedules as published."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
@@ -15,6 +16,9 @@ BYOL_PRESETS = {
     300: (0.3, 1e-6, 0.99),
     1000: (0.2, 1.5e-6, 0.996),
 }
+
+LARS = ('lars', 'larc')
+SGD = ('sgd', 'momentum', 'nesterov')
 
 
 @dataclass(frozen=True)
@@ -54,22 +58,25 @@ def settings(
         model: The model.
         epochs: Passes over the data.
         images_per_step: Images per step of the optimizer; published rates are for 256 and scaled by them.
-        optimizer: timm's name of another optimizer; its rates are then those of the same family.
+        optimizer: timm's name of another optimizer.
 
     Returns:
-        The settings; warm-ups of 10 epochs (BYOL) and 40 (MoCo v3) are shortened to a tenth of
-        shorter trainings.
+        The settings; warm-ups of 10 epochs (BYOL) and 40 (MoCo v3) are shortened to a tenth of shorter trainings. The
+        rate is NaN for an optimizer that none was published for: LARS for BYOL, SGD for SimSiam, Adam's kin for both.
     """
     preset = BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))]
     decay, scale = preset[2], images_per_step / 256
     batch_normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if optimizer is None:
         optimizer = ('lars' if method == 'byol' else 'momentum') if batch_normed else 'adamw'
+    optimizer = optimizer.lower()
     if 'adam' in optimizer:
         return Settings(optimizer, 1.5e-4 * scale, 0.1, min(40, epochs / 10), decay)
-    if method == 'simsiam':
+    if method == 'simsiam' and optimizer in SGD:
         return Settings(optimizer, 0.05 * scale, 1e-4, 0, decay_norms=True, fixed_predictor=True)
-    return Settings(optimizer, preset[0] * scale, preset[1], min(10, epochs / 10), decay)
+    if method == 'byol' and optimizer in LARS:
+        return Settings(optimizer, preset[0] * scale, preset[1], min(10, epochs / 10), decay)
+    return Settings(optimizer, math.nan, preset[1], min(10, epochs / 10), decay)
 
 
 def build_optimizer(online: nn.Module, settings: Settings) -> torch.optim.Optimizer:

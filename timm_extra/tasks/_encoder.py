@@ -116,12 +116,20 @@ def embedding_size(encoder: Encoder, input_size: Sequence[int]) -> int:
 
     Returns:
         D of its embeddings (B, D).
+
+    Raises:
+        ValueError: The model does not take images of this size, or gives no embeddings.
     """
     tensor = next(encoder.parameters())
     devices = [tensor.device] if tensor.device.type == 'cuda' else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         probe = copy.deepcopy(encoder).eval()
-        return probe(torch.zeros(2, *input_size, device=tensor.device, dtype=tensor.dtype)).shape[1]
+        images = torch.zeros(2, *input_size, device=tensor.device, dtype=tensor.dtype)
+        try:
+            return probe(images).shape[1]
+        except (AssertionError, RuntimeError) as e:
+            size = '×'.join(map(str, input_size))
+            raise ValueError(f'{type(encoder.model).__name__} does not take inputs of {size}: {e}') from e
 
 
 def _choices(model: nn.Module) -> str:

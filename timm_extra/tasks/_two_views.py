@@ -9,6 +9,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..layers.sync_batchnorm import CrossReplicaBatchNorm
 from ..views import RandomView, Recipe, view_config
 from ._encoder import Encoder, HiddenLayer
 
@@ -69,7 +70,7 @@ class TwoViewTask(TrainingTask):
         self.input_size = self.view_config['input_size']
         self.view1, self.view2 = (
             RandomView(recipe, **self.view_config) if view is None else view
-            for view, recipe in zip((view1, view2), recipes, strict=True)
+            for view, recipe in zip((view1, view1 if view2 is None else view2), recipes, strict=True)
         )
 
     @property
@@ -128,7 +129,7 @@ class TwoViewTask(TrainingTask):
 
         A classifier that the loss does not reach gets no gradient: unused parameters are looked for.
         """
-        ddp_kwargs = dict(dict(find_unused_parameters=True, broadcast_buffers=False), **ddp_kwargs)
+        ddp_kwargs = dict(dict(find_unused_parameters=True), **ddp_kwargs)
         self.trainable_module = nn.parallel.DistributedDataParallel(
             self.trainable_module, device_ids=device_ids, **ddp_kwargs
         )
@@ -178,4 +179,5 @@ def spread(z: torch.Tensor) -> torch.Tensor:
 
 
 def _normalises_batches(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    across = (nn.SyncBatchNorm, CrossReplicaBatchNorm)
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, across) for m in module.modules())

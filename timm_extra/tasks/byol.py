@@ -30,7 +30,7 @@ class BYOL(TwoViewTask):
             (cos(πk / K) + 1) / 2. None leaves it at τ₀.
         use_momentum: Without it there is no target network: the online projections are the targets.
         view1: First augmentation, any callable or module on images (B, C, H, W); the paper's when None.
-        view2: Second augmentation; the paper's when None.
+        view2: Second augmentation; when None as the first, if that is given, or the paper's.
         head_norm: 'batch' as in the paper, or 'group' (16 groups, standardised weights, as in
             https://arxiv.org/abs/2010.10241); see `without_batchnorm` for the model.
         input_size: Channels, height and width of a view; the model's own when None.
@@ -145,6 +145,14 @@ class BYOL(TwoViewTask):
                 else:
                     old.copy_(new)
         torch._foreach_lerp_(moving, towards, 1 - tau)
+
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'BYOL':
+        """Wrap the online network in DistributedDataParallel, and take the first process's target everywhere."""
+        super().prepare_distributed(device_ids, **ddp_kwargs)
+        if self.target is not None:
+            for tensor in _tensors(self.target):
+                torch.distributed.broadcast(tensor.detach(), 0)
+        return self
 
     def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
         """State of the heads and the target network."""

@@ -23,7 +23,7 @@ class SimSiam(TwoViewTask):
         projection_size: Features of projections and predictions, and within the projector.
         prediction_hidden_size: Features of the predictor's bottleneck.
         view1: First augmentation, any callable or module on images (B, C, H, W); the paper's when None.
-        view2: Second augmentation; the paper's when None.
+        view2: Second augmentation; when None as the first, if that is given, or the paper's.
         head_norm: 'batch' as in the paper, or 'group' with standardised weights.
         input_size: Channels, height and width of a view; the model's own when None.
         mean: What the paper's views subtract from each channel; the model's own when None.

@@ -157,7 +157,7 @@ def test_accumulation_is_a_larger_batch_without_batch_statistics(tmp_path):
     for name, kwargs in (('one', dict(batch_size=8)), ('parts', dict(batch_size=4, grad_accum_steps=2))):
         torch.manual_seed(1)
         model = without_batchnorm(timm.create_model('test_resnet', num_classes=0, in_chans=1)).double()
-        heads = dict(projection_size=16, projection_hidden_size=16, head_norm='group')
+        heads = dict(projection_size=16, projection_hidden_size=32, head_norm='group')
         with pytest.warns(UserWarning, match='gets the tensors alone: the configuration'):
             pretrain(
                 model, images(), tmp_path / name, num_train_steps=4, optimizer='momentum', learning_rate=0.05,
@@ -175,6 +175,25 @@ def _double(x):
 
 def _flipped(x):
     return x.double()[..., -16:, -16:].flip(-1)
+
+
+def test_where_views_are_made_does_not_matter(tmp_path):
+    found = []
+    for name, kwargs in (('here', {}), ('workers', dict(workers=2)), ('device', dict(views_on_device=True))):
+        run(tmp_path / name, num_train_steps=3, **kwargs)
+        found.append(losses(tmp_path / name))
+    assert found[0] == found[1] == found[2]
+
+
+def test_mixed_precision(tmp_path):
+    """In a process of its own: Accelerate keeps one precision per process."""
+    code = f"from train import run; run({str(tmp_path / 'bf16')!r}, num_train_steps=3, mixed_precision='bf16')"
+    subprocess.run([sys.executable, '-c', code], env=ENV, cwd=Path(__file__).parent, check=True, capture_output=True)
+    run(tmp_path / 'no', num_train_steps=3)
+    for a, b in zip(losses(tmp_path / 'bf16'), losses(tmp_path / 'no'), strict=True):
+        assert a[1] != b[1] and float(a[1]) == pytest.approx(float(b[1]), abs=0.2)
+    with pytest.raises(ValueError, match="has used another mixed precision than 'bf16': start anew"):
+        run(tmp_path / 'again', mixed_precision='bf16')
 
 
 @pytest.mark.parametrize('method', ['byol', 'simsiam'])
@@ -281,7 +300,7 @@ def test_collapse_raises_an_alarm(tmp_path, capsys):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8))
     nn.init.zeros_(net[1].weight)
-    heads = dict(projection_size=16, projection_hidden_size=16, head_norm='group')
+    heads = dict(projection_size=16, projection_hidden_size=32, head_norm='group')
     pretrain(
         net, images(), tmp_path, num_train_steps=1, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0,
         cpu=True, task_args=heads,

@@ -263,12 +263,14 @@ def test_bad_input_is_named():
         SimSiam(nn.Identity(), hidden_layer=-1, input_size=SIZE)
     with pytest.raises(ValueError, match=r'decay must be between 0 and 1, got 1\.5'):
         make('byol', decay=1.5)
+    with pytest.raises(ValueError, match="head_norm='group' needs multiples of 16, from 32 on, got 16"):
+        make('byol', head_norm='group', projection_hidden_size=16)
     with pytest.raises(ValueError, match="head_norm must be one of batch, group, got 'layer'"):
         make('byol', head_norm='layer')
     with pytest.raises(ValueError, match='one vector each'):
         make('byol', timm.create_model('test_resnet', num_classes=0, global_pool=''))
     with pytest.raises(ValueError, match='VisionTransformer does not take inputs of 3×32×32: '):
-        make('byol', timm.create_model('test_vit'))
+        make('byol', timm.create_model('vit_tiny_patch16_224', depth=1))
     with pytest.raises(ValueError, match='a batch of one image'):
         make('byol')(torch.rand(1, *SIZE))
     with pytest.raises(ValueError, match='got 3 tensors'):
@@ -333,7 +335,8 @@ def _leaves(state):
 @pytest.mark.parametrize('method', ['byol', 'simsiam'])
 def test_without_batch_statistics(method):
     net = without_batchnorm(model())
-    task = make(method, net, head_norm='group').train()
+    heads = dict(prediction_hidden_size=32) if method == 'simsiam' else {}
+    task = make(method, net, head_norm='group', **heads).train()
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.modules())
     x, y = views(4, torch.float32)
     whole = task.trainable_module(x)[0][2]

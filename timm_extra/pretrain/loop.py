@@ -137,7 +137,7 @@ def pretrain(
 
     Raises:
         ValueError: An argument is out of range, the data set is too small, an image cannot be read, a checkpoint
-            belongs to another training, or the loss is not finite.
+            belongs to another training, or the training diverges.
         FileExistsError: `output` has checkpoints and `resume` is False.
         OSError: A checkpoint cannot be written; earlier ones stay.
     """
@@ -180,7 +180,7 @@ def pretrain(
         clip_grad=clip_grad,
         recipe=recipe,
         views_on_device=views_on_device,
-        probe=probe,
+        probe=probe if probes else None,
         probes=tuple(probes),
         probe_steps=probe_every * each,
         checkpoint_steps=checkpoint_every or each,
@@ -214,7 +214,7 @@ def _check(method: str, **counts: Optional[int]) -> None:
             raise ValueError(f'{name} must be positive, got {value}')
 
 
-def _accelerator(mixed_precision: str, cpu: bool):
+def _accelerator(mixed_precision: Optional[str], cpu: bool):
     try:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs

@@ -63,8 +63,8 @@ def mlp(
     def normalise(size: int, affine: bool) -> nn.Module:
         if norm == 'batch':
             return nn.BatchNorm1d(size, affine=affine, **dd)
-        if size % GROUPS:
-            raise ValueError(f"head_norm='group' needs sizes that are multiples of {GROUPS}, got {size}")
+        if size % GROUPS or size == GROUPS:
+            raise ValueError(f"head_norm='group' needs multiples of {GROUPS}, from {2 * GROUPS} on, got {size}")
         return nn.GroupNorm(GROUPS, size, affine=affine, **dd)
 
     layers: List[nn.Module] = []

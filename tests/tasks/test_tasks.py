@@ -338,10 +338,11 @@ def test_without_batch_statistics(method):
     heads = dict(prediction_hidden_size=32) if method == 'simsiam' else {}
     task = make(method, net, head_norm='group', **heads).train()
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.modules())
-    x, y = views(4, torch.float32)
+    task.double()
+    x, y = views(4)
     whole = task.trainable_module(x)[0][2]
     single = torch.cat([task.trainable_module(part)[0][2] for part in x.split(1)])
-    torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-4)  # no image sees another
+    torch.testing.assert_close(whole, single, atol=1e-9, rtol=1e-7)  # no image sees another
     assert task((x[:1], y[:1]))['loss'].isfinite()
     with pytest.raises(ValueError, match='has no BatchNorm'):
         without_batchnorm(net)

@@ -5,7 +5,6 @@ import math
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import torch
-from timm.utils import unwrap_model
 from torch import nn
 
 from ..views import BYOL_VIEWS
@@ -176,7 +175,7 @@ class BYOL(TwoViewTask):
     def reset_target(self) -> None:
         """Make the target network equal to the online one."""
         if self.target is not None:
-            online = unwrap_model(self.trainable_module)
+            online = self._online()
             for name, module in self.target.items():
                 module.load_state_dict(getattr(online, name).state_dict())
 

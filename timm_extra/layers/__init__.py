@@ -2,6 +2,7 @@
 
 from .attention import Attention
 from .checkpoint import checkpoint
+from .consensus import ConsensusAttention, columns_beyond, columns_themselves
 from .cross_attention import CrossAttention
 from .fourier import fourier_features, fourier_table, grid_tokens
 from .fuse import fold_batchnorm
@@ -12,11 +13,14 @@ from .operators import has_hooks
 
 __all__ = [
     'Attention',
+    'ConsensusAttention',
     'CrossAttention',
     'Image2Tokens',
     'LayerwiseClassAttention',
     'LeFF',
     'checkpoint',
+    'columns_beyond',
+    'columns_themselves',
     'fold_batchnorm',
     'fourier_features',
     'fourier_table',

@@ -22,7 +22,6 @@ from timm.layers import (
     get_norm_layer,
     global_pool_nlc,
     resample_abs_pos_embed,
-    to_2tuple,
     trunc_normal_,
 )
 from timm.models import generate_default_cfgs, named_apply, register_model, register_model_deprecations
@@ -33,12 +32,14 @@ from timm_extra._timm import feature_take_indices, update_model_args, update_mod
 from timm_extra.layers import Attention, Image2Tokens, LayerwiseClassAttention, LeFF, checkpoint
 
 from ._ceit_checkpoint import checkpoint_filter_fn
+from ._checks import checked_pool, checked_size
 from ._pretrained import build_model
 
 __all__ = ['CeiT']
 
 
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)  # the official code's epsilon
+POOLS = ('', 'token', 'avg')
 
 
 class Block(nn.Module):
@@ -208,14 +209,14 @@ class CeiT(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         if depth < 1:
             raise ValueError(f'depth must be at least 1, got {depth}')
-        img_size = _checked_size(img_size, patch_size)
+        img_size = checked_size(img_size, patch_size)
         norm_layer = get_norm_layer(norm_layer)
         act_layer = get_act_layer(act_layer)
         shared = dict(qkv_bias=qkv_bias, attn_drop=attn_drop_rate, act_layer=act_layer, norm_layer=norm_layer, **dd)
 
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.global_pool = _checked_pool(global_pool)
+        self.global_pool = checked_pool(global_pool, POOLS)
         self.pool_include_prefix = pool_include_prefix
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
@@ -325,7 +326,7 @@ class CeiT(nn.Module):
         dd = get_device_dtype(self)
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = _checked_pool(global_pool)
+            self.global_pool = checked_pool(global_pool, POOLS)
             update_model_args(self, fc_norm=not isinstance(self.fc_norm, nn.Identity))
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
@@ -342,7 +343,7 @@ class CeiT(nn.Module):
         if img_size is None:
             return
         previous = self.patch_embed.grid_size
-        self.patch_embed.set_input_size(_checked_size(img_size, self.patch_embed.feat_ratio()))
+        self.patch_embed.set_input_size(checked_size(img_size, self.patch_embed.feat_ratio()))
         if self.patch_embed.grid_size != previous:
             resized = resample_abs_pos_embed(
                 self.pos_embed.detach(), self.patch_embed.grid_size, previous, num_prefix_tokens=1
@@ -515,23 +516,6 @@ class CeiT(nn.Module):
             cls_only = False  # a trace is checked and used with and without gradients: it must not depend on them
         x, cls_tokens = self._run_blocks(x, grid, cls_only)
         return self.forward_head(self._finish(x, cls_tokens))
-
-
-def _checked_size(img_size: Union[int, Tuple[int, int]], patch_size: int) -> Tuple[int, int]:
-    if not isinstance(patch_size, int) or patch_size < 1:
-        raise ValueError(f'patch_size must be a positive integer, got {patch_size!r}')
-    height, width = size = to_2tuple(img_size)
-    if not isinstance(height, int) or not isinstance(width, int):
-        raise ValueError(f'img_size must be whole pixels, got {img_size!r}')
-    if min(size) < patch_size or height % patch_size or width % patch_size:
-        raise ValueError(f'img_size must be a positive multiple of patch_size {patch_size}, got {height}×{width}')
-    return size
-
-
-def _checked_pool(global_pool: str) -> str:
-    if global_pool not in ('', 'token', 'avg'):
-        raise ValueError(f"global_pool must be '', 'token' or 'avg', got {global_pool!r}")
-    return global_pool
 
 
 def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:

@@ -1,0 +1,76 @@
+"""Consensus attention between the columns of GLOM."""
+
+from typing import Final, List, Optional
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import nn
+
+
+class ConsensusAttention(nn.Module):
+    """Attention of columns to columns at one level, by how much their vectors agree, without any projection.
+
+    scores(i, j) = β x_i · x_j / (|x_j| √D); for vectors of root mean square 1 that is β times their cosine.
+
+    Source: arXiv:2102.12627, section 2, where β is the inverse temperature; glom-pytorch's module, whose β is 1.
+
+    Args:
+        beta: β, learned from there; 1 and not learned when None.
+        attn_drop: Dropout rate on the attention weights.
+        device: Device of β.
+        dtype: Dtype of β.
+    """
+
+    self_score: Final[float] = -5e-4  # as in glom-pytorch
+
+    def __init__(self, beta: Optional[float] = None, attn_drop: float = 0.0, device=None, dtype=None):
+        super().__init__()
+        self._beta = beta
+        self.beta = None
+        if beta is not None:
+            self.beta = nn.Parameter(torch.full((1,), beta, device=device, dtype=dtype))
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def reset_parameters(self) -> None:
+        """Set β to what it begins with."""
+        if self.beta is not None:
+            nn.init.constant_(self.beta, self._beta)
+
+    def forward(
+        self, x: torch.Tensor, itself: Optional[torch.Tensor] = None, hidden: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            x: State of a level (B, N, D).
+            itself: Boolean (N, N), True where a column meets itself: the score there is a constant.
+            hidden: Boolean (N, N), True where row does not see column.
+
+        Returns:
+            (B, N, D).
+        """
+        q = x * x.shape[-1] ** -0.5
+        if self.beta is not None:
+            q = q * self.beta
+        attn = q @ F.normalize(x, dim=-1).transpose(-2, -1)  # (B, N, N)
+        if itself is not None:
+            attn = attn.masked_fill(itself, self.self_score)
+        if hidden is not None:
+            attn = attn.masked_fill(hidden, float('-inf'))
+        return self.attn_drop(attn.softmax(dim=-1)) @ x
+
+
+@register_notrace_function
+def columns_themselves(x: torch.Tensor) -> torch.Tensor:
+    """Where rows and columns of the scores of x (B, N, D) are the same: boolean (N, N)."""
+    return torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+
+
+@register_notrace_function
+def columns_beyond(grid: List[int], radius: float, device: torch.device) -> torch.Tensor:
+    """Columns of a grid (H, W) that are further apart than a radius, in columns: boolean (H·W, H·W)."""
+    rows = torch.arange(grid[0], device=device).repeat_interleave(grid[1])
+    cols = torch.arange(grid[1], device=device).repeat(grid[0])
+    squares = (rows[:, None] - rows) ** 2 + (cols[:, None] - cols) ** 2  # whole numbers, without rounding
+    return squares > radius * radius

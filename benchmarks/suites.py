@@ -8,7 +8,7 @@ import torch
 
 import timm_extra  # noqa: F401
 
-from . import operations, selfsupervised
+from . import glom, operations, selfsupervised
 from .harness import Case, Pair, Prepared
 from .peers.ceit import OfficialCeiT, randomize
 
@@ -218,5 +218,6 @@ case(
 )(_at_size(_perceiver_base_pair, 4096, training=False))
 
 
+glom.register(case)
 operations.register(case)
 selfsupervised.register(case)

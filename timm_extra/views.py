@@ -75,7 +75,8 @@ class Recipe:
 BYOL_VIEWS = Recipe(), Recipe(blur=0.1, solarize=0.2)
 _SIMSIAM = Recipe(scale=(0.2, 1.0), saturation=0.4, blur=0.5)  # MoCo v2's
 SIMSIAM_VIEWS = _SIMSIAM, _SIMSIAM
-RECIPES = dict(byol=BYOL_VIEWS, simsiam=SIMSIAM_VIEWS)
+DENOISE_VIEW = Recipe(scale=(0.35, 1.0), jitter=0.0, grey=0.0, blur=0.0)  # colours stay: they are to be told
+RECIPES = dict(byol=BYOL_VIEWS, simsiam=SIMSIAM_VIEWS, glom=(DENOISE_VIEW,))
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def test_two_processes_are_one_with_the_double_batch(method, tmp_path):
 
 
 def test_what_cannot_be_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"method must be one of byol, simsiam, got 'dino'"):
+    with pytest.raises(ValueError, match=r"method must be one of byol, simsiam, glom, got 'dino'"):
         run(tmp_path, method='byol', num_train_steps=1) and pretrain(None, images(), tmp_path, method='dino')
     with pytest.raises(FileExistsError, match='has checkpoints up to step 1: resume, or choose another folder'):
         run(tmp_path, num_train_steps=1)
@@ -300,6 +300,46 @@ def test_tied_weights_and_float64_images(tmp_path):
     assert len(load_file(tmp_path / 'model' / 'model.safetensors')) == 3
 
 
+def test_denoising(tmp_path, capsys):
+    """Trains, leaves a plain GLOM, says nothing of spreads, and goes on bit for bit from any checkpoint."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    done = run(whole, 'glom', probe=(images(), images()), task_args=dict(noise=0.2))
+    rows = [row for row in read_log(whole / 'log.csv') if row['loss']]
+    assert len(rows) == STEPS and not any(row['std'] for row in rows)
+    assert sum(float(row['loss']) for row in rows[-3:]) < 0.8 * sum(float(row['loss']) for row in rows[:3])
+    assert 'collapsed' not in capsys.readouterr().err and done.accuracies.keys() == {'knn'}
+    held = load_file(whole / 'model' / 'model.safetensors')
+    loaded = timm.create_model(f'local-dir:{whole / "model"}', pretrained=True)
+    assert loaded.pretrained_cfg['architecture'] == 'test_glom' and held.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(tensor, held[name]) for name, tensor in loaded.state_dict().items())
+
+    run(parts / 'whole', 'glom')  # noise that is drawn for every image, and grows; drop path
+    run(parts / 'cut', 'glom', keep=STEPS)
+    for left in (19, 5):
+        for step in checkpoints.steps(parts / 'cut' / 'checkpoints'):
+            if step > left:
+                (parts / 'cut' / 'checkpoints' / checkpoints.NAME.format(step)).unlink()
+        run(parts / 'cut', 'glom', keep=STEPS, resume=True)
+    assert losses(parts / 'cut') == losses(parts / 'whole')
+    last = (parts / name / 'checkpoints' / checkpoints.NAME.format(STEPS) for name in ('cut', 'whole'))
+    _equal(*map(checkpoints.read, last))
+
+
+def test_what_denoising_has_not_is_refused(tmp_path):
+    for kwargs, message in (
+        (dict(view2=_flipped), "method 'glom' has no view2; it has noise, iteration, level"),
+        (dict(hidden_layer=-1), "method 'glom' has no hidden_layer; it has noise, iteration, level"),
+        (dict(learning_rate=None, optimizer='sgd'), "no learning rate is published for glom with 'sgd'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, 'glom', **kwargs)
+    with pytest.raises(TypeError, match='projection_size'):
+        run(tmp_path, 'glom', task_args=dict(projection_size=8))
+    with pytest.raises(ValueError, match='ResNet is no GLOM'):
+        net = timm.create_model('test_resnet', in_chans=1)
+        pretrain(net, images(), tmp_path, method='glom', num_train_steps=1, batch_size=8, cpu=True)
+
+
 def test_collapse_raises_an_alarm(tmp_path, capsys):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8))
@@ -326,6 +366,9 @@ def test_recipes_are_those_published():
     assert settings('simsiam', resnet, 100).optimizer == 'momentum'
     assert settings('byol', resnet, 100, 512).learning_rate == 0.9
     assert settings('byol', resnet, 100, 512, 'AdamW').learning_rate == 3e-4
+    glom = settings('glom', resnet, 100, 512)
+    assert (glom.optimizer, glom.learning_rate, glom.weight_decay, glom.warmup_epochs) == ('adamw', 1e-3, 0.05, 10)
+    assert settings('glom', vit, 40).warmup_epochs == 4
     assert settings('byol', vit, 100).optimizer == 'adamw' == settings('simsiam', vit, 100).optimizer
 
 

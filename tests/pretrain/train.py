@@ -24,11 +24,16 @@ def run(output, method='byol', batch_size=8, exact=False, **kwargs):
     `exact` trains in float64 and without drop path, whose draws are for places in a batch.
     """
     torch.manual_seed(1)
-    model = timm.create_model('test_resnet', num_classes=3, in_chans=1, drop_path_rate=0.0 if exact else 0.2)
-    heads = dict(byol=dict(projection_size=8, projection_hidden_size=16), simsiam=dict(projection_size=16))
+    net = dict(name='test_glom', img_size=16, patch_size=4) if method == 'glom' else dict(name='test_resnet')
+    model = timm.create_model(net.pop('name'), **net, num_classes=3, in_chans=1, drop_path_rate=0.0 if exact else 0.2)
+    heads = dict(
+        byol=dict(projection_size=8, projection_hidden_size=16),
+        simsiam=dict(projection_size=16),
+        glom=dict(noise=(0.1, 0.5), noise_schedule='linear'),
+    )
     options = dict(
         num_train_steps=STEPS, log_every=1, checkpoint_every=3, workers=0, seed=2, cpu=True, input_size=(1, 16, 16),
-        learning_rate=0.05, task_args=heads[method],
+        learning_rate=0.01 if method == 'glom' else 0.05, task_args=heads[method],
     )  # fmt: skip
     options.update(batch_size=batch_size, **kwargs)
     return pretrain(model.double() if exact else model, images(exact=exact), output, method=method, **options)

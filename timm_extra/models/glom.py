@@ -84,6 +84,11 @@ class Level(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False, **dd) if normalize else nn.Identity()
 
+    def reset_parameters(self) -> None:
+        """Set the weights of the mean to be equal."""
+        if self.weights is not None:
+            nn.init.ones_(self.weights)
+
     def forward(
         self,
         x: torch.Tensor,
@@ -519,7 +524,7 @@ class GLOM(nn.Module):
 
 
 def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True, plain: bool = False) -> None:
-    if name == 'head':
+    if name == 'head' and isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.Linear, nn.Conv2d)) and not plain:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import safetensors.torch
-from timm.task import TrainingTask
 
 from .. import hub
+from ..tasks._pretraining import PretrainingTask
 
 COLUMNS = ('step', 'epoch', 'loss', 'std', 'learning_rate', 'images_per_second', 'skipped', 'knn', 'linear')
 
@@ -74,7 +74,7 @@ def read_log(file: Path) -> List[Dict[str, str]]:
         return [row for row in csv.DictReader(lines) if row['step'] and None not in row.values()]
 
 
-def save_backbone(task: TrainingTask, folder: Path) -> None:
+def save_backbone(task: PretrainingTask, folder: Path) -> None:
     """Save the model that is trained, without a classifier, which has not been.
 
     In Hub format if timm can build it again; else its tensors alone, as `model.safetensors`, with whatever other

@@ -1,5 +1,6 @@
 """The pretraining loop."""
 
+import inspect
 import math
 import sys
 import time
@@ -10,22 +11,21 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
-from timm.task import TrainingTask
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..data import Batches, Collate, MakeViews, Samples, loader, steps_per_epoch
 from ..layers.sync_batchnorm import cross_replica
 from ..probe import accuracies, check_probes
-from ..tasks import BYOL, SimSiam
+from ..tasks import BYOL, Denoise, SimSiam
 from ..tasks._encoder import HiddenLayer
-from ..tasks._two_views import View
+from ..tasks._pretraining import PretrainingTask, View
 from ..views import Images, PlainView
 from . import checkpoints
 from .log import Log, save_backbone
 from .recipes import Schedule, build_optimizer, settings
 
-METHODS = {'byol': BYOL, 'simsiam': SimSiam}
+METHODS = {'byol': BYOL, 'simsiam': SimSiam, 'glom': Denoise}
 COLLAPSED = 0.1  # of the spread that projections over the whole sphere have
 
 
@@ -94,11 +94,11 @@ def pretrain(
     resumed goes on exactly as if it had not been, and any number of processes sees the same views.
 
     Args:
-        model: Any timm model, or any module together with `hidden_layer` and `input_size`. Trained in place; in a run
-            of several processes its BatchNorms become synchronised ones.
+        model: Any timm model, or any module together with `hidden_layer` and `input_size`; a GLOM for 'glom'. Trained
+            in place; in a run of several processes its BatchNorms become synchronised ones.
         dataset: Any map-style data set of images, with or without classes.
         output: Folder to write to.
-        method: 'byol' or 'simsiam'.
+        method: 'byol', 'simsiam' or 'glom' (denoising).
         epochs: Passes over the data; this or `num_train_steps`.
         num_train_steps: Steps of the optimizer.
         batch_size: Images per process and forward pass.
@@ -108,13 +108,13 @@ def pretrain(
         warmup_epochs: The recipe's when None.
         grad_accum_steps: Forward passes per step of the optimizer.
         clip_grad: Largest norm of the gradient.
-        task_args: Further arguments of the task, as `dict(projection_size=128, decay=0.99)`.
-        hidden_layer: As `BYOL` has it.
+        task_args: Further arguments of the task, as `dict(projection_size=128, decay=0.99)` or `dict(noise=0.5)`.
+        hidden_layer: As `BYOL` has it; not for 'glom'.
         input_size: Channels, height and width of a view; the model's own when None.
         mean: What views and the probe subtract from each channel; the model's own when None.
         std: What they divide by then; likewise.
-        view1: As `BYOL` has it.
-        view2: As `BYOL` has it.
+        view1: As the task has it.
+        view2: As `BYOL` has it; not for 'glom'.
         views_on_device: Make the views on the device, not where images are read.
         unreadable: 'raise' on an image that cannot be read, or 'skip' and count it.
         probe: Labelled training and test images.
@@ -136,8 +136,8 @@ def pretrain(
         The trained model and where it was saved.
 
     Raises:
-        ValueError: An argument is out of range, the data set is too small, an image cannot be read, a checkpoint
-            belongs to another training, or the training diverges.
+        ValueError: An argument is out of range or not the method's, the data set is too small, an image cannot be
+            read, a checkpoint belongs to another training, or the training diverges.
         FileExistsError: `output` has checkpoints and `resume` is False.
         OSError: A checkpoint cannot be written; earlier ones stay.
     """
@@ -159,15 +159,10 @@ def pretrain(
         raise ValueError(f'no learning rate is published for {method} with {recipe.optimizer!r}: give learning_rate')
 
     torch.manual_seed(seed)
-    views = dict(input_size=input_size, mean=mean, std=std, view1=view1, view2=view2)
-    twice = sorted(set(task_args or ()) & {'hidden_layer', *views})
-    if twice:
-        raise ValueError(f'{", ".join(twice)} in task_args are arguments of pretrain itself')
-    task_args = dict(task_args or {}, hidden_layer=hidden_layer, **views)
-    if method == 'byol':
-        task_args = dict(dict(decay=recipe.decay, num_steps=total), **task_args)
+    shared = dict(hidden_layer=hidden_layer, input_size=input_size, mean=mean, std=std, view1=view1, view2=view2)
+    task_args = _arguments(method, task_args or {}, shared, dict(decay=recipe.decay, num_steps=total))
     task = METHODS[method](model.to(accelerator.device), **task_args)
-    made = dict(view1=task.view1, view2=task.view2)
+    made = {f'view{number}': view for number, view in enumerate(task.views, 1)}
     run = _Run(
         accelerator=accelerator,
         task=task,
@@ -214,6 +209,21 @@ def _check(method: str, **counts: Optional[int]) -> None:
             raise ValueError(f'{name} must be positive, got {value}')
 
 
+def _arguments(
+    method: str, task_args: Dict[str, Any], shared: Dict[str, Any], defaults: Dict[str, Any]
+) -> Dict[str, Any]:
+    """Arguments of a method's task: its own, and those of `pretrain` and of the recipe that it has."""
+    twice = sorted(set(task_args) & set(shared))
+    if twice:
+        raise ValueError(f'{", ".join(twice)} in task_args are arguments of pretrain itself')
+    known = list(inspect.signature(METHODS[method]).parameters)
+    for name, value in shared.items():
+        if name not in known and value is not None:
+            raise ValueError(f'method {method!r} has no {name}; it has {", ".join(known[1:])}')
+    given = {**defaults, **task_args, **shared}
+    return {name: value for name, value in given.items() if name in known or name in task_args}
+
+
 def _accelerator(mixed_precision: Optional[str], cpu: bool):
     try:
         from accelerate import Accelerator
@@ -253,7 +263,7 @@ class _Run:
     """One training; what `pretrain` was told."""
 
     accelerator: Any
-    task: TrainingTask
+    task: PretrainingTask
     samples: Samples
     output: Path
     total: int
@@ -309,7 +319,7 @@ class _Run:
         task, accelerator = self.task, self.accelerator
         task.to(accelerator.device, memory_format=self.memory_format).train()
         if not self.views_on_device:
-            for view in (task.view1, task.view2):
+            for view in task.views:
                 if isinstance(view, nn.Module):
                     view.cpu()  # processes that read images cannot use the GPU
         if saved:
@@ -335,7 +345,7 @@ class _Run:
             task.reset_target()  # the online network is that of the first process now
 
     def _train(self, start: int, log: Optional[Log]) -> None:
-        views = MakeViews((self.task.view1, self.task.view2), self.seed)
+        views = MakeViews(self.task.views, self.seed)
         batches = Batches(
             len(self.samples),
             self.batch_size,
@@ -348,7 +358,7 @@ class _Run:
         collate = Collate(None if self.views_on_device else views)
         device = self.accelerator.device
         incoming = iter(loader(self.samples, batches, collate, self.workers, device.type == 'cuda'))
-        spreads: List[torch.Tensor] = []
+        spreads: List[Optional[torch.Tensor]] = []
         clock = time.perf_counter()
         with _bar(start, self.total, self.accelerator.is_main_process) as bar:
             for step in range(start, self.total):
@@ -359,22 +369,22 @@ class _Run:
                 spreads.append(spread)
                 done = step + 1
                 if step % self.log_every == 0 or done == self.total:
-                    value, spread = self._finite(torch.stack([loss, torch.stack(spreads).mean().to(loss)]), step)
+                    row = dict(step=step, epoch=step // self.steps_per_epoch, learning_rate=rate)
+                    row.update(self._averages(loss, _mean(spreads), step), skipped=self._skipped_by_all())
                     seconds = (time.perf_counter() - clock) / len(spreads)
-                    row = dict(step=step, epoch=step // self.steps_per_epoch, loss=value)
-                    row.update(std=spread, learning_rate=rate, skipped=self._skipped_by_all())
                     row['images_per_second'] = self.settings['images_per_step'] / seconds
                     self._alarm(row)
                     if log:
                         log.row(row)
-                        bar.set_description(f'loss {value:.3f} spread {row["std"]:.2f}', refresh=False)
+                        spread = f' spread {row["std"]:.2f}' if 'std' in row else ''
+                        bar.set_description(f'loss {row["loss"]:.3f}{spread}', refresh=False)
                     spreads, clock = [], time.perf_counter()
                 bar.update()
                 if self._after(done, loss, log, bar):
                     spreads, clock = [], time.perf_counter()
 
-    def _step(self, incoming: Any, make_views: MakeViews, step: int) -> Tuple[torch.Tensor, torch.Tensor]:
-        """One step of the optimizer; loss and spread over its forward passes."""
+    def _step(self, incoming: Any, make_views: MakeViews, step: int) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """One step of the optimizer; loss and, of tasks that have one, spread over its forward passes."""
         task, accelerator = self.task, self.accelerator
         losses, spreads = [], []
         for part in range(self.accumulate):
@@ -391,14 +401,14 @@ class _Run:
                     out = task(views)
                 accelerator.backward(out['loss'] / self.accumulate)
             losses.append(out['loss'].detach())
-            spreads.append(out['std'])
+            spreads.append(out.get('std'))
         if self.clip_grad is not None:
             accelerator.clip_grad_norm_(task.trainable_module.parameters(), self.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.optimizer.step_was_skipped:
             task.update_ema(step)
-        return torch.stack(losses).mean(), torch.stack(spreads).mean()
+        return torch.stack(losses).mean(), _mean(spreads)
 
     def _skipped_by_all(self) -> int:
         """Images left out by all processes; all have to ask."""
@@ -406,6 +416,11 @@ class _Run:
             return self.skipped
         count = torch.tensor(self.skipped, device=self.accelerator.device)
         return int(self.accelerator.reduce(count, 'sum'))
+
+    def _averages(self, loss: torch.Tensor, spread: Optional[torch.Tensor], step: int) -> Dict[str, float]:
+        """Loss and spread, if there is one, over the processes."""
+        found = dict(loss=loss) if spread is None else dict(loss=loss, std=spread.to(loss))
+        return dict(zip(found, self._finite(torch.stack(list(found.values())), step), strict=True))
 
     def _finite(self, values: torch.Tensor, step: int) -> List[float]:
         """The loss and what else there is, averaged over the processes."""
@@ -417,7 +432,7 @@ class _Run:
         return found
 
     def _alarm(self, row: Dict[str, Any]) -> None:
-        if row['std'] < COLLAPSED and not self.alarmed and self.accelerator.is_main_process:
+        if row.get('std', 1.0) < COLLAPSED and not self.alarmed and self.accelerator.is_main_process:
             self.alarmed = True
             print(
                 f'warning: step {row["step"]}: the projections have collapsed, their spread is {row["std"]:.3f} of 1: '
@@ -470,6 +485,11 @@ class _Run:
         )
         checkpoints.write(state, folder / checkpoints.NAME.format(done))
         checkpoints.prune(folder, self.keep, self.best[1])
+
+
+def _mean(values: List[Optional[torch.Tensor]]) -> Optional[torch.Tensor]:
+    """Mean of scalars; None if there are none."""
+    return None if values[0] is None else torch.stack(values).mean()
 
 
 def _bar(start: int, total: int, shown: bool):

@@ -17,6 +17,7 @@ BYOL_PRESETS = {
     1000: (0.2, 1.5e-6, 0.996),
 }
 
+WITH_BATCHNORM = {'byol': 'lars', 'simsiam': 'momentum'}  # others than AdamW
 LARS = ('lars', 'larc')
 SGD = ('sgd', 'momentum', 'nesterov')
 
@@ -47,29 +48,32 @@ class Settings:
 def settings(
     method: str, model: nn.Module, epochs: float, images_per_step: int = 256, optimizer: Optional[str] = None
 ) -> Settings:
-    """The published settings.
+    """The published settings of BYOL and SimSiam; ours of denoising, for which nobody has published any.
 
     Models with BatchNorm: LARS for BYOL, by the nearest shorter preset of `BYOL_PRESETS`; SGD for SimSiam, whose
     predictor keeps its rate and whose weight decay is on everything. Models without, as ViTs, and `optimizer='adamw'`:
-    MoCo v3's AdamW (https://arxiv.org/abs/2104.02057).
+    MoCo v3's AdamW (https://arxiv.org/abs/2104.02057). Denoising: AdamW at 5e-4 with weight decay 0.05.
 
     Args:
-        method: 'byol' or 'simsiam'.
+        method: 'byol', 'simsiam' or 'glom'.
         model: The model.
         epochs: Passes over the data.
-        images_per_step: Images per step of the optimizer; published rates are for 256 and scaled by them.
+        images_per_step: Images per step of the optimizer; rates are for 256 and scaled by them.
         optimizer: timm's name of another optimizer.
 
     Returns:
-        The settings; warm-ups of 10 epochs (BYOL) and 40 (MoCo v3) are shortened to a tenth of shorter trainings. The
-        rate is NaN for an optimizer that none was published for: LARS for BYOL, SGD for SimSiam, Adam's kin for both.
+        The settings; warm-ups of 10 epochs (BYOL, denoising) and 40 (MoCo v3) are shortened to a tenth of shorter
+        trainings. The rate is NaN for an optimizer that there is none for: LARS for BYOL, SGD for SimSiam, Adam's kin
+        for all.
     """
     preset = BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))]
     decay, scale = preset[2], images_per_step / 256
     batch_normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if optimizer is None:
-        optimizer = ('lars' if method == 'byol' else 'momentum') if batch_normed else 'adamw'
+        optimizer = WITH_BATCHNORM.get(method, 'adamw') if batch_normed else 'adamw'
     optimizer = optimizer.lower()
+    if method == 'glom' and 'adam' in optimizer:
+        return Settings(optimizer, 5e-4 * scale, 0.05, min(10, epochs / 10))
     if 'adam' in optimizer:
         return Settings(optimizer, 1.5e-4 * scale, 0.1, min(40, epochs / 10), decay)
     if method == 'simsiam' and optimizer in SGD:
@@ -80,12 +84,12 @@ def settings(
 
 
 def build_optimizer(online: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Optimizer of encoder, projector and predictor.
+    """Optimizer of an encoder and its heads.
 
     LARS adapts the rates of those tensors only that have weight decay, as published.
 
     Args:
-        online: The network that learns.
+        online: The network that learns, as `trainable_module` of a task.
         settings: How.
 
     Returns:

@@ -120,16 +120,33 @@ def embedding_size(encoder: Encoder, input_size: Sequence[int]) -> int:
     Raises:
         ValueError: The model does not take images of this size, or gives no embeddings.
     """
-    tensor = next(encoder.parameters())
+    return output_shape(encoder, encoder.model, input_size)[1]
+
+
+def output_shape(module: nn.Module, model: nn.Module, input_size: Sequence[int]) -> torch.Size:
+    """Shape of what a module makes of two images, found with a copy.
+
+    Args:
+        module: Module on images (B, C, H, W).
+        model: The model in it, for errors to name.
+        input_size: Channels, height and width of an image.
+
+    Returns:
+        The shape, whose first number is 2.
+
+    Raises:
+        ValueError: The model does not take images of this size.
+    """
+    tensor = next(module.parameters())
     devices = [tensor.device] if tensor.device.type == 'cuda' else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        probe = copy.deepcopy(encoder).eval()
+        probe = copy.deepcopy(module).eval()
         images = torch.zeros(2, *input_size, device=tensor.device, dtype=tensor.dtype)
         try:
-            return probe(images).shape[1]
+            return probe(images).shape
         except (AssertionError, RuntimeError) as e:
             size = '×'.join(map(str, input_size))
-            raise ValueError(f'{type(encoder.model).__name__} does not take inputs of {size}: {e}') from e
+            raise ValueError(f'{type(model).__name__} does not take inputs of {size}: {e}') from e
 
 
 def _choices(model: nn.Module) -> str:

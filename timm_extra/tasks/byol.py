@@ -10,7 +10,8 @@ from torch import nn
 from ..views import BYOL_VIEWS
 from ._encoder import Encoder, HiddenLayer, embedding_size
 from ._heads import mlp
-from ._two_views import Online, Output, TwoViewTask, View, cosine
+from ._pretraining import View
+from ._two_views import Online, Output, TwoViewTask, cosine
 
 
 class BYOL(TwoViewTask):
@@ -68,7 +69,6 @@ class BYOL(TwoViewTask):
     ):
         super().__init__(
             model,
-            hidden_layer=hidden_layer,
             input_size=input_size,
             mean=mean,
             std=std,

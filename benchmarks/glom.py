@@ -1,0 +1,102 @@
+"""GLOM against glom-pytorch, with the same weights at the size of its README."""
+
+import warnings
+from functools import partial
+from typing import Callable
+
+import timm
+import torch
+from torch import nn
+
+from .harness import Pair, Prepared
+
+PATCH, DIM = 14, 512
+
+
+def _model(side: str, device: str) -> nn.Module:
+    """glom-pytorch's model, or ours with its weights."""
+    from glom_pytorch import Glom
+
+    torch.manual_seed(0)
+    model = Glom(dim=DIM, levels=6, image_size=224, patch_size=PATCH)
+    if side == 'ours':
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the classifier is not used
+            model = timm.create_model(
+                'glom_base',
+                pretrained=True,
+                compat='lucidrains',
+                num_classes=0,
+                pretrained_cfg_overlay=dict(state_dict=model.state_dict()),
+            )
+    return model.to(device)
+
+
+def _images(count: int, device: str) -> torch.Tensor:
+    return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _forward_pair(device: str, top: bool) -> Pair:
+    """States after 12 iterations, of all levels or of the top one."""
+
+    def make(side: str) -> Callable[[], torch.Tensor]:
+        model, x = _model(side, device).eval(), _images(4, device)
+        if side == 'other':
+            return torch.inference_mode()(lambda: model(x)[:, :, -1] if top else model(x))
+        return torch.inference_mode()(lambda: model.forward_level(x) if top else model.forward_state(x))
+
+    return Pair(Prepared(partial(make, 'ours')), Prepared(partial(make, 'other')))
+
+
+def _step_pair(device: str, checkpointing: bool) -> Pair:
+    """The denoising step of glom-pytorch's README: decode the top level after iteration 7 of 12, forward and backward."""
+
+    def make(side: str) -> Callable[[], torch.Tensor]:
+        model, x = _model(side, device).train(), _images(2, device)
+        torch.manual_seed(1)
+        decoder = nn.Linear(DIM, PATCH * PATCH * 3).to(device)
+        if side == 'ours':
+            model.set_grad_checkpointing(checkpointing)
+
+        def step() -> torch.Tensor:
+            model.zero_grad()
+            top = model.forward_level(x, iters=7) if side == 'ours' else model(x, return_all=True)[7, :, :, -1]
+            decoder(top).square().mean().backward()
+            return model.init_levels.grad * 1e3
+
+        return step
+
+    return Pair(Prepared(partial(make, 'ours')), Prepared(partial(make, 'other')))
+
+
+def register(case: Callable[..., Callable]) -> None:
+    """Add the cases to the registry."""
+    peer = 'glom-pytorch with the same weights'
+    case(
+        'glom/forward',
+        ours='glom_base, all levels after 12 iterations, batch 4 at 224 × 224',
+        other=peer,
+        atol=1e-5,
+        memory=True,
+    )(partial(_forward_pair, top=False))
+    case(
+        'glom/forward/top-level',
+        ours='glom_base, the top level after 12 iterations (what its classifier reads), batch 4 at 224 × 224',
+        other=f'{peer}, which computes all levels',
+        atol=1e-5,
+        memory=True,
+    )(partial(_forward_pair, top=True))
+    case(
+        'glom/training-step',
+        ours='glom_base, forward and backward of a decoder on the top level after 7 iterations, batch 2 at 224 × 224',
+        other=f'{peer}, which computes all 12 iterations',
+        atol=1e-5,
+        memory=True,
+    )(partial(_step_pair, checkpointing=False))
+    case(
+        'glom/training-step/checkpointed',
+        ours='the same with gradient checkpointing',
+        other=f'{peer}, which has none',
+        atol=1e-5,
+        memory=True,
+    )(partial(_step_pair, checkpointing=True))

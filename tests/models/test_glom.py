@@ -1,0 +1,319 @@
+"""GLOM: what its states are, and the promises of timm's interface."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import timm_extra  # noqa: F401
+
+TOY = dict(img_size=28, patch_size=7, embed_dim=16, num_levels=4, num_classes=5)
+
+
+def toy(**kwargs) -> nn.Module:
+    return timm.create_model('test_glom', **{**TOY, **kwargs})
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def plain_states(model, x, iters):
+    """The definition, all levels of all images in every iteration: list of (B, N, L, D)."""
+    tokens = model.patch_embed(x)
+    L = model.num_levels
+    state = model.levels[0].norm(model.init_levels).expand(*tokens.shape[:2], -1, -1)
+    states = [state]
+    for _ in range(iters):
+        new = []
+        for i, level in enumerate(model.levels):
+            below = tokens if i == 0 else state[:, :, i - 1]
+            cosine = torch.cosine_similarity(state[:, :, None, i], state[:, None, :, i], dim=-1)  # (B, N, N)
+            length = state[:, :, None, i].square().mean(-1).sqrt()
+            scores = cosine * length * (1.0 if level.consensus.beta is None else level.consensus.beta)
+            if not model.consensus_self:
+                scores[:, range(scores.shape[1]), range(scores.shape[1])] = -5e-4
+            parts = [state[:, :, i], level.bottom_up(below), scores.softmax(-1) @ state[:, :, i]]
+            if i + 1 < L:
+                parts.append(level.top_down(state[:, :, i + 1] + model.pos_embed))
+            weights = torch.ones(len(parts)) if level.weights is None else level.weights
+            mean = sum(w * p for w, p in zip(weights, parts, strict=True)) / len(parts)
+            new.append(level.norm(mean))
+        state = torch.stack(new, 2)
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(consensus_self=True), dict(learned_mean=True), dict(compat='lucidrains')])
+def test_states_are_what_the_definition_says(kwargs):
+    model = toy(**kwargs).double()
+    if kwargs.get('learned_mean'):
+        for level in model.levels:
+            nn.init.uniform_(level.weights, 0.5, 1.5)
+    x = torch.randn(3, 3, 28, 28, dtype=torch.float64)
+    expected = torch.stack(plain_states(model, x, 8))
+    torch.testing.assert_close(model.forward_state(x, return_all=True), expected)
+    torch.testing.assert_close(model.forward_state(x), expected[-1])
+    for level in range(4):
+        for iters in range(level + 1, 9):
+            torch.testing.assert_close(model.forward_level(x, level, iters), expected[iters, :, :, level])
+
+
+def test_leaving_out_states_changes_no_gradient():
+    x = torch.randn(3, 3, 28, 28, dtype=torch.float64)
+    grads = []
+    for one in (lambda m: m.forward_level(x, -1), lambda m: plain_states(m, x, 8)[-1][:, :, -1]):
+        torch.manual_seed(1)
+        model = toy(num_classes=0).double()
+        one(model).square().mul(torch.arange(16)).sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if 'norm' not in n})
+    assert all(g is not None for g in grads[0].values())
+    torch.testing.assert_close(*grads)
+
+
+def test_what_cannot_matter_is_not_computed():
+    """Counted by calls and images of bottom-up nets: L = 4, 8 iterations, read from the top."""
+    model = toy().eval()
+    seen = []
+    for level in model.levels:
+        level.bottom_up.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
+    x = torch.randn(3, 3, 28, 28)
+    model(x)
+    assert len(seen) == 1 + 8 * 3 - (1 + 2), 'level 0 once; the last iterations without the lower levels'
+    assert seen.count(1) == 1 + 2 + 3, 'level l is the same for all images for l iterations'
+    seen.clear()
+    model.forward_state(x)
+    assert len(seen) == 1 + 8 * 3
+    seen.clear()
+    model.forward_level(x, 0, 2)
+    assert len(seen) == 1 + 1, 'level 1 after an iteration is the last that reaches level 0'
+
+
+def test_random_draws_differ_between_images_from_the_first_iteration():
+    model = toy(proj_drop_rate=0.5).train()
+    x = torch.randn(1, 3, 28, 28).expand(2, -1, -1, -1)
+    states = model.forward_state(x, iters=1)
+    assert not torch.equal(states[0, :, 1:], states[1, :, 1:])
+    model.eval()
+    states = model.forward_state(x, iters=1)
+    assert torch.equal(states[0], states[1])
+
+
+@pytest.mark.parametrize('name', ['glom_base', 'glom_small', 'glom_tiny', 'test_glom'])
+def test_states_keep_their_length(name):
+    """Root mean square of every level in every one of 24 iterations; without normalisation they vanish."""
+
+    def lengths(compat):
+        model = timm.create_model(name, img_size=56, compat=compat).eval()
+        with torch.no_grad():
+            states = model.forward_state(torch.randn(2, 3, 56, 56), iters=24, return_all=True)
+        return states.square().mean((1, 2, 4)).sqrt()  # (25, L)
+
+    kept = lengths(None)
+    assert kept.min() > 0.9 and kept.max() < 1.1
+    assert lengths('lucidrains')[-1, -1] < 0.1
+
+
+def test_states_keep_their_length_while_learning():
+    model = toy().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    x, y = torch.randn(16, 3, 28, 28), torch.randint(5, (16,))
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5, 'it learns'
+    rms = model.forward_state(x, iters=24, return_all=True).square().mean((1, 2, 4)).sqrt()
+    assert rms.min() > 0.9 and rms.max() < 1.1
+
+
+@pytest.mark.parametrize('compat', [None, 'lucidrains'])
+def test_going_on_equals_going_through(compat):
+    model = toy(compat=compat).eval()
+    x = torch.randn(2, 3, 28, 28)
+    half = model.forward_state(x, iters=5)
+    torch.testing.assert_close(model.forward_state(x, state=half, iters=3), model.forward_state(x, iters=8))
+    all_of_them = model.forward_state(x, state=half, iters=3, return_all=True)
+    assert torch.equal(all_of_them[0], half)
+    torch.testing.assert_close(all_of_them[1:], model.forward_state(x, iters=8, return_all=True)[6:])
+
+
+def test_local_consensus_sees_its_neighbours_alone():
+    model = toy(local_consensus_radius=1, num_levels=2, img_size=(21, 35)).eval()
+    state = torch.randn(1, 15, 2, 16)
+    changed = state.clone()
+    changed[:, 0, 1] += 1.0  # top level, corner (0, 0)
+    x = torch.zeros(1, 3, 21, 35)
+    after = [model.forward_state(x, state=s, iters=1)[0, :, 1] for s in (state, changed)]
+    moved = (after[0] - after[1]).abs().amax(-1).view(3, 5) > 0
+    assert moved.nonzero().tolist() == [[0, 0], [0, 1], [1, 0]]
+
+
+def test_features_by_level():
+    model = toy(img_size=(21, 35)).eval()
+    x = torch.randn(2, 3, 21, 35)
+    state = model.forward_state(x)
+    features, maps = model.forward_intermediates(x, indices=[0, 2])
+    torch.testing.assert_close(features, state[:, :, 3])
+    for level, found in zip((0, 2), maps, strict=True):
+        torch.testing.assert_close(found, state[:, :, level].transpose(1, 2).reshape(2, 16, 3, 5))
+    alone = model.forward_intermediates(x, indices=[1], output_fmt='NLC', intermediates_only=True)
+    torch.testing.assert_close(alone[0], state[:, :, 1])
+    backbone = timm.create_model('test_glom', features_only=True, out_indices=(0, 2))
+    assert [m.shape for m in backbone(torch.randn(1, 3, 56, 56))] == [(1, 32, 4, 4)] * 2
+    assert backbone.feature_info.reduction() == [14, 14]
+
+
+def test_classifying_by_all_levels():
+    model = toy(concat_levels=True).eval()
+    x = torch.randn(2, 3, 28, 28)
+    torch.testing.assert_close(model.forward_features(x), model.forward_state(x).flatten(2))
+    assert model.num_features == model.head_hidden_size == model.head.in_features == 4 * 16
+    features, maps = model.forward_intermediates(x, indices=[3])
+    torch.testing.assert_close(features, model.forward_features(x))
+    torch.testing.assert_close(maps[0].flatten(2).transpose(1, 2), model.forward_state(x)[:, :, 3])
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(learned_mean=True),
+        dict(local_consensus_radius=1.5, consensus_self=True),
+        dict(in_chans=5, global_pool='max'),
+        dict(img_size=(21, 35), act_layer='relu'),
+        dict(compat='lucidrains'),
+        dict(drop_rate=0.1, proj_drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1),
+    ],
+)
+def test_every_switch_trains(kwargs):
+    model = toy(**kwargs)
+    model(torch.randn(2, model.in_chans, *model.patch_embed.img_size)).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_other_sizes():
+    model = toy(dynamic_img_size=True).eval()
+    assert model(torch.randn(1, 3, 42, 21)).shape == (1, 5)
+    fixed = toy().eval()
+    fixed.load_state_dict(model.state_dict())
+    fixed.set_input_size((42, 21))
+    x = torch.randn(1, 3, 42, 21)
+    torch.testing.assert_close(fixed(x), model(x))
+    assert fixed.patch_embed.img_size == (42, 21)
+
+
+def test_checkpointing_keeps_gradients_and_forgets_activations():
+    model = toy().train()
+    x = torch.randn(2, 3, 28, 28)
+    grads, kept = [], []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        numbers = 0
+
+        def pack(t):
+            nonlocal numbers
+            numbers += t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = model(x)
+        out.square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        kept.append(numbers)
+    torch.testing.assert_close(*grads)
+    assert kept[1] < kept[0] / 3
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(compat='lucidrains'), dict(learned_mean=True, local_consensus_radius=1)])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(kwargs, dtype):
+    model = toy(**kwargs).eval()
+    x = torch.randn(2, 3, 28, 28)
+    expected = model(x)
+    with torch.autocast('cpu', dtype):
+        torch.testing.assert_close(model(x).float(), expected, atol=0.1, rtol=0.1)
+    model.to(dtype)
+    assert model.forward_state(x.to(dtype)).dtype == dtype
+    torch.testing.assert_close(model(x.to(dtype)).float(), expected, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(local_consensus_radius=1, dynamic_img_size=True, concat_levels=True)])
+def test_compiles_exports_and_scripts(kwargs):
+    model = toy(**kwargs).eval()
+    x = torch.randn(2, 3, 28, 28)
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
+
+
+def test_layers_of_parameters():
+    model = toy(learned_mean=True)
+    from timm.models import group_parameters
+
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    assert groups['pos_embed'] == groups['init_levels'] == groups['patch_embed.proj.weight'] == 0
+    assert [groups[f'levels.{i}.bottom_up.fc1.weight'] for i in range(4)] == [1, 2, 3, 4]
+    assert [groups['fc_norm.weight'], groups['head.weight']] == [4, 5]
+    assert model.no_weight_decay() <= {n for n, _ in model.named_parameters()}
+
+
+def test_meta_device_and_init():
+    with torch.device('meta'):
+        model = toy(learned_mean=True)
+    model.to_empty(device='cpu')
+    for p in model.parameters():
+        nn.init.constant_(p, float('nan'))
+    model.init_weights()
+    assert model.levels[0].weights.tolist() == [1.0] * 4
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(img_size=30), 'multiple of patch_size 7, got 30×30'),
+        (dict(patch_size=0), 'patch_size must be a positive integer, got 0'),
+        (dict(num_levels=1), 'num_levels must be at least 2, got 1'),
+        (dict(iters=0), 'iters must be at least 1, got 0'),
+        (dict(iters=3), 'after iters 3 level 3 has not seen the image: 4 are needed'),
+        (dict(local_consensus_radius=-1), 'local_consensus_radius must not be negative, got -1'),
+        (dict(compat='hinton'), "compat must be None or 'lucidrains', got 'hinton'"),
+        (dict(global_pool='token'), "global_pool must be '', 'avg', 'avgmax' or 'max', got 'token'"),
+    ],
+)
+def test_arguments_out_of_range(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        toy(**kwargs)
+
+
+def test_unknown_arguments():
+    with pytest.raises(TypeError, match='levels'):
+        toy(levels=3)
+
+
+def test_inputs_that_do_not_fit():
+    model = toy()
+    x = torch.randn(2, 3, 28, 28)
+    with pytest.raises(ValueError, match=r'state must have shape \[2, 16, 4, 16\], got \[1, 16, 4, 16\]'):
+        model.forward_state(x, state=torch.randn(1, 16, 4, 16))
+    for iters in (0, -1):
+        with pytest.raises(ValueError, match=f'iters must be at least 1, got {iters}'):
+            model.forward_state(x, iters=iters)
+    for level in (4, -5):
+        with pytest.raises(ValueError, match=f'levels are 0 to 3, got {level}'):
+            model.forward_level(x, level)
+    with pytest.raises(ValueError, match='after iters 2 level 3 has not seen the image: 4 are needed'):
+        model.forward_level(x, iters=2)
+    with pytest.raises(AssertionError, match=r"Input height \(42\) doesn't match model \(28\)"):
+        model(torch.randn(1, 3, 42, 28))
+    with pytest.raises(AssertionError, match=r'Input width \(30\) should be divisible by patch size \(7\)'):
+        toy(dynamic_img_size=True)(torch.randn(1, 3, 28, 30))
+    with pytest.raises(RuntimeError, match='to have 3 channels, but got 1'):
+        model(torch.randn(1, 1, 28, 28))

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from timm_extra import cli
+from timm_extra import cli, hub
 
 SCRIPT = """
 import sys
@@ -159,6 +160,37 @@ def test_pretrain_then_probe(method, photos, tmp_path, capsys):
     assert found.keys() == {'model', 'probe', 'top1', 'train', 'test'} and found['top1'] > 50
 
 
+GLOM = ['--model', 'test_glom', '--input-size', '1', '28', '28', '-j', '0']
+
+
+def test_pretrain_glom(photos, tmp_path, capsys):
+    command = ['pretrain', 'glom', *GLOM, '--data-dir', str(photos), '--cpu', '-b', '8', '--epochs', '1']
+    more = ['--noise', '0.5', '1.5', '--noise-schedule', 'cosine', '--iteration', '5', '--level', '1', '--probe', 'knn']
+    assert cli.main([*command, *more, '--output', str(tmp_path / 'whole')]) == 0
+    assert '3 steps done; knn accuracy ' in capsys.readouterr().out
+    loaded = timm.create_model(f'local-dir:{tmp_path}/whole/model', pretrained=True)
+    assert tuple(loaded.pretrained_cfg['input_size']) == (1, 28, 28)
+    again = [*command, *more, '--output', str(tmp_path / 'whole'), '--resume', '--noise', '0.5']
+    assert cli.main(again) == 1
+    assert 'noise was [0.5, 1.5] and is 0.5' in capsys.readouterr().err
+
+    def refused(*more):
+        assert cli.main([*command, '--output', str(tmp_path / 'out'), *more]) == 1
+        return capsys.readouterr().err.strip()
+
+    assert refused('--iteration', '0') == 'timm-extra: iteration must be positive, got 0'
+    assert 'noise must be a standard deviation or two, the smaller first, got [1.0, 2.0, 3.0]' in refused(
+        '--noise', '1', '2', '3'
+    )
+    assert 'level 3 is out of range' in refused('--level', '3')
+    assert "method 'glom' has no hidden_layer" in refused('--hidden-layer', 'levels')
+    command[1] = 'byol'
+    assert refused('--noise', '1', '--level', '0') == 'timm-extra: byol takes no --noise, --level, which glom does'
+    command[1:3] = ['glom', '--model']
+    command[3] = 'test_resnet'
+    assert 'ResNet is no GLOM' in refused()
+
+
 def test_pretrain_says_what_is_wrong(photos, tmp_path, capsys):
     def refused(*more):
         assert cli.main(['pretrain', 'byol', *MODEL, '--output', str(tmp_path / 'out'), '--cpu', *more]) == 1
@@ -213,3 +245,75 @@ def test_names_that_are_not_there(photos, tmp_path, capsys):
     assert cli.main([*named, '--hidden-layer', 'layer9']) == 1
     assert "has no layer 'layer9'; its layers are conv1" in capsys.readouterr().err
     assert cli.main([*named, '--hidden-layer', '-2']) == 0
+
+
+PLOT = ['plot', 'islands', '--model', 'test_glom']
+
+
+@pytest.mark.parametrize('channels, size', [(3, 56), (1, 42)])
+def test_plot_islands(channels, size, photos, tmp_path, capsys):
+    image, output = photos / 'train' / 'class0' / '0.png', tmp_path / 'islands.png'
+    Image.fromarray(np.repeat([[0], [1]], 10, 0).repeat(20, 1).astype(np.uint8)).save(tmp_path / 'mask.png')
+    command = [*PLOT, str(image), '--output', str(output), '--iters', '4', '--threshold', '0.8']
+    command += ['--input-size', str(channels), str(size), str(size)]
+    assert cli.main([*command, '--mask', str(tmp_path / 'mask.png')]) == 0
+    *levels, path = capsys.readouterr().out.splitlines()
+    assert [line.split(':')[0] for line in levels] == ['level 2', 'level 1', 'level 0']
+    for line in levels:
+        found = re.fullmatch(
+            r'level \d: (\d+) islands?, neighbour cosine (-?\d\.\d{3}), adjusted Rand index (-?\d\.\d{3})', line
+        )
+        assert 1 <= int(found[1]) <= (size // 14) ** 2
+        assert -1 <= float(found[2]) <= 1 and float(found[3]) <= 1
+    assert path == str(output)
+    assert Image.open(output).size[0] > 400
+
+    assert cli.main([*command, '--threshold', '-1', '--iters', '3']) == 0
+    levels = capsys.readouterr().out.splitlines()[:-1]
+    assert all(': 1 island, ' in line and 'Rand' not in line for line in levels)
+
+
+def test_plot_islands_of_a_saved_model(photos, tmp_path, capsys):
+    model = timm.create_model('test_glom', in_chans=1)
+    hub.save(model, tmp_path / 'model', data_config=dict(mean=[0.4], std=[0.3]))
+    image, output = photos / 'train' / 'class1' / '1.png', tmp_path / 'islands.png'
+    command = ['plot', 'islands', str(image), '--output', str(output), '--model', f'local-dir:{tmp_path}/model']
+
+    def printed(*more):
+        assert cli.main([*command, *more]) == 0
+        return capsys.readouterr().out
+
+    assert 'level 2: ' in printed()
+    assert printed() == printed('--mean', '0.4', '--std', '0.3') != printed('--mean', '0.9')
+
+
+@pytest.mark.parametrize(
+    'more, message',
+    [
+        (['--model', 'test_resnet'], 'only GLOM has islands, got ResNet'),
+        (['--model', 'test_gl0m'], "timm has no model 'test_gl0m'"),
+        (['--iters', '0'], 'iters must be at least 1, got 0'),
+        (['--threshold', '2'], 'threshold must be between -1 and 1, got 2.0'),
+        (['--input-size', '2', '56', '56'], 'pictures have 1 or 3 channels, the model takes 2'),
+        (['--mask', 'nosuch.png'], "nosuch.png cannot be read: [Errno 2] No such file or directory: 'nosuch.png'"),
+    ],
+)
+def test_plot_says_what_is_wrong(more, message, photos, tmp_path, capsys):
+    image, output = photos / 'train' / 'class0' / '0.png', tmp_path / 'islands.png'
+    assert cli.main([*PLOT, str(image), '--output', str(output), *more]) == 1
+    assert capsys.readouterr().err.strip() == f'timm-extra: {message}'
+    assert not output.exists()
+
+
+def test_plot_names_images_and_folders_that_are_not_there(photos, tmp_path, capsys):
+    (tmp_path / 'text.png').write_text('no image')
+    for image in ('text.png', 'nosuch.png', '.'):
+        assert cli.main([*PLOT, str(tmp_path / image), '--output', str(tmp_path / 'islands.png')]) == 1
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(f'timm-extra: {tmp_path / image} cannot be read: ') and '\n' not in error
+    image = photos / 'train' / 'class0' / '0.png'
+    assert cli.main([*PLOT, str(image), '--output', str(tmp_path / 'nosuch' / 'islands.png')]) == 1
+    assert 'nosuch' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['plot', 'oceans', str(image), '--model', 'test_glom'])
+    assert stop.value.code == 2

@@ -88,6 +88,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the model's")
     parser.add_argument('--mean', type=float, nargs='+', help="per channel (default: the model's)")
     parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data-dir', help='folder of images, or of the data set')
     parser.add_argument('--dataset', default='', help="timm's name of a data set, as torch/cifar10 (default: a folder)")
     parser.add_argument('--dataset-download', action='store_true', help='download a torch/ data set')
@@ -142,9 +145,13 @@ def _name_or_index(word: str):
     return int(word) if word.lstrip('-').isdigit() else word
 
 
+DENOISING = ('noise', 'noise_schedule', 'iteration', 'level')
+
+
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('method', choices=('byol', 'simsiam'))
+    parser.add_argument('method', choices=('byol', 'simsiam', 'glom'))
     _model_arguments(parser)
+    _data_arguments(parser)
     parser.add_argument('--output', required=True, help='folder for the model, checkpoints and log')
     parser.add_argument('--split', default='train', help='part of the data set (%(default)s)')
     parser.add_argument('--epochs', type=int, help='passes over the images (default: 100)')
@@ -161,6 +168,17 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--hidden-layer', type=_name_or_index, help="layer whose output is the embedding (default: timm's pre_logits)"
     )
+    glom = parser.add_argument_group('glom: denoising')
+    glom.add_argument(
+        '--noise',
+        type=float,
+        nargs='+',
+        metavar='STD',
+        help='in units of normalised pixels; between two for every image (default: 1)',
+    )
+    glom.add_argument('--noise-schedule', choices=('linear', 'cosine'), help='let the noise grow (default: constant)')
+    glom.add_argument('--iteration', type=int, help="that images are told from (default: after half the model's)")
+    glom.add_argument('--level', type=int, help='that images are told from, negative from the top (default: the top)')
     parser.add_argument('--views-on-device', action='store_true', help='augment on the GPU, not where images are read')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out images that cannot be read')
     parser.add_argument(
@@ -187,12 +205,18 @@ def _pretrain(args: argparse.Namespace) -> int:
     from .pretrain import pretrain
     from .views import RECIPES, RandomView, view_config
 
+    task_args = {name: getattr(args, name) for name in DENOISING if getattr(args, name) is not None}
+    if task_args and args.method != 'glom':
+        options = ', '.join(f'--{name.replace("_", "-")}' for name in task_args)
+        raise ValueError(f'{args.method} takes no {options}, which glom does')
+    if len(task_args.get('noise', ())) == 1:
+        (task_args['noise'],) = task_args['noise']
     model = _create_model(args)
     config = view_config(model, args.input_size, args.mean, args.std)
     recipes = RECIPES[args.method]
     if args.scale:
         recipes = tuple(replace(recipe, scale=tuple(args.scale)) for recipe in recipes)
-    views = dict(zip(('view1', 'view2'), (RandomView(recipe, **config) for recipe in recipes), strict=True))
+    views = {f'view{number}': RandomView(recipe, **config) for number, recipe in enumerate(recipes, 1)}
     channels = config['input_size'][0]
     probe = _labelled_splits(args, channels) if args.probe else None
     done = pretrain(
@@ -209,6 +233,7 @@ def _pretrain(args: argparse.Namespace) -> int:
         warmup_epochs=args.warmup_epochs,
         grad_accum_steps=args.grad_accum_steps,
         clip_grad=args.clip_grad,
+        task_args=task_args,
         hidden_layer=args.hidden_layer,
         **config,
         **views,
@@ -238,6 +263,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 def _probe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('probe', choices=('knn', 'linear'))
     _model_arguments(parser)
+    _data_arguments(parser)
     parser.add_argument('--device', default='cpu', help='(%(default)s)')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
@@ -256,6 +282,38 @@ def _probe(args: argparse.Namespace) -> int:
         print(json.dumps(dict(model=args.model, probe=args.probe, top1=top1, train=len(train), test=len(test))))
     else:
         print(f'{args.model}: {args.probe} accuracy {top1:.2f} % on {len(test)} images, learned from {len(train)}')
+    return 0
+
+
+def _plot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('picture', choices=('islands',), help="islands: how GLOM's columns come to agree")
+    parser.add_argument('image', help='image file')
+    _model_arguments(parser)
+    parser.add_argument('--iters', type=int, help="iterations (default: the model's)")
+    parser.add_argument('--threshold', type=float, default=0.9, help='cosine that joins neighbours (%(default)s)')
+    parser.add_argument('--mask', metavar='FILE', help='image of the same size whose values are numbers of segments')
+    parser.add_argument('--output', default='islands.png', help='PNG to write (%(default)s)')
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from .plot import plot_islands
+
+    found = plot_islands(
+        _create_model(args).eval(),
+        args.image,
+        args.output,
+        iters=args.iters,
+        threshold=args.threshold,
+        mask=args.mask,
+        input_size=args.input_size,
+        mean=args.mean,
+        std=args.std,
+    )
+    for level in reversed(found):
+        agreement = '' if level.rand_index is None else f', adjusted Rand index {level.rand_index:.3f}'
+        plural = '' if level.islands == 1 else 's'
+        print(f'level {level.level}: {level.islands} island{plural}, neighbour cosine {level.cosine:.3f}{agreement}')
+    print(args.output)
     return 0
 
 
@@ -283,6 +341,7 @@ VERBS = (
         'train any timm model without labels',
         'timm-extra pretrain byol --model resnet50 --data-dir photos --epochs 100 --output output/byol\n'
         'timm-extra pretrain simsiam --model ceit_tiny --data-dir photos --output output/simsiam --opt adamw\n'
+        'timm-extra pretrain glom --model glom_tiny --data-dir photos --output output/glom --noise 0.5 1.5\n'
         'accelerate launch -m timm_extra.cli pretrain byol --model resnet50 --data-dir photos --output output/byol',
         _pretrain_arguments,
         _pretrain,
@@ -294,6 +353,15 @@ VERBS = (
         'timm-extra probe knn --model local-dir:output/byol/model --data-dir labelled',
         _probe_arguments,
         _probe,
+    ),
+    Verb(
+        'plot',
+        'draw what a model makes of an image',
+        'timm-extra plot islands photo.jpg --model local-dir:output/glom/model\n'
+        'timm-extra plot islands photo.jpg --model glom_tiny --iters 20 --mask segments.png --output islands.png',
+        _plot_arguments,
+        _plot,
+        refusals=(ValueError, OSError, ModuleNotFoundError),
     ),
 )
 

@@ -49,7 +49,7 @@ def _forward_pair(device: str, top: bool) -> Pair:
 
 
 def _step_pair(device: str, checkpointing: bool) -> Pair:
-    """The denoising step of glom-pytorch's README: decode the top level after iteration 7 of 12, forward and backward."""
+    """The denoising step of glom-pytorch's README: forward and backward from the top level after iteration 7 of 12."""
 
     def make(side: str) -> Callable[[], torch.Tensor]:
         model, x = _model(side, device).train(), _images(2, device)

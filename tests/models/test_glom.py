@@ -244,7 +244,7 @@ def test_half_precision(kwargs, dtype):
 
 @pytest.mark.parametrize('kwargs', [{}, dict(local_consensus_radius=1, dynamic_img_size=True, concat_levels=True)])
 def test_compiles_exports_and_scripts(kwargs):
-    model = toy(**kwargs).eval()
+    model = toy(num_levels=2, iters=3, **kwargs).eval()
     x = torch.randn(2, 3, 28, 28)
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)

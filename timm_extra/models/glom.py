@@ -36,7 +36,9 @@ from ._pretrained import build_model
 __all__ = ['GLOM']
 
 POOLS = ('', 'avg', 'avgmax', 'max')
-BETA = 4.0  # inverse temperature that consensus begins with
+GELU_GAIN = 0.4252**-0.5  # 1 over the root mean square of GELU(z), z normal
+OUTPUT = {'bottom_up': 2.0, 'top_down': 0.5}  # over the length of what goes in, to begin with
+BETA = 12.0  # inverse temperature that consensus begins with
 
 
 class Level(nn.Module):
@@ -257,7 +259,8 @@ class GLOM(nn.Module):
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters: states and positions as glom-pytorch does; its nets too with its `compat`.
 
-        Else what comes out of a net is about as long as what goes in, so that an image reaches the top level.
+        Else what bottom-up nets give is twice as long as what they get, what top-down nets give half as long: then a tenth
+        of the top level is the image's after all iterations, with equal lengths a five-hundredth (`glom_base`).
 
         Args:
             needs_reset: Reset layers that initialise themselves on construction too; needed after `to_empty()`.
@@ -528,14 +531,14 @@ def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True, p
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.Linear, nn.Conv2d)) and not plain:
-        gain = GELU_GAIN if name.endswith('fc2') else 1.0
+        gain = 1.0
+        for net, output in OUTPUT.items():
+            if name.endswith(f'{net}.fc2'):
+                gain = output * GELU_GAIN
         nn.init.normal_(module.weight, std=gain * module.weight[0].numel() ** -0.5)
         nn.init.zeros_(module.bias)
     elif needs_reset and hasattr(module, 'reset_parameters'):
         module.reset_parameters()
-
-
-GELU_GAIN = 0.4252**-0.5  # over the root mean square of GELU(z), z normal
 
 
 def _create_glom(variant: str, pretrained: bool = False, **kwargs: Any) -> GLOM:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import timm_extra  # noqa: F401
+from timm_extra import hub
 
 TOY = dict(img_size=28, patch_size=7, embed_dim=16, num_levels=4, num_classes=5)
 
@@ -21,20 +22,23 @@ def _seed():
 
 def plain_states(model, x, iters):
     """The definition, all levels of all images in every iteration: list of (B, N, L, D)."""
-    tokens = model.patch_embed(x)
+    risen = model.patch_up(model.patch_embed(x))
     L = model.num_levels
-    state = model.levels[0].norm(model.init_levels).expand(*tokens.shape[:2], -1, -1)
+    state = model.levels[0].norm(model.init_levels).expand(*risen.shape[:2], -1, -1)
     states = [state]
     for _ in range(iters):
         new = []
         for i, level in enumerate(model.levels):
-            below = tokens if i == 0 else state[:, :, i - 1]
             cosine = torch.cosine_similarity(state[:, :, None, i], state[:, None, :, i], dim=-1)  # (B, N, N)
             length = state[:, :, None, i].square().mean(-1).sqrt()
             scores = cosine * length * (1.0 if level.consensus.beta is None else level.consensus.beta)
             if not model.consensus_self:
                 scores[:, range(scores.shape[1]), range(scores.shape[1])] = -5e-4
-            parts = [state[:, :, i], level.bottom_up(below), scores.softmax(-1) @ state[:, :, i]]
+            parts = [
+                state[:, :, i],
+                risen if i == 0 else level.bottom_up(state[:, :, i - 1]),
+                scores.softmax(-1) @ state[:, :, i],
+            ]
             if i + 1 < L:
                 parts.append(level.top_down(state[:, :, i + 1] + model.pos_embed))
             weights = torch.ones(len(parts)) if level.weights is None else level.weights
@@ -76,11 +80,11 @@ def test_what_cannot_matter_is_not_computed():
     """Counted by calls and images of bottom-up nets: L = 4, 8 iterations, read from the top."""
     model = toy().eval()
     seen = []
-    for level in model.levels:
-        level.bottom_up.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
+    for net in (model.patch_up, *(level.bottom_up for level in model.levels[1:])):
+        net.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
     x = torch.randn(3, 3, 28, 28)
     model(x)
-    assert len(seen) == 1 + 8 * 3 - (1 + 2), 'level 0 once; the last iterations without the lower levels'
+    assert len(seen) == 1 + 8 * 3 - (1 + 2), 'patches once; the last iterations without the lower levels'
     assert seen.count(1) == 1 + 2 + 3, 'level l is the same for all images for l iterations'
     seen.clear()
     model.forward_state(x)
@@ -161,9 +165,23 @@ def test_features_by_level():
         torch.testing.assert_close(found, state[:, :, level].transpose(1, 2).reshape(2, 16, 3, 5))
     alone = model.forward_intermediates(x, indices=[1], output_fmt='NLC', intermediates_only=True)
     torch.testing.assert_close(alone[0], state[:, :, 1])
-    backbone = timm.create_model('test_glom', features_only=True, out_indices=(0, 2))
-    assert [m.shape for m in backbone(torch.randn(1, 3, 56, 56))] == [(1, 32, 4, 4)] * 2
+    negative = model.forward_intermediates(x, indices=[-1, 0], intermediates_only=True)
+    assert torch.equal(negative[0], maps[0]) and len(negative) == 2, 'in the order of levels, as timm has it'
+
+
+def test_features_only():
+    torch.manual_seed(1)
+    backbone = timm.create_model('test_glom', features_only=True, out_indices=(0, 2)).eval()
+    torch.manual_seed(1)
+    model = timm.create_model('test_glom').eval()
+    x = torch.randn(2, 3, 56, 56)
+    state = model.forward_state(x)
+    for level, found in zip((0, 2), backbone(x), strict=True):
+        torch.testing.assert_close(found, state[:, :, level].transpose(1, 2).reshape(2, 32, 4, 4))
     assert backbone.feature_info.reduction() == [14, 14]
+    for wrong in ('hook', 'fx'):
+        with pytest.raises(ValueError, match=f"feature_cls='getter', got '{wrong}'"):
+            timm.create_model('test_glom', features_only=True, feature_cls=wrong)
 
 
 def test_classifying_by_all_levels():
@@ -232,14 +250,35 @@ def test_checkpointing_keeps_gradients_and_forgets_activations():
 @pytest.mark.parametrize('kwargs', [{}, dict(compat='lucidrains'), dict(learned_mean=True, local_consensus_radius=1)])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision(kwargs, dtype):
+    """States are within a few roundings of float32, by the root mean square, where images differ by far more."""
     model = toy(**kwargs).eval()
+    if kwargs.get('compat'):
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.mul_(10.0 if name.endswith('fc2.weight') else 1.0)  # or the image vanishes on its way up
     x = torch.randn(2, 3, 28, 28)
-    expected = model(x)
+
+    def rms(states):
+        return states.detach().float().square().mean((0, 1, 2, 4)).sqrt()  # (L,)
+
+    expected = model.forward_state(x, return_all=True)
+    allowed = 3 * torch.finfo(dtype).eps * rms(expected)
+    assert (rms(expected[-1:, :1] - expected[-1:, 1:]) > 2 * allowed).all()
     with torch.autocast('cpu', dtype):
-        torch.testing.assert_close(model(x).float(), expected, atol=0.1, rtol=0.1)
-    model.to(dtype)
-    assert model.forward_state(x.to(dtype)).dtype == dtype
-    torch.testing.assert_close(model(x.to(dtype)).float(), expected, atol=0.1, rtol=0.1)
+        assert (rms(model.forward_state(x, return_all=True) - expected) < allowed).all()
+    half = model.to(dtype).forward_state(x.to(dtype), return_all=True)
+    assert half.dtype == dtype and (rms(half - expected) < allowed).all()
+    assert model.forward_state(x.to(dtype), state=torch.zeros_like(half[0])).isfinite().all()
+    assert model(x.to(dtype)).dtype == dtype
+
+
+def test_states_of_other_precision_are_taken():
+    model = toy().eval()
+    x = torch.randn(1, 3, 28, 28)
+    state = model.forward_state(x, iters=3)
+    expected = model.forward_state(x, state, iters=2)
+    torch.testing.assert_close(model.forward_state(x, state.double(), iters=2), expected)
+    torch.testing.assert_close(model.forward_state(x, state.half(), iters=2), expected, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(local_consensus_radius=1, dynamic_img_size=True, concat_levels=True)])
@@ -249,7 +288,11 @@ def test_compiles_exports_and_scripts(kwargs):
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
-    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    scripted = torch.jit.script(model)
+    torch.testing.assert_close(scripted(x), expected)
+    if model.dynamic_img_size:
+        other = torch.randn(1, 3, 42, 21)
+        torch.testing.assert_close(scripted(other), model(other))
     torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
 
 
@@ -259,9 +302,55 @@ def test_layers_of_parameters():
 
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     assert groups['pos_embed'] == groups['init_levels'] == groups['patch_embed.proj.weight'] == 0
-    assert [groups[f'levels.{i}.bottom_up.fc1.weight'] for i in range(4)] == [1, 2, 3, 4]
+    assert groups['patch_up.fc1.weight'] == 0
+    assert [groups[f'levels.{i}.weights'] for i in range(4)] == [1, 2, 3, 4]
     assert [groups['fc_norm.weight'], groups['head.weight']] == [4, 5]
     assert model.no_weight_decay() <= {n for n, _ in model.named_parameters()}
+
+
+def test_an_image_reaches_the_top_of_a_new_model():
+    """Between images of noise the top level differs, by the root mean square, by a seventh of its length and more."""
+    for name, least in (('glom_base', 0.1), ('glom_tiny', 0.1)):
+        model = timm.create_model(name, img_size=112).eval()
+        with torch.no_grad():
+            top = model.forward_level(torch.randn(4, 3, 112, 112))
+        assert (top - top.mean(0)).square().mean().sqrt() > least
+
+
+def test_iterations_set_later_are_checked():
+    model = toy().eval()
+    model.iters = 2
+    with pytest.raises(ValueError, match='after iters 2 level 3 has not seen the image'):
+        model(torch.randn(3, 3, 28, 28))
+
+
+def test_draws_of_dropout_in_evaluation_differ_between_images():
+    model = toy(proj_drop_rate=0.5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    states = model.forward_state(torch.randn(1, 3, 28, 28).expand(2, -1, -1, -1), iters=1)
+    assert not torch.equal(states[0, :, 1:], states[1, :, 1:])
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(compat='lucidrains', iters=5),
+        dict(learned_mean=True, iters=9),
+        dict(dynamic_img_size=True, concat_levels=True),
+        dict(local_consensus_radius=1.5, consensus_self=True, global_pool='max'),
+    ],
+)
+def test_saved_models_come_back(kwargs, tmp_path):
+    model = toy(**kwargs)
+    model.set_input_size((21, 42))
+    model.reset_classifier(3)
+    hub.save(model.eval(), tmp_path / 'glom')
+    again = timm.create_model(f'local-dir:{tmp_path}/glom', pretrained=True).eval()
+    x = torch.randn(2, 3, 21, 42)
+    assert torch.equal(again(x), model(x))
+    assert again.iters == model.iters
 
 
 def test_meta_device_and_init():
@@ -280,9 +369,11 @@ def test_meta_device_and_init():
     [
         (dict(img_size=30), 'multiple of patch_size 7, got 30×30'),
         (dict(patch_size=0), 'patch_size must be a positive integer, got 0'),
-        (dict(num_levels=1), 'num_levels must be at least 2, got 1'),
-        (dict(iters=0), 'iters must be at least 1, got 0'),
+        (dict(num_levels=1), 'num_levels must be a whole number of at least 2, got 1'),
+        (dict(iters=0), 'iters must be a whole number of at least 1, got 0'),
         (dict(iters=3), 'after iters 3 level 3 has not seen the image: 4 are needed'),
+        (dict(num_levels=3.0), 'num_levels must be a whole number of at least 2, got 3.0'),
+        (dict(local_consensus_radius=float('nan')), 'local_consensus_radius must not be negative, got nan'),
         (dict(local_consensus_radius=-1), 'local_consensus_radius must not be negative, got -1'),
         (dict(compat='hinton'), "compat must be None or 'lucidrains', got 'hinton'"),
         (dict(global_pool='token'), "global_pool must be '', 'avg', 'avgmax' or 'max', got 'token'"),
@@ -303,8 +394,8 @@ def test_inputs_that_do_not_fit():
     x = torch.randn(2, 3, 28, 28)
     with pytest.raises(ValueError, match=r'state must have shape \[2, 16, 4, 16\], got \[1, 16, 4, 16\]'):
         model.forward_state(x, state=torch.randn(1, 16, 4, 16))
-    for iters in (0, -1):
-        with pytest.raises(ValueError, match=f'iters must be at least 1, got {iters}'):
+    for iters in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=f'iters must be a whole number of at least 1, got {iters}'):
             model.forward_state(x, iters=iters)
     for level in (4, -5):
         with pytest.raises(ValueError, match=f'levels are 0 to 3, got {level}'):

@@ -53,7 +53,8 @@ class ConsensusAttention(nn.Module):
         q = x * x.shape[-1] ** -0.5
         if self.beta is not None:
             q = q * self.beta
-        attn = q @ F.normalize(x, dim=-1).transpose(-2, -1)  # (B, N, N)
+        eps = 1e-7 if x.dtype == torch.float16 else 1e-12  # which float16 does not know
+        attn = q @ F.normalize(x, dim=-1, eps=eps).transpose(-2, -1)  # (B, N, N)
         if itself is not None:
             attn = attn.masked_fill(itself, self.self_score)
         if hidden is not None:

@@ -13,7 +13,6 @@ from typing import Any, Dict, List, Optional, Set, Tuple, Union
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
-    DropPath,
     Mlp,
     PatchEmbed,
     _assert,
@@ -27,9 +26,10 @@ from timm.models import generate_default_cfgs, named_apply, register_model
 from torch import nn
 
 from timm_extra._timm import feature_take_indices, update_model_input_size
-from timm_extra.layers import ConsensusAttention, checkpoint, columns_beyond, columns_themselves
+from timm_extra.layers import checkpoint, columns_beyond, columns_themselves
 
 from ._checks import checked_pool, checked_size
+from ._glom_blocks import Level
 from ._glom_checkpoint import checkpoint_filter_fn
 from ._pretrained import build_model
 
@@ -37,94 +37,7 @@ __all__ = ['GLOM']
 
 POOLS = ('', 'avg', 'avgmax', 'max')
 GELU_GAIN = 0.4252**-0.5  # 1 over the root mean square of GELU(z), z normal
-OUTPUT = {'bottom_up': 2.0, 'top_down': 0.5}  # over the length of what goes in, to begin with
-BETA = 12.0  # inverse temperature that consensus begins with
-
-
-class Level(nn.Module):
-    """One level of all columns: how a state there follows from the states of the iteration before.
-
-    The new state is the mean of the old one, what the bottom-up net makes of the level below, what the top-down net
-    makes of the level above and its position, and the consensus of the columns.
-
-    Args:
-        dim: Features D of a state.
-        mlp_ratio: Hidden features of both nets over `dim`.
-        top: There is no level above.
-        normalize: Bring every state to mean 0 and variance 1, and learn the inverse temperature of consensus.
-        learned_mean: Learn the weights of the mean.
-        attn_drop: Dropout rate on consensus weights.
-        proj_drop: Dropout rate within and after both nets.
-        drop_path: Stochastic depth rate of both nets.
-        act_layer: Activation class.
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        mlp_ratio: float,
-        top: bool,
-        normalize: bool,
-        learned_mean: bool,
-        attn_drop: float,
-        proj_drop: float,
-        drop_path: float,
-        act_layer,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        hidden = int(dim * mlp_ratio)
-        self.bottom_up = Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop, **dd)
-        self.top_down = None if top else Mlp(dim, hidden, act_layer=act_layer, drop=proj_drop, **dd)
-        self.consensus = ConsensusAttention(BETA if normalize else None, attn_drop, **dd)
-        self.contributions = 3 if top else 4
-        self.weights = nn.Parameter(torch.ones(self.contributions, **dd)) if learned_mean else None
-        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False, **dd) if normalize else nn.Identity()
-
-    def reset_parameters(self) -> None:
-        """Set the weights of the mean to be equal."""
-        if self.weights is not None:
-            nn.init.ones_(self.weights)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        below: torch.Tensor,
-        above: Optional[torch.Tensor],
-        pos_embed: torch.Tensor,
-        itself: Optional[torch.Tensor],
-        hidden: Optional[torch.Tensor],
-        risen: bool = False,
-    ) -> torch.Tensor:
-        """The state after an iteration. Batches B may be 1 where a state is the same for all images.
-
-        Args:
-            x: State of this level (B, N, D).
-            below: State of the level below (B, N, D).
-            above: State of the level above (B, N, D); None for the top.
-            pos_embed: Positions (1, N, D).
-            itself: As `ConsensusAttention` has it.
-            hidden: As `ConsensusAttention` has it.
-            risen: `below` is what the bottom-up net has already made of it.
-
-        Returns:
-            (B, N, D).
-        """
-        parts = [x, below if risen else self.bottom_up(below), self.consensus(x, itself, hidden)]
-        parts[1] = self.drop_path(parts[1])
-        if self.top_down is not None and above is not None:
-            parts.append(self.drop_path(self.top_down(above + pos_embed)))
-        if self.weights is not None:
-            parts = [part * self.weights[i] for i, part in enumerate(parts)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return self.norm(total / self.contributions)
+OUTPUT = {'patch_up': 2.0, 'bottom_up': 2.0, 'top_down': 0.5}  # over the length of what goes in, to begin with
 
 
 class GLOM(nn.Module):
@@ -133,7 +46,9 @@ class GLOM(nn.Module):
     A level sees the image once the bottom-up nets below it have run in turn, and what it hands down reaches a level k
     below after k iterations. States before and after that are not computed where they cannot matter: until level l has
     seen the image, after l + 1 iterations, it is the same for all images of a batch and computed once; in the last
-    iterations the levels that can no longer reach an asked-for one are left out.
+    iterations the levels that can no longer reach an asked-for one are left out. So hooks on `levels` see batches of
+    one first, and not all of the last iterations; `forward_state(return_all=True)` gives all states. Where something is
+    drawn at random (dropout, drop path) images share no states.
 
     Args:
         img_size: Image height and width in pixels, multiples of `patch_size`.
@@ -196,9 +111,9 @@ class GLOM(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         if compat not in (None, 'lucidrains'):
             raise ValueError(f"compat must be None or 'lucidrains', got {compat!r}")
-        if num_levels < 2:
-            raise ValueError(f'num_levels must be at least 2, got {num_levels}')
-        if local_consensus_radius < 0:
+        if not isinstance(num_levels, int) or num_levels < 2:
+            raise ValueError(f'num_levels must be a whole number of at least 2, got {num_levels}')
+        if not local_consensus_radius >= 0:  # NaN neither
             raise ValueError(f'local_consensus_radius must not be negative, got {local_consensus_radius}')
         img_size = checked_size(img_size, patch_size)
 
@@ -222,12 +137,15 @@ class GLOM(nn.Module):
         self.patch_embed = PatchEmbed(
             img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size, **dd
         )
+        hidden = int(embed_dim * mlp_ratio)
+        self.patch_up = Mlp(embed_dim, hidden, act_layer=get_act_layer(act_layer), drop=proj_drop_rate, **dd)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim, **dd))
         self.init_levels = nn.Parameter(torch.zeros(num_levels, embed_dim, **dd))
         self.levels = nn.ModuleList(
             Level(
                 embed_dim,
                 mlp_ratio,
+                bottom=i == 0,
                 top=i == num_levels - 1,
                 normalize=compat is None,
                 learned_mean=learned_mean,
@@ -251,16 +169,17 @@ class GLOM(nn.Module):
 
     def _check_reach(self, level: int, iters: int) -> None:
         """Refuse a number of iterations after which a level has not seen the image yet."""
-        if iters < 1:
-            raise ValueError(f'iters must be at least 1, got {iters}')
+        if not isinstance(iters, int) or iters < 1:
+            raise ValueError(f'iters must be a whole number of at least 1, got {iters}')
         if iters <= level:
             raise ValueError(f'after iters {iters} level {level} has not seen the image: {level + 1} are needed')
 
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters: states and positions as glom-pytorch does; its nets too with its `compat`.
 
-        Else what bottom-up nets give is twice as long as what they get, what top-down nets give half as long: then a tenth
-        of the top level is the image's after all iterations, with equal lengths a five-hundredth (`glom_base`).
+        Else what bottom-up nets give is twice as long as what they get, and what top-down nets give half as long, so
+        that an image reaches the top: in a new `glom_base` images of noise differ there by a seventh of a state's
+        length; with equal lengths they would by a five-hundredth.
 
         Args:
             needs_reset: Reset layers that initialise themselves on construction too; needed after `to_empty()`.
@@ -278,12 +197,13 @@ class GLOM(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
         """Groups of parameters for layer-wise learning rates."""
         return dict(
-            stem=r'^patch_embed|^pos_embed|^init_levels', blocks=[(r'^levels\.(\d+)', None), (r'^fc_norm', (99999,))]
+            stem=r'^patch_embed|^patch_up|^pos_embed|^init_levels',
+            blocks=[(r'^levels\.(\d+)', None), (r'^fc_norm', (99999,))],
         )
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep nothing but the states of every iteration for the backward pass."""
+        """Keep nothing but patches and the states of every iteration for the backward pass."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -391,20 +311,25 @@ class GLOM(nn.Module):
             in all iterations; positions (1, N, D); the two masks of consensus (N, N).
         """
         grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
-        risen = self.levels[0].bottom_up(self.patch_embed(x))
+        tokens = self.patch_embed(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            risen = checkpoint(self.patch_up, tokens)
+        else:
+            risen = self.patch_up(tokens)
         pos_embed = self.pos_embed
         if self.dynamic_img_size:
             pos_embed = resample_abs_pos_embed(pos_embed, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
         if state is None:
-            first = self.levels[0].norm(self.init_levels).to(risen.dtype)
+            first = self.levels[0].norm(self.init_levels)
             first = first.unsqueeze(1).unsqueeze(1).expand(-1, -1, pos_embed.shape[1], -1)  # (L, 1, N, D)
-            if self.training and self.random:  # what is drawn at random differs between images
+            if self.random and (self.training or self.levels[0].consensus.attn_drop.training):  # draws differ
                 first = first.expand(-1, risen.shape[0], -1, -1)
             levels = [first[i] for i in range(self.num_levels)]
         else:
             expected = [risen.shape[0], risen.shape[1], self.num_levels, risen.shape[2]]
             if list(state.shape) != expected:
                 raise ValueError(f'state must have shape {expected}, got {list(state.shape)}')
+            state = state.to(self.init_levels.dtype)
             levels = [state[:, :, i] for i in range(self.num_levels)]
         itself: Optional[torch.Tensor] = None
         hidden: Optional[torch.Tensor] = None
@@ -433,15 +358,17 @@ class GLOM(nn.Module):
                 if i + 1 < self.num_levels:
                     above = levels[i + 1]
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    after.append(checkpoint(level, levels[i], below, above, pos_embed, itself, hidden, i == 0))
+                    after.append(checkpoint(level, levels[i], below, above, pos_embed, itself, hidden))
                 else:
-                    after.append(level(levels[i], below, above, pos_embed, itself, hidden, i == 0))
+                    after.append(level(levels[i], below, above, pos_embed, itself, hidden))
             else:
                 after.append(levels[i])
         return after
 
     def _levels(self, x: torch.Tensor, iters: int, first: int, last: int) -> List[torch.Tensor]:
         """Levels after some iterations, (B, N, D) each; only those from `first` to `last` are what they should be."""
+        if not torch.jit.is_scripting():
+            self._check_reach(last, iters)
         levels, risen, pos_embed, itself, hidden = self._begin(x, None)
         for i in range(iters):
             left = iters - 1 - i  # iterations after this one: a state moves one level a time
@@ -477,7 +404,7 @@ class GLOM(nn.Module):
         if not intermediates_only:
             first, last = 0 if self.concat_levels else first, self.num_levels - 1
         levels = self._levels(x, self.iters, first, last)
-        intermediates = [levels[i] for i in take_indices]
+        intermediates = [level for i, level in enumerate(levels) if i in take_indices]
         if output_fmt == 'NCHW':
             H, W = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
             intermediates = [y.transpose(1, 2).reshape(y.shape[0], -1, H, W) for y in intermediates]
@@ -542,6 +469,11 @@ def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True, p
 
 
 def _create_glom(variant: str, pretrained: bool = False, **kwargs: Any) -> GLOM:
+    if kwargs.get('feature_cls', 'getter') != 'getter':
+        raise ValueError(
+            f"levels run many times, and not all in the last iterations: GLOM's features are those of "
+            f"feature_cls='getter', got {kwargs['feature_cls']!r}"
+        )
     out_indices = kwargs.pop('out_indices', 3)
     return build_model(
         GLOM,

@@ -111,7 +111,8 @@ class PretrainingTask(TrainingTask):
                 head.load_state_dict(state[name], strict=strict)
 
     def _heads(self, module: Optional[nn.Module], ema: bool) -> Dict[str, nn.Module]:
-        online = unwrap_model(module or self.get_trainable_module(ema=ema))
+        module = module or self.get_trainable_module(ema=ema)
+        online = nn.Module() if module is None else unwrap_model(module)  # there may be no moving average
         return {name: child for name, child in online.named_children() if name != 'encoder'}
 
 

@@ -134,7 +134,7 @@ class Denoise(PretrainingTask):
     def add_noise(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) with the noise of the present step."""
         noise = self.noise
-        if isinstance(noise, Sequence):
+        if isinstance(noise, (tuple, list)):
             noise = x.new_empty(len(x), 1, 1, 1).uniform_(*noise)
         return x + self._growth() * noise * torch.randn_like(x)
 
@@ -182,8 +182,12 @@ class Denoise(PretrainingTask):
 def _check(
     noise: Union[float, Tuple[float, float]], iteration: int, schedule: Optional[str], num_steps: Optional[int]
 ) -> None:
-    bounds = tuple(noise) if isinstance(noise, Sequence) else (noise, noise)
-    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < math.inf:
+    bounds = tuple(noise) if isinstance(noise, (tuple, list)) else (noise, noise)
+    if (
+        len(bounds) != 2
+        or not all(isinstance(b, (int, float)) for b in bounds)
+        or not 0 <= bounds[0] <= bounds[1] < math.inf
+    ):
         raise ValueError(f'noise must be a standard deviation or two, the smaller first, got {noise}')
     if iteration < 1:
         raise ValueError(f'iteration must be positive, got {iteration}')

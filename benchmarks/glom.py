@@ -11,14 +11,21 @@ from torch import nn
 from .harness import Pair, Prepared
 
 PATCH, DIM = 14, 512
+SCALE = 1e5  # of gradients, to be of the size of one
 
 
 def _model(side: str, device: str) -> nn.Module:
-    """glom-pytorch's model, or ours with its weights."""
+    """glom-pytorch's model, or ours with its weights: as it is initialised, but with longer outputs of its nets.
+
+    As it is, what an image changes at the top is lost in rounding, and a wrong result would look right.
+    """
     from glom_pytorch import Glom
 
     torch.manual_seed(0)
     model = Glom(dim=DIM, levels=6, image_size=224, patch_size=PATCH)
+    with torch.no_grad():
+        for net in (model.bottom_up.net, model.top_down.net):
+            net[3].weight.mul_(7.0)
     if side == 'ours':
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the classifier is not used
@@ -49,7 +56,10 @@ def _forward_pair(device: str, top: bool) -> Pair:
 
 
 def _step_pair(device: str, checkpointing: bool) -> Pair:
-    """The denoising step of glom-pytorch's README: forward and backward from the top level after iteration 7 of 12."""
+    """The denoising step of glom-pytorch's README: forward and backward from the top level after iteration 7 of 12.
+
+    Compared are the gradients of what embeds the patches, at the very bottom.
+    """
 
     def make(side: str) -> Callable[[], torch.Tensor]:
         model, x = _model(side, device).train(), _images(2, device)
@@ -62,7 +72,9 @@ def _step_pair(device: str, checkpointing: bool) -> Pair:
             model.zero_grad()
             top = model.forward_level(x, iters=7) if side == 'ours' else model(x, return_all=True)[7, :, :, -1]
             decoder(top).square().mean().backward()
-            return model.init_levels.grad * 1e3
+            if side == 'ours':
+                return SCALE * model.patch_embed.proj.weight.grad.permute(0, 2, 3, 1).flatten(1)
+            return SCALE * model.image_to_tokens[1].weight.grad
 
         return step
 

@@ -107,6 +107,33 @@ def test_stated_pretraining_is_what_was_measured():
         assert line in page, line
 
 
+def test_stated_glom_results_are_what_was_measured():
+    results = ROOT / 'benchmarks' / 'results'
+    page = (ROOT / 'docs' / 'glom.md').read_text().splitlines()
+    runs = {r['kind']: r for r in json.loads((results / 'glom-fashion-mnist.json').read_text())['runs']}
+    classes, noise = runs['classes'], runs['noise']
+    top1 = classes['curve'][-1]
+    minutes = f'{top1["train_seconds"] / 60:.0f} minutes'
+    for text in (' '.join(page), ' '.join(README.split())):
+        assert f'{top1["top1"]:.1f} %' in text and minutes in text
+    for name, found in (
+        ('the noisy image', noise['psnr']['identity']),
+        ('the best Gaussian blur', noise['psnr']['blur']['psnr']),
+        ('GLOM', noise['psnr']['ours']),
+    ):
+        row = next(line for line in page if line.startswith(f'| {name}'))
+        assert row.split('|')[2].strip() == f'{found:.2f} dB'
+    for name, found in (('classes', classes['islands']), ('noise', noise['islands'])):
+        for level in range(3):
+            cells = [f'{found[when][key][level]:{form}}' for when in ('before', 'after') for key, form in FORMS]
+            assert f'| {name} | {level} | {" | ".join(cells)} |' in page
+    for line in markdown(json.loads((results / 'glom-cpu.json').read_text())):
+        assert line in page, line
+
+
+FORMS = (('counts', '.1f'), ('cosines', '.2f'))  # of islands in docs/glom.md
+
+
 def test_every_link_into_the_repository_leads_somewhere():
     for file in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]:
         for target in re.findall(r'\]\(([^)#]+)\)', file.read_text()):

@@ -262,8 +262,8 @@ def test_half_precision(kwargs, dtype):
         return states.detach().float().square().mean((0, 1, 2, 4)).sqrt()  # (L,)
 
     expected = model.forward_state(x, return_all=True)
-    allowed = 3 * torch.finfo(dtype).eps * rms(expected)
-    assert (rms(expected[-1:, :1] - expected[-1:, 1:]) > 2 * allowed).all()
+    allowed = 4 * torch.finfo(dtype).eps * rms(expected)
+    assert (rms(expected[-1:, :1] - expected[-1:, 1:]) > 1.5 * allowed).all()
     with torch.autocast('cpu', dtype):
         assert (rms(model.forward_state(x, return_all=True) - expected) < allowed).all()
     half = model.to(dtype).forward_state(x.to(dtype), return_all=True)

@@ -29,6 +29,7 @@ from torch import nn
 from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
 from timm_extra.layers import checkpoint
 
+from ._checks import checked_pool
 from ._perceiver_blocks import STYLES, CrossAttend, SelfAttend
 from ._perceiver_checkpoint import checkpoint_filter_fn
 from ._perceiver_stem import PerceiverStem
@@ -229,9 +230,7 @@ class Perceiver(nn.Module):
 
     def _checked_pool(self, global_pool: Optional[str]) -> str:
         own = 'avg' if self.decoder is None else 'token'
-        if global_pool not in (None, '', own):
-            raise ValueError(f"global_pool of this {type(self).__name__} must be '' or {own!r}, got {global_pool!r}")
-        return own if global_pool is None else global_pool
+        return own if global_pool is None else checked_pool(global_pool, ('', own))
 
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters and buffers as DeepMind's code does.

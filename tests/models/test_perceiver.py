@@ -245,7 +245,7 @@ def test_inputs_that_do_not_fit():
         (dict(input_shape=(True, 8)), r'positive whole numbers, got \(True, 8\)'),
         (dict(in_chans=0), 'in_chans must be at least 1, got 0'),
         (dict(in_chans=2, grey_chans=3), 'grey_chans repeats one channel'),
-        (dict(global_pool='max'), "global_pool of this Perceiver must be '' or 'avg', got 'max'"),
+        (dict(global_pool='max'), "global_pool must be '' or 'avg', got 'max'"),
     ],
 )
 def test_arguments_that_do_not_fit(kwargs, message):
@@ -273,7 +273,7 @@ def test_pooling_and_heads(name):
     assert model(x).shape == (2, 64)
     model.reset_classifier(0, '')
     torch.testing.assert_close(model(x), z)
-    with pytest.raises(ValueError, match='global_pool of this'):
+    with pytest.raises(ValueError, match='global_pool must be'):
         model.reset_classifier(0, 'max')
 
 

@@ -1,0 +1,65 @@
+"""What a verb of the command is, and the arguments that several of them share."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Callable, Tuple, Type
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word of the command.
+
+    Attributes:
+        name: The word.
+        help: One line.
+        examples: Command lines for `--help`.
+        add_arguments: Declares the arguments on a parser.
+        run: Carries it out and returns the exit status.
+        refusals: Errors that mean bad input and are told in a line; others show their traceback.
+    """
+
+    name: str
+    help: str
+    examples: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    refusals: Tuple[Type[Exception], ...] = (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError)
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    from timm.utils import ParseKwargs
+
+    parser.add_argument('--model', required=True, help='name of a timm model, or local-dir:FOLDER, hf-hub:OWNER/NAME')
+    parser.add_argument('--pretrained', action='store_true', help='start from its published weights')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE')
+    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the model's")
+    parser.add_argument('--mean', type=float, nargs='+', help="per channel (default: the model's)")
+    parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--data-dir', help='folder of images, or of the data set')
+    parser.add_argument('--dataset', default='', help="timm's name of a data set, as torch/cifar10 (default: a folder)")
+    parser.add_argument('--dataset-download', action='store_true', help='download a torch/ data set')
+    parser.add_argument('-j', '--workers', type=int, default=4, help='processes that read images (%(default)s)')
+    parser.add_argument('-b', '--batch-size', type=int, default=256, help='images per process (%(default)s)')
+
+
+def create_model(args: argparse.Namespace):
+    import timm
+    import torch
+
+    torch.manual_seed(getattr(args, 'seed', 0))
+    kwargs = dict(args.model_kwargs)
+    if args.input_size:
+        kwargs.setdefault('in_chans', args.input_size[0])
+    named = args.model.split(':')[0] in ('local-dir', 'hf-hub')
+    if not named and not timm.is_model(args.model):
+        raise ValueError(f'timm has no model {args.model!r}')
+    options = dict(pretrained=args.pretrained or named, num_classes=0)
+    if args.input_size and 'img_size' not in kwargs:
+        try:
+            return timm.create_model(args.model, **options, **kwargs, img_size=tuple(args.input_size[1:]))
+        except TypeError:  # a model of any size
+            pass
+    return timm.create_model(args.model, **options, **kwargs)

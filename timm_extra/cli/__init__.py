@@ -1,12 +1,13 @@
 """The `timm-extra` command: a table of verbs, each a thin call of one library function."""
 
 import argparse
+import os
 import sys
 from typing import List, Optional
 
-from . import looking, models, training
+from . import looking, machine, models, training, weights
 
-VERBS = (*models.VERBS, *training.VERBS, *looking.VERBS)
+VERBS = (*models.VERBS, *training.VERBS, *looking.VERBS, *weights.VERBS, *machine.VERBS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +44,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.verb.run(args)
+    except BrokenPipeError:  # whoever reads has gone, as head does: Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except args.verb.refusals as e:
         print(f'timm-extra: {e}', file=sys.stderr)
         return 1

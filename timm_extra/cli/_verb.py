@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Callable, Tuple, Type
+from typing import Any, Callable, Dict, Tuple, Type
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
 
 
+def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--checkpoint', metavar='FILE', help='weights in a file or folder, of any known layout')
+
+
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data-dir', help='folder of images, or of the data set')
     parser.add_argument('--dataset', default='', help="timm's name of a data set, as torch/cifar10 (default: a folder)")
@@ -45,7 +49,8 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-b', '--batch-size', type=int, default=256, help='images per process (%(default)s)')
 
 
-def create_model(args: argparse.Namespace):
+def create_model(args: argparse.Namespace, **options):
+    """The model that the arguments name: a backbone, where `options` of `timm.create_model` say nothing else."""
     import timm
     import torch
 
@@ -56,10 +61,39 @@ def create_model(args: argparse.Namespace):
     named = args.model.split(':')[0] in ('local-dir', 'hf-hub')
     if not named and not timm.is_model(args.model):
         raise ValueError(f'timm has no model {args.model!r}')
-    options = dict(pretrained=args.pretrained or named, num_classes=0)
+    options = {'pretrained': args.pretrained or named, **(options or dict(num_classes=0))}
+    return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args, kwargs)
+
+
+def _of_size(build: Callable, args: argparse.Namespace, kwargs: Dict[str, Any]):
+    """Call `build` with the size of the images where the model wants to know it."""
     if args.input_size and 'img_size' not in kwargs:
         try:
-            return timm.create_model(args.model, **options, **kwargs, img_size=tuple(args.input_size[1:]))
+            return build(**kwargs, img_size=tuple(args.input_size[1:]))
         except TypeError:  # a model of any size
             pass
-    return timm.create_model(args.model, **options, **kwargs)
+    return build(**kwargs)
+
+
+def create_classifier(args: argparse.Namespace, random: bool = False):
+    """The model that the arguments name, with its classes and its weights: its published ones where none are named.
+
+    Args:
+        args: Of `model_arguments` and `checkpoint_argument`.
+        random: Accept a model without weights.
+    """
+    import timm
+
+    if args.checkpoint:
+        from ..convert import load
+
+        if args.pretrained:
+            raise ValueError('give --checkpoint or --pretrained, not both')
+        kwargs = dict(args.model_kwargs)
+        if args.input_size:
+            kwargs = {'in_chans': args.input_size[0], **kwargs}
+        return _of_size(lambda **kwargs: load(args.checkpoint, args.model, kwargs)[0], args, kwargs)
+    hosted = not timm.is_model(args.model) or timm.models.is_model_pretrained(args.model)
+    if not hosted and (args.pretrained or not random):
+        raise ValueError(f'{args.model} has no published weights: give --checkpoint, or local-dir:FOLDER')
+    return create_model(args, pretrained=args.pretrained or not random or ':' in args.model)

@@ -79,7 +79,8 @@ def redact(text: str, token: Token = None) -> str:
 
 
 def _of_the_hub(error: Exception) -> bool:
-    return isinstance(error, (HfHubHTTPError, EntryNotFoundError, OSError)) or _from_network(error)
+    # RuntimeError: huggingface_hub wraps failed uploads in it, hf_xet raises it
+    return isinstance(error, (HfHubHTTPError, EntryNotFoundError, OSError, RuntimeError)) or _from_network(error)
 
 
 def _from_network(error: BaseException) -> bool:
@@ -90,7 +91,7 @@ def _chain(error: Optional[BaseException]) -> List[BaseException]:
     found: List[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return found
 
 
@@ -111,8 +112,8 @@ def _settled(error: BaseException) -> bool:
 
 
 def _pause(error: BaseException, attempt: int) -> float:
-    headers = getattr(getattr(error, 'response', None), 'headers', None) or {}
-    stated = headers.get('Retry-After', '')
+    answers = [getattr(e, 'response', None) for e in _chain(error)]
+    stated = next((a.headers.get('Retry-After', '') for a in answers if a is not None), '')
     return min(float(stated), 60.0) if stated.isdigit() else 2.0 ** (attempt - 1)
 
 

@@ -1,5 +1,6 @@
 """Models from folders and repositories that are checked before they are built."""
 
+import re
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
@@ -38,11 +39,13 @@ def load(
 
     Raises:
         HubError: The repository cannot be had, or a file is damaged.
-        FileNotFoundError: The folder lacks a file.
+        FileNotFoundError: There is no such folder, or it lacks a file.
         ValueError: The content is refused; the message says what of it, and what to import if a plugin is missing.
     """
     folder = Path(source)
     if not folder.is_dir():
+        if not re.fullmatch(r'\w[\w.-]*/[\w.-]+', str(source)):
+            raise FileNotFoundError(f'there is no folder {str(source)!r}, and a repository is named owner/name')
         folder = fetch(str(source), revision, token, cache_dir)
     check_folder(folder)
     try:

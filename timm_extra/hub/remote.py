@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, hf_hub_download
 from torch import nn
 
 from .card import PLACEHOLDER, Metrics, card
@@ -60,13 +60,16 @@ def push(
     Raises:
         HubError: The Hub refuses or cannot be reached.
         FileNotFoundError: The folder lacks a file.
-        ValueError: The model cannot be saved, the folder is refused, or something to publish holds an access token.
+        ValueError: `repo_id` is no owner/name, the model cannot be saved, the folder is refused, or something to publish holds an access token.
     """
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ValueError(f'a pull request is made to {constants.DEFAULT_REVISION}, not to revision={revision!r}')
+    if repo_id.count('/') != 1:
+        raise ValueError(f'repo_id has to be owner/name, not {repo_id!r}')
     with contextlib.ExitStack() as stack:
         if isinstance(model, nn.Module):
             aside = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='pushing-')))
+            (aside / CARD).touch()  # kept by `save`: the card is written once, below
             folder = save(model, aside, model_config=model_config, model_args=model_args, data_config=data_config)
         else:
             if model_config or model_args or data_config:
@@ -109,12 +112,11 @@ def _saved(folder: Path) -> Path:
 def _card(folder: Path, repo_id: str, training_data: Optional[str], metrics: Optional[Metrics]) -> Tuple[bool, str]:
     """The text of the card, and whether it is one that somebody wrote."""
     file = folder / CARD
-    if file.is_file():
-        text = file.read_text(encoding='utf-8')
-        if text != card(folder):
-            if training_data or metrics:
-                raise ValueError(f'{file} is your own: write training data and metrics there, or remove it')
-            return True, text.replace(PLACEHOLDER, repo_id)
+    text = file.read_text(encoding='utf-8') if file.is_file() else ''
+    if text and text != card(folder):
+        if training_data or metrics:
+            raise ValueError(f'{file} is your own: write training data and metrics there, or remove it')
+        return True, text.replace(PLACEHOLDER, repo_id)
     return False, card(folder, repo_id, training_data=training_data, metrics=metrics)
 
 
@@ -197,6 +199,12 @@ def fetch(repo_id: str, revision: Optional[str], token: Token, cache_dir: Option
         for name in PULLED:
             if name in there.files:
                 folder = download(repo_id, there.commit, there.files[name], token, cache_dir).parent
+        if revision != there.commit:  # leaves a note of what the branch is, for when the Hub is out of reach
+            call(
+                lambda: hf_hub_download(repo_id, CONFIG, revision=revision, token=token, cache_dir=cache_dir),
+                repo_id,
+                token,
+            )
     read_header(folder / WEIGHTS)
     return folder
 

@@ -50,6 +50,8 @@ def build_model(
             **kwargs,
         )
     except (RuntimeError, OSError, SafetensorError) as e:
+        if source is None and 'weights_only' in str(e):  # downloaded by timm
+            raise ValueError(f'{variant}: cannot load its weights: {_refused(e)}') from e
         if source is None or not _about_loading(e):
             raise
         hint = ''
@@ -77,12 +79,14 @@ def read_checkpoint(path: str) -> StateDict:
     try:
         return load_state_dict(path)
     except Exception as e:  # what damaged bytes raise is of nearly any type
-        if 'Unsupported globals' in str(e):
-            what = str(e).split('Unsupported globals: ')[1].split(' No automatic')[0]
-            reason = f'it holds Python objects, which are never executed: {what} Save its state dict alone'
-        else:
-            reason = f'truncated, or not a checkpoint ({type(e).__name__}: {e})'
-        raise ValueError(f'cannot load {path!r}: {reason}') from e
+        raise ValueError(f'cannot load {path!r}: {_refused(e)}') from e
+
+
+def _refused(error: Exception) -> str:
+    if 'Unsupported globals' in str(error):
+        what = str(error).split('Unsupported globals: ')[1].split(' No automatic')[0]
+        return f'it holds Python objects, which are never executed: {what} Save its state dict alone'
+    return f'truncated, or not a checkpoint ({type(error).__name__}: {error})'
 
 
 def _about_loading(error: Exception) -> bool:

@@ -60,7 +60,8 @@ def push(
     Raises:
         HubError: The Hub refuses or cannot be reached.
         FileNotFoundError: The folder lacks a file.
-        ValueError: `repo_id` is no owner/name, the model cannot be saved, the folder is refused, or something to publish holds an access token.
+        ValueError: `repo_id` is no owner/name, the model cannot be saved, the folder is refused, or something to
+            publish holds an access token.
     """
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ValueError(f'a pull request is made to {constants.DEFAULT_REVISION}, not to revision={revision!r}')

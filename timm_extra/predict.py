@@ -55,7 +55,7 @@ def class_labels(model: nn.Module) -> List[str]:
     described = cfg.get('label_descriptions')
     if names and len(names) == count:
         return [str(described.get(name, name) if isinstance(described, dict) else name) for name in names]
-    subset = infer_imagenet_subset(model)
+    subset = infer_imagenet_subset(model) if count else None
     if subset:
         return ImageNetInfo(subset).label_descriptions()
     return [str(i) for i in range(count)]

@@ -1,6 +1,7 @@
 """What a verb of the command is, and the arguments that several of them share."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Tuple, Type
 
@@ -58,11 +59,27 @@ def create_model(args: argparse.Namespace, **options):
     kwargs = dict(args.model_kwargs)
     if args.input_size:
         kwargs.setdefault('in_chans', args.input_size[0])
-    named = args.model.split(':')[0] in ('local-dir', 'hf-hub')
-    if not named and not timm.is_model(args.model):
+    options = {'pretrained': args.pretrained, **(options or dict(num_classes=0))}
+    kind, _, place = args.model.partition(':')
+    if kind in ('local-dir', 'hf-hub') and place:
+        options.pop('pretrained')
+        return _of_size(lambda **kwargs: _checked(kind, place, {**options, **kwargs}), args, kwargs)
+    if not timm.is_model(args.model):
         raise ValueError(f'timm has no model {args.model!r}')
-    options = {'pretrained': args.pretrained or named, **(options or dict(num_classes=0))}
     return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args, kwargs)
+
+
+def _checked(kind: str, place: str, kwargs: Dict[str, Any]):
+    """A model from a folder or the Hub, neither of which is trusted."""
+    from .. import hub
+
+    name, _, revision = place.partition('@') if kind == 'hf-hub' else (place, '', '')
+    if kind == 'local-dir' and not os.path.isdir(place):
+        raise FileNotFoundError(f'no folder at {place!r}')
+    try:
+        return hub.load(name, revision=revision or None, model_args=kwargs)
+    except hub.HubError as e:
+        raise ValueError(str(e)) from e
 
 
 def _of_size(build: Callable, args: argparse.Namespace, kwargs: Dict[str, Any]):
@@ -96,4 +113,4 @@ def create_classifier(args: argparse.Namespace, random: bool = False):
     hosted = not timm.is_model(args.model) or timm.models.is_model_pretrained(args.model)
     if not hosted and (args.pretrained or not random):
         raise ValueError(f'{args.model} has no published weights: give --checkpoint, or local-dir:FOLDER')
-    return create_model(args, pretrained=args.pretrained or not random or ':' in args.model)
+    return create_model(args, pretrained=args.pretrained or not random)

@@ -7,6 +7,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -73,6 +74,10 @@ class Hub:
     def __exit__(self, *_: Any) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def environment(self, home: Path) -> Dict[str, str]:
+        """Variables for a process that shall talk to this Hub with the account's token, its cache under a folder."""
+        return dict(HF_ENDPOINT=self.url, HF_TOKEN=TOKEN, HF_HOME=str(home), HF_HUB_OFFLINE='0', HF_HUB_DISABLE_XET='1')
 
     def add(self, repo_id: str, files: Dict[str, bytes], private: bool = False) -> Repo:
         """Put a repository there, as if somebody had pushed it."""

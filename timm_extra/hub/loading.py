@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 import timm
-from safetensors import SafetensorError
 from torch import nn
 
 from .checks import check_folder
@@ -50,5 +49,7 @@ def load(
     check_folder(folder)
     try:
         return timm.create_model(f'local-dir:{folder}', pretrained=True, **(model_args or {}))
-    except (RuntimeError, SafetensorError) as e:
-        raise ValueError(f'the weights of {str(source)!r} do not fit their configuration: {e}') from e
+    except Exception as e:  # what values of a wrong kind raise is of any type
+        if isinstance(e, ValueError) or (model_args and isinstance(e, TypeError)):  # said well, or the caller's
+            raise
+        raise ValueError(f'{str(source)!r} cannot be loaded: {type(e).__name__}: {e}') from e

@@ -1,6 +1,7 @@
 """Building registered models and loading weights into them, with errors that name the file and the keys."""
 
 import os
+import zipfile
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Type
 
 import torch
@@ -74,12 +75,28 @@ def read_checkpoint(path: str) -> StateDict:
         State dict, on the CPU.
 
     Raises:
-        ValueError: The file is damaged, holds no state dict, or would need code to be executed.
+        ValueError: The file is damaged, holds no state dict, would need code to be executed, or unpacks to more.
     """
+    _check_archive(path)
     try:
         return load_state_dict(path)
     except Exception as e:  # what damaged bytes raise is of nearly any type
         raise ValueError(f'cannot load {path!r}: {_refused(e)}') from e
+
+
+def _check_archive(path: str) -> None:
+    """Refuse a compressed archive before it is unpacked, to any size; `torch.save` compresses nothing."""
+    with open(path, 'rb') as file:
+        if file.read(2) != b'PK':
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(record.file_size for record in archive.infolist())
+    except zipfile.BadZipFile:  # torch says what is wrong
+        return
+    size = os.path.getsize(path)
+    if claimed > size:
+        raise ValueError(f'cannot load {path!r}: it would unpack to {claimed:,} bytes, the file has {size:,}')
 
 
 def _refused(error: Exception) -> str:

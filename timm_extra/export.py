@@ -26,7 +26,7 @@ class Export:
     Attributes:
         path: File.
         format: Its format.
-        input_size: Channels, height and width (or what the model takes) after the batch, which may have any size.
+        input_size: Channels, height and width, for points their number and channels; the batch may have any size.
         largest_error: Largest absolute difference to the model's outputs.
         batch_sizes: Sizes of the batches that were compared.
         megabytes: Size on disk.
@@ -98,10 +98,10 @@ def export(
 
 
 def _input_size(model: nn.Module, input_size: Optional[Sequence[int]]) -> Tuple[int, ...]:
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    if input_size is None and len(cfg.get('input_size', (0, 0, 0))) != 3:
-        return tuple(cfg['input_size'])  # of sound and points
-    return view_config(model, input_size)['input_size']
+    """Size of one input; a Perceiver of points or tokens takes (N, channels), which timm writes as (1, N, channels)."""
+    size = tuple(view_config(model, input_size)['input_size'])
+    flat = getattr(getattr(model, 'stem', None), 'kind', '') in ('points', 'tokens')
+    return size[1:] if flat and len(size) == 3 else size
 
 
 def _compare(model: nn.Module, run: Callable, size: Sequence[int], like: torch.Tensor) -> Tuple[float, bool]:

@@ -59,8 +59,8 @@ def preprocessing(
         ValueError: The model does not take images of 1 or 3 channels.
     """
     config = {**resolve_model_data_config(model), **view_config(model, input_size, mean, std)}
-    if len(config['input_size']) != 3:
-        raise ValueError(f'{type(model).__name__} takes inputs of {tuple(config["input_size"])}, no images')
+    if getattr(getattr(model, 'stem', None), 'num_axes', 2) != 2:  # of a Perceiver for sound, films or points
+        raise ValueError(f'this {type(model).__name__} takes no images')
     if config['input_size'][0] not in MODES:
         raise ValueError(f'pictures have 1 or 3 channels, the model takes {config["input_size"][0]}')
     return Preprocessing(config, create_transform(**config))

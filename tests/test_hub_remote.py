@@ -297,6 +297,13 @@ except RuntimeError as e:
     assert TOKEN not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize('headers', [{'Retry-After': '42'}, {'RateLimit': '"api";r=0;t=42'}])
+def test_the_pause_that_the_hub_asks_for(headers, model, there, pauses):
+    there.fail('/api/repos/create', times=1, status=429, headers=headers)
+    hub.push(model, REPO)
+    assert pauses == [42]
+
+
 @pytest.mark.parametrize('status', [429, 503])
 def test_what_may_pass_is_waited_for(status, model, there, pauses):
     headers = {'Retry-After': '7'} if status == 429 else {}

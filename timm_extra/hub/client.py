@@ -21,7 +21,8 @@ from huggingface_hub.errors import (
 T = TypeVar('T')
 Token = Optional[Union[str, bool]]
 ATTEMPTS = 4
-PATIENCE = 20  # seconds; huggingface_hub repeats some requests by itself, which is then not done a second time
+PATIENCE = 20  # seconds; what took longer has been repeated by huggingface_hub itself
+LONGEST_PAUSE = 300  # seconds, which is the Hub's window for counting requests
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 NETWORK = ('httpx', 'httpx2', 'requests', 'urllib3')  # the packages whose errors huggingface_hub lets through
 
@@ -46,8 +47,8 @@ def call(request: Callable[[], T], repo_id: str, token: Token, *, failed: str = 
     Raises:
         HubError: It failed for good.
     """
-    start = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
+        start = time.monotonic()
         try:
             return request()
         except Exception as e:
@@ -113,8 +114,10 @@ def _settled(error: BaseException) -> bool:
 
 def _pause(error: BaseException, attempt: int) -> float:
     answers = [getattr(e, 'response', None) for e in _chain(error)]
-    stated = next((a.headers.get('Retry-After', '') for a in answers if a is not None), '')
-    return min(float(stated), 60.0) if stated.isdigit() else 2.0 ** (attempt - 1)
+    headers = next((a.headers for a in answers if a is not None), {})
+    limit = re.search(r';\s*r=0\s*;\s*t=(\d+)', headers.get('RateLimit', ''))  # none remain, until in t seconds
+    stated = limit[1] if limit else headers.get('Retry-After', '')
+    return float(min(int(stated), LONGEST_PAUSE)) if stated.isdigit() else 2.0 ** (attempt - 1)
 
 
 def _explain(error: BaseException, repo_id: str, token: Token) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints of other code become folders that timm loads, and every tensor is accounted for."""
 
+import json
 import pickle
 
 import numpy as np
@@ -170,4 +171,7 @@ def test_what_is_refused(tmp_path, capfd):
     refused(tmp_path / 'renamed.pth', 'take the same weights from the Hub', 'test_perceiver')
     (tmp_path / 'text.pth').write_text('no checkpoint')
     refused(tmp_path / 'text.pth', 'truncated, or not a checkpoint')
+    header = json.dumps({'w': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}).encode()
+    (tmp_path / 'huge.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header)
+    refused(tmp_path / 'huge.safetensors', 'truncated, or not a checkpoint')
     assert 'executed' not in capfd.readouterr().out

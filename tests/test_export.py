@@ -142,6 +142,13 @@ def test_command_says_what_is_wrong(more, message, tmp_path, monkeypatch, capsys
     assert not list(tmp_path.iterdir())
 
 
+def test_onnx_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    assert cli.main(['export', 'onnx', str(tmp_path / 'm.onnx'), '--model', 'test_glom']) == 1
+    assert 'ONNX needs more packages: pip install "timm-extra[export]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_formats_are_named():
     with pytest.raises(SystemExit) as stop:
         cli.main(['export', 'caffe', 'x', '--model', 'test_glom'])

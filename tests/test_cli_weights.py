@@ -45,12 +45,17 @@ def test_convert(tmp_path, capsys):
         ('nosuch.pth', 'test_ceit', "no checkpoint at 'nosuch.pth'"),
         ('x.pth', 'test_ce1t', "timm has no model 'test_ce1t'"),
         ('x.pth', 'test_ceit', 'not a CeiT checkpoint: 1 keys, among them weight'),
+        (
+            'x.pth',
+            'test_ceit --model-kwargs wdith=3',
+            "test_ceit: CeiT.__init__() got an unexpected keyword argument 'wdith'",
+        ),
     ],
 )
 def test_convert_says_what_is_wrong(src, model, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.save({'weight': torch.ones(1)}, 'x.pth')
-    assert cli.main(['convert', src, 'out', '--model', model]) == 1
+    assert cli.main(['convert', src, 'out', '--model', *model.split()]) == 1
     error = capsys.readouterr().err
     assert error == f'timm-extra: {message}\n'
     assert not (tmp_path / 'out').exists()
@@ -139,6 +144,7 @@ def test_plot_attention_of_a_checkpoint_and_of_a_backbone(image, tmp_path, monke
             ['--model', 'test_ceit', '--model-kwargs', 'use_lca=False'],
             'has no layer-wise class-token attention',
         ),
+        (['--model', 'test_ceit', '--model-kwargs', 'wdith=3'], "unexpected keyword argument 'wdith'"),
         (['--model', 'test_ceit', '--latents', '1'], 'a CeiT has no latents'),
         (['--model', 'test_perceiver', '--latents', '9999'], 'latents are 0 to '),
         (['--model', 'test_perceiver', '--block', '99'], 'blocks with a cross-attend are 0 to '),

@@ -48,5 +48,5 @@ def main(argv: Optional[List[str]] = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except args.verb.refusals as e:
-        print(f'timm-extra: {e}', file=sys.stderr)
+        print('timm-extra:', ' '.join(line.strip() for line in str(e).splitlines()), file=sys.stderr)
         return 1

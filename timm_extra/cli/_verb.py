@@ -1,9 +1,10 @@
 """What a verb of the command is, and the arguments that several of them share."""
 
 import argparse
+import contextlib
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, Tuple, Type
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,19 @@ def _of_size(build: Callable, args: argparse.Namespace, kwargs: Dict[str, Any]):
             return build(**kwargs, img_size=tuple(args.input_size[1:]))
         except TypeError:  # a model of any size
             pass
-    return build(**kwargs)
+    with known_arguments(args.model):
+        return build(**kwargs)
+
+
+@contextlib.contextmanager
+def known_arguments(model: str) -> Iterator[None]:
+    """Tell a word of `--model-kwargs` that the model does not know as bad input."""
+    try:
+        yield
+    except TypeError as e:
+        if 'unexpected keyword argument' not in str(e):
+            raise
+        raise ValueError(f'{model}: {e}') from e
 
 
 def create_classifier(args: argparse.Namespace, random: bool = False):

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from typing import List
 
-from ._verb import Verb
+from ._verb import Verb, known_arguments
 
 SHOWN = 8  # keys of a kind
 
@@ -24,7 +24,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace) -> int:
     from ..convert import convert
 
-    report = convert(args.src, args.dst, args.model, args.model_kwargs)
+    with known_arguments(args.model):
+        report = convert(args.src, args.dst, args.model, args.model_kwargs)
     if args.json:
         print(json.dumps(asdict(report), indent=1))
         return 0

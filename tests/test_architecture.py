@@ -22,6 +22,7 @@ ALLOWED = {
         'timm_extra.models._',
     ),
     'tasks': ('torch', 'timm', 'timm_extra.layers', 'timm_extra.tasks', 'timm_extra.views'),
+    'hub': ('torch', 'timm', 'safetensors', 'huggingface_hub', 'timm_extra._timm', 'timm_extra.info', 'timm_extra.hub'),
     'pretrain': (
         'torch',
         'safetensors',

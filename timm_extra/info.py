@@ -6,9 +6,10 @@ from typing import List, Tuple
 
 import timm
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .hub import PLUGIN
+PLUGIN = __package__
 
 
 def _fourier_flops(q, content, axes, *args, **kwargs) -> int:
@@ -64,14 +65,26 @@ def model_info(name: str) -> ModelInfo:
         What was counted.
     """
     with torch.device('meta'):
-        model = timm.create_model(name).eval()
-    cfg = model.pretrained_cfg
-    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
-        model(torch.empty(1, *cfg['input_size'], device='meta'))
+        model = timm.create_model(name)
+    params, gmacs = count(model)
     return ModelInfo(
         name=name,
-        params=sum(p.numel() for p in model.parameters()),
-        gmacs=counter.get_total_flops() / 2e9,
-        input_size=tuple(cfg['input_size']),
+        params=params,
+        gmacs=gmacs,
+        input_size=tuple(model.pretrained_cfg['input_size']),
         weights=timm.models.is_model_pretrained(name),
     )
+
+
+def count(model: nn.Module) -> Tuple[int, float]:
+    """Count what a timm model on the meta device holds and computes; it is put in evaluation mode.
+
+    Args:
+        model: Model, on the meta device.
+
+    Returns:
+        Number of parameters, and GMACs for one input of the size in its configuration.
+    """
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
+        model.eval()(torch.empty(1, *model.pretrained_cfg['input_size'], device='meta'))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
+from torch import nn
 
+from .images import PathLike, preprocessing, read_image
 from .islands import adjusted_rand_index, island_labels, neighbour_cosine
 from .models.ceit import CeiT
 from .models.glom import GLOM
 from .models.perceiver import Perceiver
-from .views import view_config
-
-PathLike = Union[str, Path]
+from .predict import class_labels
 
 
 def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
@@ -120,6 +119,58 @@ def latent_sheet(images: torch.Tensor, attention: torch.Tensor, path: PathLike, 
     return _write(figure, path)
 
 
+def plot_attention(
+    model: nn.Module,
+    image: PathLike,
+    path: PathLike,
+    *,
+    latents: Optional[Sequence[int]] = None,
+    block: int = -1,
+    input_size: Optional[Sequence[int]] = None,
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
+) -> str:
+    """Show a model an image as in evaluation and draw the attention it has: of a CeiT over layers, of a Perceiver's
+    latents over the image.
+
+    Args:
+        model: CeiT with LCA, Perceiver or Perceiver IO of 1 or 3 channels, in evaluation mode.
+        image: Image file.
+        path: PNG to write.
+        latents: Which latents of a Perceiver; six from first to last when None.
+        block: Which cross-attend of a Perceiver, negative from the last.
+        input_size: As in `timm_extra.views.view_config`, like `mean` and `std`.
+        mean: What the image is normalised with.
+        std: Likewise.
+
+    Returns:
+        What was drawn, in words.
+
+    Raises:
+        ValueError: The model has no such attention or is in training mode, the file cannot be read, or a value is out
+            of range.
+    """
+    if not isinstance(model, (CeiT, Perceiver)):
+        raise ValueError(f'CeiT and Perceivers have attention to draw, got {type(model).__name__}')
+    if isinstance(model, CeiT) and latents is not None:
+        raise ValueError('a CeiT has no latents')
+    prepare = preprocessing(model, input_size, mean, std)
+    x = prepare(read_image(image))[None]
+    shown, x = prepare.visible(x), x.to(next(model.parameters()))
+    if isinstance(model, CeiT):
+        attention = lca_attention(model, x)
+        with torch.no_grad():
+            logits = model(x) if model.num_classes else None
+        prediction_sheet(shown, None, logits, attention.float(), path, class_labels(model))
+        return f'layer-wise class-token attention, {attention.shape[1]} heads over {attention.shape[2]} layers'
+    count = model.latents.shape[0]
+    if latents is None:
+        latents = torch.linspace(0, count - 1, min(count, 6)).round().long().tolist()
+    maps = latent_attention(model, x, latents, block)
+    latent_sheet(shown, maps.float(), path, [f'latent {i}' for i in latents])
+    return f'attention of latents {", ".join(map(str, latents))} over {maps.shape[-2]}×{maps.shape[-1]} inputs'
+
+
 @dataclass(frozen=True)
 class LevelIslands:
     """Islands of a level of GLOM after the last iteration.
@@ -174,14 +225,10 @@ def plot_islands(
         raise ValueError('the model is in training mode, where dropout disturbs what is seen: call model.eval() first')
     if iters is not None and iters < 1:
         raise ValueError(f'iters must be at least 1, got {iters}')
-    config = {**resolve_model_data_config(model), **view_config(model, input_size, mean, std)}
-    modes = {1: 'L', 3: 'RGB'}
-    if config['input_size'][0] not in modes:
-        raise ValueError(f'pictures have 1 or 3 channels, the model takes {config["input_size"][0]}')
-    picture = _read(image)
-    size = picture.size
-    x = create_transform(**config)(picture.convert(modes[config['input_size'][0]]))  # (C, height, width)
-    segments = None if mask is None else _segments(mask, size, config)
+    prepare = preprocessing(model, input_size, mean, std)
+    picture = read_image(image)
+    x = prepare(picture)  # (C, height, width)
+    segments = None if mask is None else _segments(mask, picture.size, prepare.config)
     grid = model.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
     with torch.no_grad():
         images = x[None].to(next(model.parameters()))
@@ -190,27 +237,16 @@ def plot_islands(
     counts = labels.amax((-2, -1)) + 1
     cosines = neighbour_cosine(states[-1], grid)
     agreement = [None] * len(labels) if segments is None else adjusted_rand_index(labels, segments).tolist()
-    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ('mean', 'std'))
-    island_sheet((x * std + mean).clamp(0, 1), states, grid, path, threshold=threshold)
+    island_sheet(prepare.visible(x), states, grid, path, threshold=threshold)
     return [
         LevelIslands(*found)
         for found in zip(range(len(labels)), counts.tolist(), cosines.tolist(), agreement, strict=True)
     ]
 
 
-def _read(path: PathLike) -> Image.Image:
-    """The image in a file."""
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # SyntaxError: PIL's, of some broken files
-        raise ValueError(f'{path} cannot be read: {e}') from e
-    return picture
-
-
 def _segments(path: PathLike, size: Tuple[int, int], config: Dict[str, Any]) -> torch.Tensor:
     """Numbers of segments (height, width) in an image file, cut out as the image of that width and height is."""
-    picture = _read(path)
+    picture = read_image(path)
     if len(picture.getbands()) > 1 or picture.mode == 'F':
         raise ValueError(f'the values of a mask are numbers of segments, those of {path} are {picture.mode}')
     if picture.size != size:
@@ -353,8 +389,8 @@ def _draw_agreement(axis, cosines: torch.Tensor) -> None:
 
 def prediction_sheet(
     images: torch.Tensor,
-    labels: Sequence[int],
-    logits: torch.Tensor,
+    labels: Optional[Sequence[int]],
+    logits: Optional[torch.Tensor],
     attention: Optional[torch.Tensor],
     path: PathLike,
     class_names: Sequence[str] = (),
@@ -363,8 +399,8 @@ def prediction_sheet(
 
     Args:
         images: (B, 1 or 3, height, width) with values in 0 to 1.
-        labels: B true classes.
-        logits: (B, num_classes).
+        labels: B true classes; None if they are not known.
+        logits: (B, num_classes); None of a model without classes.
         attention: (B, H, L) of `lca_attention`; None for images alone.
         path: PNG to write.
         class_names: Names of the classes; their numbers when empty.
@@ -372,7 +408,8 @@ def prediction_sheet(
     Returns:
         The path.
     """
-    probability, predicted = logits.softmax(-1).max(-1)
+    if logits is not None:
+        probability, predicted = logits.softmax(-1).max(-1)
     columns = len(images)
     rows = 1 if attention is None else 2
     figure = new_figure(1.35 * columns + 1, 1.8 * rows)
@@ -384,14 +421,15 @@ def prediction_sheet(
     for i in range(columns):
         image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
         axes[0, i].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
-        right = int(predicted[i]) == int(labels[i])
-        text = f'{name(int(predicted[i]))}  {100 * float(probability[i]):.0f} %'
-        axes[0, i].set_title(
-            text if right else f'{text}\ntrue: {name(int(labels[i]))}',
-            fontsize=9,
-            color='#1a7f37' if right else '#c62828',
-        )
         axes[0, i].set_axis_off()
+        if logits is None:
+            continue
+        text, colour = f'{name(int(predicted[i]))}  {100 * float(probability[i]):.0f} %', 'black'
+        if labels is not None:
+            right = int(predicted[i]) == int(labels[i])
+            text = text if right else f'{text}\ntrue: {name(int(labels[i]))}'
+            colour = '#1a7f37' if right else '#c62828'
+        axes[0, i].set_title(text, fontsize=9, color=colour)
     if attention is not None:
         _draw_lca(figure, axes[1], attention)
     return _write(figure, path)

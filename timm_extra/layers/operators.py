@@ -5,9 +5,9 @@ from torch import nn
 
 
 def operators_usable() -> bool:
-    """Whether the operators can be called here: TorchScript and traces are to run without this package, and the
+    """Whether the operators can be called here: TorchScript, traces and ONNX are to run without this package, and the
     transforms of `torch.func` have no rule for them."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return False
     return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
 

@@ -1,6 +1,7 @@
 """Building registered models and loading weights into them, with errors that name the file and the keys."""
 
 import os
+import zipfile
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Type
 
 import torch
@@ -50,6 +51,8 @@ def build_model(
             **kwargs,
         )
     except (RuntimeError, OSError, SafetensorError) as e:
+        if source is None and 'weights_only' in str(e):  # downloaded by timm
+            raise ValueError(f'{variant}: cannot load its weights: {_refused(e)}') from e
         if source is None or not _about_loading(e):
             raise
         hint = ''
@@ -72,17 +75,35 @@ def read_checkpoint(path: str) -> StateDict:
         State dict, on the CPU.
 
     Raises:
-        ValueError: The file is damaged, holds no state dict, or would need code to be executed.
+        ValueError: The file is damaged, holds no state dict, would need code to be executed, or unpacks to more.
     """
+    _check_archive(path)
     try:
         return load_state_dict(path)
     except Exception as e:  # what damaged bytes raise is of nearly any type
-        if 'Unsupported globals' in str(e):
-            what = str(e).split('Unsupported globals: ')[1].split(' No automatic')[0]
-            reason = f'it holds Python objects, which are never executed: {what} Save its state dict alone'
-        else:
-            reason = f'truncated, or not a checkpoint ({type(e).__name__}: {e})'
-        raise ValueError(f'cannot load {path!r}: {reason}') from e
+        raise ValueError(f'cannot load {path!r}: {_refused(e)}') from e
+
+
+def _check_archive(path: str) -> None:
+    """Refuse a compressed archive before it is unpacked, to any size; `torch.save` compresses nothing."""
+    with open(path, 'rb') as file:
+        if file.read(2) != b'PK':
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(record.file_size for record in archive.infolist())
+    except zipfile.BadZipFile:  # torch says what is wrong
+        return
+    size = os.path.getsize(path)
+    if claimed > size:
+        raise ValueError(f'cannot load {path!r}: it would unpack to {claimed:,} bytes, the file has {size:,}')
+
+
+def _refused(error: Exception) -> str:
+    if 'Unsupported globals' in str(error):
+        what = str(error).split('Unsupported globals: ')[1].split(' No automatic')[0]
+        return f'it holds Python objects, which are never executed: {what} Save its state dict alone'
+    return f'truncated, or not a checkpoint ({type(error).__name__}: {error})'
 
 
 def _about_loading(error: Exception) -> bool:

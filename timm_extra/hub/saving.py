@@ -1,6 +1,5 @@
-"""Weights in the Hugging Face Hub's format: `config.json`, `model.safetensors` and a model card."""
+"""Models to folders in the Hub's format: `config.json`, `model.safetensors` and a model card."""
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from ._timm import save_config_for_hf
-
-PLUGIN = __package__
+from .._timm import save_config_for_hf
+from ..info import PLUGIN
+from .card import card
 
 
 def save(
@@ -67,7 +66,7 @@ def save(
         )
         _check_rebuilds(aside, tensors)
         if not (folder / 'README.md').exists():
-            (aside / 'README.md').write_text(_card(aside, from_plugin), encoding='utf-8')
+            (aside / 'README.md').write_text(card(aside), encoding='utf-8')
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(aside.iterdir(), key=lambda f: f.suffix == '.json'):  # the config last: it names the rest
             os.replace(file, folder / file.name)
@@ -95,35 +94,3 @@ def _check_rebuilds(folder: Path, tensors: Dict[str, torch.Tensor]) -> None:
 
 def _shape(tensor: Optional[torch.Tensor]) -> Optional[tuple]:
     return None if tensor is None else tuple(tensor.shape)
-
-
-def _card(folder: Path, from_plugin: bool) -> str:
-    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    cfg = config['pretrained_cfg']
-    plugin_tag, plugin_install, plugin_import = '', '', ''
-    if from_plugin:
-        plugin_tag, plugin_install = '\n- timm-extra', ' timm-extra'
-        plugin_import = f'import {PLUGIN}  # registers the model\n'
-    return f"""---
-library_name: timm
-license: {cfg.get('license', 'other')}
-tags:
-- image-classification
-- timm{plugin_tag}
----
-# {config['architecture']}
-
-A timm model with {config['num_classes']} classes for images of {'×'.join(map(str, cfg['input_size']))} \
-(channels × height × width).
-
-```bash
-pip install timm{plugin_install}
-```
-
-```python
-import timm
-{plugin_import}
-model = timm.create_model('hf-hub:OWNER/NAME', pretrained=True).eval()  # or 'local-dir:PATH'
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-```
-"""

@@ -1,0 +1,52 @@
+"""The `timm-extra` command: a table of verbs, each a thin call of one library function."""
+
+import argparse
+import os
+import sys
+from typing import List, Optional
+
+from . import looking, machine, models, training, weights
+
+VERBS = (*models.VERBS, *training.VERBS, *looking.VERBS, *weights.VERBS, *machine.VERBS)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .._version import __version__
+
+    parser = argparse.ArgumentParser(
+        prog='timm-extra', description='CeiT and friends for timm. `timm-extra VERB --help` shows examples.'
+    )
+    parser.add_argument('--version', action='version', version=f'timm-extra {__version__}')
+    verbs = parser.add_subparsers(title='verbs', metavar='VERB', required=True)
+    for verb in VERBS:
+        examples = '\n'.join(f'  {line}' for line in verb.examples.splitlines())
+        sub = verbs.add_parser(
+            verb.name,
+            help=verb.help,
+            description=verb.help,
+            epilog=f'examples:\n{examples}',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_arguments(sub)
+        sub.set_defaults(verb=verb)
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Entry point.
+
+    Args:
+        argv: Command line without the program's name; that of the process when None.
+
+    Returns:
+        Exit status: 0 done, 1 refused with a message, 2 misused.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.verb.run(args)
+    except BrokenPipeError:  # whoever reads has gone, as head does: Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except args.verb.refusals as e:
+        print('timm-extra:', ' '.join(line.strip() for line in str(e).splitlines()), file=sys.stderr)
+        return 1

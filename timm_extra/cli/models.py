@@ -1,0 +1,58 @@
+"""Verbs about models and scripts: `models`, `run`."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from ._verb import Verb
+
+
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('pattern', nargs='?', default='*', help='wildcard filter of names (default: all)')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def _models(args: argparse.Namespace) -> int:
+    from ..info import list_names, model_info
+
+    infos = [model_info(name) for name in list_names(args.pattern)]
+    if not infos:
+        print(f'timm-extra: no model matches {args.pattern!r}', file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps([asdict(info) for info in infos], indent=1))
+        return 0
+    print(f'{"model":<26}{"params M":>10}{"GMACs":>9}  {"input":<13}weights')
+    for info in infos:
+        size = '×'.join(map(str, info.input_size))
+        weights = 'hosted' if info.weights else 'from a file'
+        print(f'{info.name:<26}{info.params / 1e6:>10.2f}{info.gmacs:>9.2f}  {size:<13}{weights}')
+    return 0
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('script', help='Python script, as train.py of timm')
+    parser.add_argument('args', nargs=argparse.REMAINDER, help='its command line')
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..run import run_script
+
+    run_script(args.script, args.args)
+    return 0
+
+
+VERBS = (
+    Verb(
+        'models', 'list the models', "timm-extra models\ntimm-extra models 'ceit_*' --json", _models_arguments, _models
+    ),
+    Verb(
+        'run',
+        'run a script with the models registered',
+        'timm-extra run train.py --model ceit_small --data-dir imagenet',
+        _run_arguments,
+        _run,
+        refusals=(),  # errors are the script's own
+    ),
+)

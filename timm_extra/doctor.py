@@ -1,0 +1,160 @@
+"""What is installed, what it runs on, and which path the operations take."""
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import torch
+
+import timm_extra_kernels as kernels
+from timm_extra_kernels import Path
+
+from ._version import __version__
+
+NEEDED = ('torch', 'timm', 'einops', 'triton', 'safetensors', 'huggingface_hub')
+OPTIONAL = (
+    'accelerate',
+    'tqdm',
+    'matplotlib',
+    'mlxtend',
+    'transformers',
+    'tensorboard',
+    'onnx',
+    'onnxscript',
+    'onnxruntime',
+    'kernels',
+)
+SWITCHES = ('TIMM_EXTRA_FUSED', 'TRITON_INTERPRET', 'HF_HUB_OFFLINE')
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: As its driver says.
+        capability: Compute capability, or architecture.
+        gibibytes: Memory.
+    """
+
+    name: str
+    capability: str
+    gibibytes: float
+
+
+@dataclass(frozen=True)
+class Health:
+    """What `doctor` found.
+
+    Attributes:
+        versions: Of this package, Python and what is needed; None where it is missing.
+        optional: Of what the extras bring, likewise.
+        platform: Operating system and processor.
+        threads: That PyTorch uses on the CPU.
+        gpus: Those that PyTorch sees.
+        switches: Environment variables that change what runs; those that are set.
+        paths: Which path each operation takes on the best device, and why, for the models' shapes.
+        hub: Login to the Hub, in words.
+        problems: What hinders work, each in a line; none if all is well.
+    """
+
+    versions: Dict[str, Optional[str]]
+    optional: Dict[str, Optional[str]]
+    platform: str
+    threads: int
+    gpus: List[Gpu]
+    switches: Dict[str, str]
+    paths: List[Path]
+    hub: str
+    problems: List[str]
+
+
+def doctor(hub: bool = True) -> Health:
+    """Look at the installation.
+
+    Args:
+        hub: Ask the Hub who is logged in, where a token is configured. The network may fail.
+
+    Returns:
+        What was found. Tokens are not part of it.
+    """
+    versions = {'timm-extra': __version__, 'python': platform.python_version(), **{n: _version(n) for n in NEEDED}}
+    gpus = [_gpu(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    needed = [n for n in NEEDED if n != 'triton' or platform.system() == 'Linux']
+    problems = [f'{name} is not installed' for name in needed if versions[name] is None]
+    if os.environ.get('TRITON_INTERPRET') == '1' and gpus:
+        problems.append('TRITON_INTERPRET=1: kernels are interpreted, thousands of times slower')
+    return Health(
+        versions=versions,
+        optional={name: _version(name) for name in OPTIONAL},
+        platform=f'{platform.system()} {platform.machine()}',
+        threads=torch.get_num_threads(),
+        gpus=gpus,
+        switches={name: os.environ[name] for name in SWITCHES if name in os.environ},
+        paths=operation_paths('cuda' if gpus else 'cpu'),
+        hub=hub_login() if hub else 'not asked',
+        problems=problems,
+    )
+
+
+def operation_paths(device: str) -> List[Path]:
+    """Which path the operations take for the shapes of `ceit_small` and `perceiver_base`, one image.
+
+    Args:
+        device: Where.
+
+    Returns:
+        One entry an operation.
+    """
+    return [kernels.explain(function, *args, **kwargs) for function, args, kwargs in _calls(device)]
+
+
+def _calls(device: str) -> Iterator[Tuple[Callable, Tuple[Any, ...], Dict[str, Any]]]:
+    def new(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device=device)
+
+    yield kernels.class_attention, (new(1, 6, 1, 64), new(1, 6, 12, 64), new(1, 6, 12, 64)), dict(scale=0.125)
+    yield (
+        kernels.fourier_cross_attention,
+        (new(1, 1, 512, 261), new(1, 3, 224, 224), [new(224, 129), new(224, 129)]),
+        dict(scale=0.1),
+    )
+    yield kernels.latent_cross_attention, (new(1, 1, 512, 261), new(1, 50176, 261)), dict(scale=0.1)
+    leff = (new(1, 196, 1536), new(1536, 1, 3, 3), new(1536))
+    affine = dict(scale1=new(1536), shift1=new(1536), scale2=new(1536), shift2=new(1536))
+    yield kernels.leff_depthwise, leff, dict(grid=(14, 14), **affine)
+    norms = dict(gamma1=new(1536), beta1=new(1536), gamma2=new(1536), beta2=new(1536), eps=1e-5)
+    yield kernels.leff_depthwise_train, leff, dict(grid=(14, 14), **norms)
+
+
+def hub_login() -> str:
+    """Who is logged in to the Hub, without ever showing a token."""
+    from huggingface_hub import get_token, whoami
+
+    token = get_token()
+    if not token:
+        return 'not logged in: public models only (hf auth login)'
+    try:
+        who = whoami(token=token)
+    except Exception as e:  # of the network, of the Hub or of its answer; the message could hold the token
+        status = getattr(getattr(e, 'response', None), 'status_code', None)
+        if status in (401, 403):
+            return 'the token that is configured was refused (hf auth login)'
+        return f'a token is configured, the Hub could not be asked ({type(e).__name__})'
+    return f'logged in as {who.get("name", "?")}'
+
+
+def _version(package: str) -> Optional[str]:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu(index: int) -> Gpu:
+    properties = torch.cuda.get_device_properties(index)
+    capability = getattr(properties, 'gcnArchName', '') if torch.version.hip else ''
+    capability = capability or f'{properties.major}.{properties.minor}'
+    return Gpu(properties.name, capability, round(properties.total_memory / 2**30, 1))

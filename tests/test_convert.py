@@ -170,7 +170,7 @@ def test_what_is_refused(tmp_path, capfd):
     (tmp_path / 'renamed.pth').write_bytes((tmp_path / 'deepmind.pystate').read_bytes())
     refused(tmp_path / 'renamed.pth', 'take the same weights from the Hub', 'test_perceiver')
     (tmp_path / 'text.pth').write_text('no checkpoint')
-    refused(tmp_path / 'text.pth', 'truncated, or not a checkpoint')
+    refused(tmp_path / 'text.pth', 'no checkpoint, or holds Python objects, which are never executed')
     header = json.dumps({'w': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}).encode()
     (tmp_path / 'huge.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header)
     refused(tmp_path / 'huge.safetensors', 'truncated, or not a checkpoint')

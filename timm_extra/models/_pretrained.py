@@ -103,6 +103,8 @@ def _refused(error: Exception) -> str:
     if 'Unsupported globals' in str(error):
         what = str(error).split('Unsupported globals: ')[1].split(' No automatic')[0]
         return f'it holds Python objects, which are never executed: {what} Save its state dict alone'
+    if 'weights_only' in str(error):  # what is said there would have them executed
+        return 'it is no checkpoint, or holds Python objects, which are never executed'
     return f'truncated, or not a checkpoint ({type(error).__name__}: {error})'
 
 

@@ -53,13 +53,18 @@ class ConsensusAttention(nn.Module):
         q = x * x.shape[-1] ** -0.5
         if self.beta is not None:
             q = q * self.beta
-        eps = 1e-7 if x.dtype == torch.float16 else 1e-12  # which float16 does not know
-        attn = q @ F.normalize(x, dim=-1, eps=eps).transpose(-2, -1)  # (B, N, N)
+        attn = q @ of_length_one(x).transpose(-2, -1)  # (B, N, N)
         if itself is not None:
             attn = attn.masked_fill(itself, self.self_score)
         if hidden is not None:
             attn = attn.masked_fill(hidden, float('-inf'))
         return self.attn_drop(attn.softmax(dim=-1)) @ x
+
+
+@register_notrace_function
+def of_length_one(x: torch.Tensor) -> torch.Tensor:
+    """Vectors x (B, N, D) divided by their lengths; zeros stay zeros."""
+    return F.normalize(x, dim=-1, eps=1e-7 if x.dtype == torch.float16 else 1e-12)  # float16 knows no 1e-12
 
 
 @register_notrace_function

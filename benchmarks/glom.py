@@ -83,32 +83,28 @@ def _step_pair(device: str, checkpointing: bool) -> Pair:
 
 def register(case: Callable[..., Callable]) -> None:
     """Add the cases to the registry."""
-    peer = 'glom-pytorch with the same weights'
+    peer, shared = 'glom-pytorch with the same weights', dict(atol=1e-5, memory=True)
     case(
         'glom/forward',
         ours='glom_base, all levels after 12 iterations, batch 4 at 224 × 224',
         other=peer,
-        atol=1e-5,
-        memory=True,
+        **shared,
     )(partial(_forward_pair, top=False))
     case(
         'glom/forward/top-level',
         ours='glom_base, the top level after 12 iterations (what its classifier reads), batch 4 at 224 × 224',
         other=f'{peer}, which computes all levels',
-        atol=1e-5,
-        memory=True,
+        **shared,
     )(partial(_forward_pair, top=True))
     case(
         'glom/training-step',
         ours='glom_base, forward and backward of a decoder on the top level after 7 iterations, batch 2 at 224 × 224',
         other=f'{peer}, which computes all 12 iterations',
-        atol=1e-5,
-        memory=True,
+        **shared,
     )(partial(_step_pair, checkpointing=False))
     case(
         'glom/training-step/checkpointed',
         ours='the same with gradient checkpointing',
         other=f'{peer}, which has none',
-        atol=1e-5,
-        memory=True,
+        **shared,
     )(partial(_step_pair, checkpointing=True))

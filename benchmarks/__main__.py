@@ -1,21 +1,26 @@
-"""`python -m benchmarks`: this package against its peers, in one process, with ratios."""
+"""`python -m benchmarks`: this package against its peers, in turns, with ratios; no speed is told of a wrong result."""
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 
+from . import compare, report
 from .harness import Case, run_case, slopes
 from .report import environment
-from .suites import CASES
+from .roofline import measured_peak
 
 EXAMPLES = """examples:
-  python -m benchmarks --only ceit
-  python -m benchmarks --only ceit/small --rounds 30 --out benchmarks/results/ceit-cpu.json
-  python -m benchmarks --quick"""
+  python -m benchmarks --only ceit/small
+  python -m benchmarks --out benchmarks/results/cpu.json
+  python -m benchmarks --quick
+  python -m benchmarks report benchmarks/results/cpu.json
+  python -m benchmarks compare before.json after.json"""
+VERBS: Dict[str, Callable[[List[str]], int]] = dict(compare=compare.main, report=report.main)
 
 
 def positive(text: str) -> int:
@@ -25,64 +30,109 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _arguments(argv: Optional[List[str]]) -> argparse.Namespace:
+def _arguments(argv: List[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks',
-        description=__doc__,
+        description=f'{__doc__} `report` and `compare` work on its results: report --help, compare --help.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--only', default='', metavar='PART', help='cases whose name contains PART')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--rounds', type=positive, default=20, help='samples of each side (default: 20)')
-    parser.add_argument('--quick', action='store_true', help='three rounds: correctness, and hardly a measurement')
-    parser.add_argument('--threads', type=positive, help="threads of both sides (default: torch's)")
-    parser.add_argument('--out', type=Path, help='write the result as JSON')
-    parser.add_argument('--list', action='store_true', help='list the cases')
+    parser.add_argument(
+        '--rounds',
+        type=positive,
+        default=20,
+        help='samples of each side (default: %(default)s; no fewer than 5 where a case takes more than 30 s)',
+    )
+    parser.add_argument(
+        '--quick', action='store_true', help='compare results only, measure nothing, leave out large cases'
+    )
+    parser.add_argument('--threads', type=positive, help="threads of all sides (default: torch's)")
+    parser.add_argument('--out', type=Path, metavar='FILE.json', help='write the results, a row as soon as it is there')
+    parser.add_argument('--list', action='store_true', help='list the cases, their sides and what is asked of them')
     return parser.parse_args(argv)
 
 
-def _line(row: Dict[str, Any]) -> str:
+def _lines(row: Dict[str, Any], quick: bool) -> List[str]:
+    """What is printed of a row: one line, and one more for every side that has no time."""
+    ours = row['sides']['ours']
+    lines = [f'{row["name"]:<48}']
     if not row['correct']:
-        if 'ours_failed' in row:
-            return f'{row["name"]:<44} FAILED: {row["ours_failed"]}'
-        return f'{row["name"]:<44} WRONG by {row["max_difference"]:.2g} (allowed {row["atol"]:.2g}): no speed reported'
-    line = f'{row["name"]:<44}{row["ours_ms"]["median"]:>10.1f} ms'
-    if 'other_failed' in row:
-        line += f'  other failed: {row["other_failed"][-60:]}'
+        lines[0] += 'FAILED' if 'failed' in ours else 'WRONG, no speed reported'
+    elif quick:
+        lines[0] += 'ok'
     else:
-        speedup = row['speedup']
-        line += f'{row["other_ms"]["median"]:>10.1f} ms{speedup["median"]:>8.2f}×'
-        line += f'  ({speedup["p10"]:.2f} to {speedup["p90"]:.2f})' if 'rounds' in row else ''
-    if 'floor_ms' in row:
-        line += f'  floor {row["floor_ms"]:.3f} ms'
-    if 'ours_peak_mib' in row:
-        line += f'  peak {row["ours_peak_mib"]:.0f}'
-        line += f' against {row["other_peak_mib"]:.0f} MiB' if 'other_peak_mib' in row else ' MiB'
-    return line
+        lines[0] += f'{ours["ms"]["median"]:>10.2f} ms' + _mib(ours)
+    for name, side in row['sides'].items():
+        if 'failed' in side:
+            lines.append(f'    {name}: failed: {side["failed"]}')
+        elif 'missing' in side:
+            lines.append(f'    {name}: left out, {side["missing"]}')
+        elif 'wrong' in side:
+            found = (
+                'other shape, or values that are not finite'
+                if side['difference'] is None
+                else f'{side["difference"]:.2g}'
+            )
+            lines.append(f'    {name}: differs from {row["reference"]} by {found}, allowed {row["atol"]:.2g}')
+        elif 'speed' in side:
+            speed = side['speed']
+            lines.append(
+                f'    {name:<44}{side["ms"]["median"]:>10.2f} ms{_mib(side)}  = {speed["median"]:.2f}×'
+                f' ({speed["p10"]:.2f} to {speed["p90"]:.2f})'
+            )
+    return lines
 
 
-def run(cases: List[Case], device: str, rounds: int) -> Dict[str, Any]:
-    """Measure cases, printing a line each.
+def _mib(side: Dict[str, Any]) -> str:
+    return f'{side["peak_mib"]:>8.0f} MiB' if 'peak_mib' in side else ''
+
+
+def write(result: Dict[str, Any], file: Path) -> None:
+    """Write a result file; a reader finds the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f'{file.name}.part')
+    part.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    os.replace(part, file)
+
+
+def run(cases: List[Case], device: str, rounds: int, quick: bool = False, out: Optional[Path] = None) -> Dict[str, Any]:
+    """Measure cases, printing and writing as they come.
 
     Args:
         cases: What to measure.
         device: 'cpu' or 'cuda'.
-        rounds: Samples of each side.
+        rounds: Most samples of each side.
+        quick: Compare only.
+        out: JSON to write.
 
     Returns:
-        Environment and rows, for a result file.
+        Environment, peaks of this machine, rows and slopes.
     """
-    print(f'{"case":<44}{"ours":>13}{"other":>13}{"speedup":>9}  (p10 to p90)')
-    rows = []
+    result: Dict[str, Any] = dict(environment=environment(device), rows=[])
+    if not quick:
+        result['peak'] = measured_peak(device)._asdict()
     for case in cases:
-        rows.append(run_case(case, device, rounds))
-        print(_line(rows[-1]), flush=True)
-    result = dict(environment=environment(device), rows=rows)
-    for name, slope in slopes(rows).items():
-        result.setdefault('slopes', {})[name] = slope
-        print(f'{name}: time grows with pixels to the power of {slope:.3f}')
+        row = run_case(case, device, rounds, quick)
+        result['rows'].append(row)
+        print('\n'.join(_lines(row, quick)), flush=True)
+        result['slopes'] = slopes(result['rows'])
+        if out:
+            write(result, out)
+    for name, found in result['slopes'].items():
+        sides = ', '.join(f'{side} {slope:.2f}' for side, slope in found.items() if side != 'axis')
+        print(f'{name}: time grows with {found["axis"]} to the power of: {sides}')
     return result
+
+
+def _list(cases: List[Case]) -> None:
+    for case in cases:
+        print(case.name)
+        for name, side in case.sides.items():
+            print(f'  {name}: {side.words}' + ('' if side.same else ' (a yardstick, results are not compared)'))
+        for one in case.asked:
+            print(f'  asked on {one.on}: {one.what} {one.value:g}' + (f' against {one.peer}' if one.peer else ''))
 
 
 def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -> int:
@@ -93,33 +143,38 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
         cases: Cases to choose from; the registry when None.
 
     Returns:
-        Exit status: 0, 1 when a result is wrong, 2 when nothing matches.
+        Exit status: 0, 1 when a result is wrong, 2 when there is nothing to do.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in VERBS:
+        return VERBS[argv[0]](argv[1:])
     args = _arguments(argv)
-    chosen = [c for c in (CASES if cases is None else cases) if args.only in c.name]
+    if cases is None:
+        from .cases.registry import CASES as cases
+    chosen = [c for c in cases if args.only in c.name]
     if not chosen:
         print(f'benchmarks: no case contains {args.only!r}; --list shows them', file=sys.stderr)
         return 2
-    if args.device == 'cpu' and not args.list:
-        chosen = [c for c in chosen if not c.gpu]
-        if not chosen:
-            print(f'benchmarks: the cases that contain {args.only!r} need --device cuda', file=sys.stderr)
-            return 2
     if args.list:
-        for case in chosen:
-            print(f'{case.name}\n  ours: {case.ours}\n  other: {case.other}')
-            if case.floor_ms is not None:
-                print(f'  floor: {case.floor_ms:.3f} ms on an H100, counted')
+        _list(chosen)
         return 0
+    chosen = [c for c in chosen if (args.device == 'cuda' or not c.gpu) and not (args.quick and c.large)]
+    if not chosen:
+        need = (
+            'are too large for --quick' if args.device == 'cuda' else 'need --device cuda, or are too large for --quick'
+        )
+        print(f'benchmarks: the cases that contain {args.only!r} {need}', file=sys.stderr)
+        return 2
     if args.device == 'cuda' and not torch.cuda.is_available():
         print('benchmarks: --device cuda, but torch finds no GPU', file=sys.stderr)
         return 2
+    for package in sorted({c.lacks for c in chosen} - {''}):
+        names = [c.name for c in chosen if c.lacks == package]
+        print(f'left out, as {package} is not installed (pip install "timm-extra[bench]"): {", ".join(names)}')
+    chosen = [c for c in chosen if not c.lacks]
     if args.threads:
         torch.set_num_threads(args.threads)
-    result = run(chosen, args.device, 3 if args.quick else args.rounds)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    result = run(chosen, args.device, args.rounds, args.quick, args.out)
     return 0 if all(row['correct'] for row in result['rows']) else 1
 
 

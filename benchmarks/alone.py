@@ -1,5 +1,6 @@
 """One side of a case in a process of its own: its time, and its peak memory beyond what was there before."""
 
+import ctypes
 import json
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ def run_alone(name: str, side: str, device: str) -> Dict[str, Any]:
 
     Args:
         name: Name of the case.
-        side: 'ours' or 'other'.
+        side: 'ours' or the name of a peer.
         device: 'cpu' or 'cuda'.
 
     Returns:
@@ -49,20 +50,23 @@ def main() -> None:
     """Entry point of the fresh process."""
     import resource
 
-    from .suites import CASES
+    from .cases.registry import CASES
+    from .harness import Made
 
     name, side, device, threads, out = sys.argv[1:]
     torch.set_num_threads(int(threads))
     if device == 'cpu':
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
     (case,) = [c for c in CASES if c.name == name]
-    call = getattr(case.build(device), side)
-    call.prepare()
+    made = case.sides[side].make(device)
+    call = made.call if isinstance(made, Made) else made
     if device == 'cuda':
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
+        # memory that was freed while weights were made would hide what is needed now
+        getattr(ctypes.CDLL(None), 'malloc_trim', lambda _: 0)(0)
         Path('/proc/self/clear_refs').write_text('5')  # resets the peak
         before = _status('VmRSS')
 

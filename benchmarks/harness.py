@@ -1,52 +1,89 @@
-"""Measuring two implementations of one thing: correctness first, then times in turn and memory alone, then ratios."""
+"""Measuring sides that compute one thing: correctness first, then times in turn and memory alone, then ratios."""
 
+import gc
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
 from .alone import run_alone
+from .roofline import Work
 
 MIN_SAMPLE_SECONDS = 0.02  # shorter calls are repeated within a sample
+CASE_SECONDS = 30.0  # a case that takes longer gets fewer rounds, but never fewer than FEWEST_ROUNDS
+FEWEST_ROUNDS = 5
+
+Call = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two ways to compute the same tensor.
+class Made:
+    """A side with inputs and weights, ready to run.
 
     Attributes:
-        ours: This package's.
-        other: The peer's.
-        checked: What of both to compare instead, where the measured calls draw at random.
+        call: What is measured.
+        checked: What is compared instead, where the measured call draws at random.
+        seconds: Measures itself: seconds of one call, where these are not those from begin to end.
     """
 
-    ours: Callable[[], torch.Tensor]
-    other: Callable[[], torch.Tensor]
-    checked: Optional[Tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]] = None
+    call: Call
+    checked: Optional[Call] = None
+    seconds: Optional[Callable[[], float]] = None
 
 
-class Prepared:
-    """A side whose inputs and weights are made when it is first called, or by `prepare`.
+@dataclass(frozen=True)
+class Side:
+    """One way to compute something.
 
-    Args:
-        make: Makes what is measured.
+    Attributes:
+        words: What is measured, in words.
+        make: Makes inputs and weights on a device ('cpu' or 'cuda'), so that the call does only what is measured.
+        same: Its result is that of the reference; False for a yardstick, another computation of like purpose.
+        package: Import name of the peer's package, if it has one; the side is left out where that is not installed.
     """
 
-    def __init__(self, make: Callable[[], Callable[[], torch.Tensor]]):
-        self._make = make
-        self._call: Optional[Callable[[], torch.Tensor]] = None
+    words: str
+    make: Callable[[str], 'Call | Made']
+    same: bool = True
+    package: str = ''
 
-    def prepare(self) -> None:
-        """Make inputs and weights, so that a call does nothing but what is measured."""
-        if self._call is None:
-            self._call = self._make()
 
-    def __call__(self) -> torch.Tensor:
-        self.prepare()
-        return self._call()
+@dataclass(frozen=True)
+class Over:
+    """Where a case stands on an axis, for the slope of times over the rows that share all but the name's last part.
+
+    Attributes:
+        axis: What grows, such as 'pixels' or 'N'.
+        value: How much of it.
+    """
+
+    axis: str
+    value: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A figure that the project set itself.
+
+    Attributes:
+        what: 'speed' (time of the peer over ours, at least), 'memory' (extra peak of the peer over ours, at least),
+            'ms' (of ours, at most), 'slope' (of ours over the axis, at most) or 'peak_gib' (of ours, at most).
+        value: The figure.
+        peer: Against which side.
+        why: Where it falls short: why.
+        on: Device that it is asked on.
+    """
+
+    what: str
+    value: float
+    peer: str = ''
+    why: str = ''
+    on: str = 'cpu'
 
 
 @dataclass(frozen=True)
@@ -55,121 +92,222 @@ class Case:
 
     Attributes:
         name: Path-like name that `--only` matches parts of.
-        ours: What of ours is measured, in words.
-        other: What it is measured against, in words.
-        build: Makes both on a device ('cpu' or 'cuda').
-        atol: Largest difference between the results that counts as correct.
+        ours: This package's side.
+        peers: The others by name; the first that computes the same is the reference.
+        atol: Largest difference from the reference that counts as correct.
+        kind: 'speed', or 'share' (ours is a whole, the peers are parts of it).
         memory: Measure the extra peak memory too, of each side in a process of its own.
         alone: Measure times there as well: for sizes at which a side may fail.
-        pixels: Size of the input, for the slope of times over the rows of one name.
+        large: Too large for a quick check.
+        over: Where it stands on an axis.
+        work: Counted work of one call of ours, for the floor.
         gpu: Needs a GPU.
-        floor_ms: Milliseconds on an H100 that counted bytes and operations allow, to stand beside what is measured.
+        asked: What the project set itself.
     """
 
     name: str
-    ours: str
-    other: str
-    build: Callable[[str], Pair]
-    atol: float
+    ours: Side
+    peers: Dict[str, Side] = field(default_factory=dict)
+    atol: float = 0.0
+    kind: str = 'speed'
     memory: bool = False
     alone: bool = False
-    pixels: int = 0
+    large: bool = False
+    over: Optional[Over] = None
+    work: Optional[Work] = None
     gpu: bool = False
-    floor_ms: Optional[float] = None
+    asked: Tuple[Asked, ...] = ()
+
+    @property
+    def sides(self) -> Dict[str, Side]:
+        """All sides by name, 'ours' first."""
+        return {'ours': self.ours, **self.peers}
+
+    @property
+    def reference(self) -> Optional[str]:
+        """Name of the peer that results are compared with."""
+        return next((name for name, side in self.peers.items() if side.same), None)
+
+    @property
+    def lacks(self) -> str:
+        """Package of the reference, if it is not installed: ours takes the weights from there, too."""
+        return '' if self.reference is None else _missing(self.peers[self.reference])
 
 
-def run_case(case: Case, device: str, rounds: int) -> Dict[str, Any]:
-    """Compare the results and, if they agree, the times.
+def run_case(case: Case, device: str, rounds: int, quick: bool = False) -> Dict[str, Any]:
+    """Compare the results and, of the sides that agree, the times.
 
     Args:
         case: What to compare.
         device: 'cpu' or 'cuda'.
-        rounds: Samples of each side; the sides alternate, and so does which goes first.
+        rounds: Most samples of each side; the sides take turns, and so does which goes first.
+        quick: Compare the results and measure nothing.
 
     Returns:
-        A row for the report. One whose results differ has `correct: False`, the largest difference and no times.
+        A row for the report. Where ours differs from the reference or fails, it has `correct: False` and no times;
+        a peer that differs or fails has none of its own.
     """
-    row: Dict[str, Any] = dict(name=case.name, ours=case.ours, other=case.other, device=device, atol=case.atol)
-    if case.pixels:
-        row['pixels'] = case.pixels
-    if case.floor_ms is not None:
-        row['floor_ms'] = round(case.floor_ms, 4)
-    return _alone(case, row) if case.alone else _together(case, row, rounds)
+    row: Dict[str, Any] = dict(
+        name=case.name, kind=case.kind, device=device, reference=case.reference, atol=case.atol, correct=False
+    )
+    for key, part in (('over', case.over), ('work', case.work)):
+        if part is not None:
+            row[key] = asdict(part)
+    row['sides'] = {name: _described(side) for name, side in case.sides.items()}
+    if case.alone and not quick:
+        _run_alone(case, row)
+    else:
+        _run_together(case, row, rounds, quick)
+    asked = [asdict(one) for one in case.asked if one.on == device]
+    if asked:
+        row['asked'] = asked
+    gc.collect()
+    return row
 
 
-def _together(case: Case, row: Dict[str, Any], rounds: int) -> Dict[str, Any]:
-    device = row['device']
-    pair = case.build(device)
-    compared = pair.checked or (pair.ours, pair.other)
-    difference = _difference(*(function() for function in compared))
-    row.update(max_difference=difference, correct=difference <= case.atol)
-    if not row['correct']:
-        return row
+def _described(side: Side) -> Dict[str, Any]:
+    about: Dict[str, Any] = dict(words=side.words)
+    if not side.same:
+        about['same'] = False
+    if _missing(side):
+        about['missing'] = f'{side.package} is not installed'
+    return about
 
-    repeats = [_repeats(function, device) for function in (pair.ours, pair.other)]
-    ours: List[float] = []
-    other: List[float] = []
-    sides = [(pair.ours, repeats[0], ours), (pair.other, repeats[1], other)]
-    for i in range(rounds):
-        for function, repeat, times in sides if i % 2 == 0 else reversed(sides):
-            times.append(_seconds(function, repeat, device))
-    ratios = [b / a for a, b in zip(ours, other, strict=True)]
-    row.update(ours_ms=_summary(ours, 1e3), other_ms=_summary(other, 1e3), speedup=_summary(ratios), rounds=rounds)
+
+def _missing(side: Side) -> str:
+    return side.package if side.package and find_spec(side.package) is None else ''
+
+
+def _run_together(case: Case, row: Dict[str, Any], rounds: int, quick: bool) -> None:
+    made: Dict[str, Made] = {}
+    results: Dict[str, torch.Tensor] = {}
+    for name, side in case.sides.items():
+        if 'missing' in row['sides'][name]:
+            continue
+        try:
+            one = side.make(row['device'])
+            made[name] = one if isinstance(one, Made) else Made(one)
+            results[name] = (made[name].checked or made[name].call)().clone()
+        except Exception as error:  # a peer that fails is no reason to lose the other rows
+            row['sides'][name]['failed'] = f'{type(error).__name__}: {" ".join(str(error).split())}'[:300]
+    right = _compare(case, row, results)
+    if quick or not row['correct']:
+        return
+    times = _take_turns({name: made[name] for name in right}, row['device'], rounds)
+    row['rounds'] = len(times['ours'])
+    for name, seconds in times.items():
+        _add_times(row['sides'][name], seconds, times['ours'] if name != 'ours' else None)
     if case.memory:
-        _add_memory(row, *(run_alone(case.name, side, device) for side in ('ours', 'other')))
-    return row
+        made.clear()
+        for name in right:
+            _add_memory(row['sides'][name], run_alone(case.name, name, row['device']))
 
 
-def _alone(case: Case, row: Dict[str, Any]) -> Dict[str, Any]:
-    """Both sides once, each in a process of its own; a side that fails leaves its reason in the row."""
-    sides = {side: run_alone(case.name, side, row['device']) for side in ('ours', 'other')}
-    failed = {f'{side}_failed': out['failed'] for side, out in sides.items() if 'failed' in out}
-    row.update(failed, correct='ours_failed' not in failed)
-    if not failed:
-        difference = _difference(sides['ours']['result'], sides['other']['result'])
-        row.update(max_difference=difference, correct=difference <= case.atol)
-    if not row['correct']:
-        return row
-    for side, out in sides.items():
-        if 'failed' not in out:
-            row[f'{side}_ms'] = _summary([out['seconds']], 1e3)
-            row[f'{side}_peak_mib'] = round(out['peak_mib'], 1)
-    if not failed:
-        row['speedup'] = _summary([sides['other']['seconds'] / sides['ours']['seconds']])
-        _add_memory(row, sides['ours'], sides['other'])
-    return row
+def _run_alone(case: Case, row: Dict[str, Any]) -> None:
+    """Every side in a process of its own; a side that fails leaves its reason in the row."""
+    present = [name for name, about in row['sides'].items() if 'missing' not in about]
+    ran = {name: run_alone(case.name, name, row['device']) for name in present}
+    for name, out in ran.items():
+        if 'failed' in out:
+            row['sides'][name]['failed'] = out['failed']
+    for name in _compare(case, row, {name: out['result'] for name, out in ran.items() if 'failed' not in out}):
+        if row['correct']:
+            ours = None if name == 'ours' else [ran['ours']['seconds']]
+            _add_times(row['sides'][name], [ran[name]['seconds']], ours)
+            _add_memory(row['sides'][name], ran[name])
 
 
-def _add_memory(row: Dict[str, Any], ours: Dict[str, Any], other: Dict[str, Any]) -> None:
-    row.update(ours_peak_mib=round(ours['peak_mib'], 1), other_peak_mib=round(other['peak_mib'], 1))
-    row['memory_ratio'] = round(other['peak_mib'] / ours['peak_mib'], 2)
+def _compare(case: Case, row: Dict[str, Any], results: Dict[str, torch.Tensor]) -> List[str]:
+    """Enter the differences from the reference and whether ours is correct; names of the sides that are right.
+
+    Where the reference is missing or fails, the next peer that computes the same takes its place.
+    """
+    present = [name for name in case.peers if name in results and case.peers[name].same]
+    row['reference'] = present[0] if present else None
+    right = []
+    for name, result in results.items():
+        about = row['sides'][name]
+        if not case.sides[name].same or row['reference'] is None:
+            if torch.isfinite(result.float()).all():
+                right.append(name)
+            else:
+                about['failed'] = 'values that are not finite'
+            continue
+        difference = _difference(result, results[row['reference']])
+        about['difference'] = difference if math.isfinite(difference) else None
+        if difference <= case.atol:
+            right.append(name)
+        else:
+            about['wrong'] = True
+    row['correct'] = 'ours' in right
+    return right
 
 
-def slopes(rows: Sequence[Dict[str, Any]]) -> Dict[str, float]:
-    """Slope of log time over log pixels, for rows of ours that differ in the last part of their name alone."""
-    groups: Dict[str, List[Tuple[float, float]]] = {}
+def _take_turns(made: Dict[str, Made], device: str, rounds: int) -> Dict[str, List[float]]:
+    """Seconds of every side in every round."""
+    sample = {name: one.seconds or _sample(one.call, device) for name, one in made.items()}
+    times: Dict[str, List[float]] = {name: [] for name in made}
+    begin = time.perf_counter()
+    for i in range(rounds):
+        if i >= FEWEST_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
+            break
+        for name in made if i % 2 == 0 else reversed(made):
+            times[name].append(sample[name]())
+    return times
+
+
+def _add_times(about: Dict[str, Any], seconds: List[float], ours: Optional[List[float]]) -> None:
+    about['ms'] = _summary(seconds, 1e3)
+    if ours is not None:
+        about['speed'] = _summary([b / a for a, b in zip(ours, seconds, strict=True)])
+
+
+def _add_memory(about: Dict[str, Any], ran: Dict[str, Any]) -> None:
+    if 'failed' in ran:
+        about['memory_failed'] = ran['failed']
+    else:
+        about['peak_mib'] = round(ran['peak_mib'], 1)
+
+
+def slopes(rows: Sequence[Dict[str, Any]]) -> Dict[str, Dict[str, Any]]:
+    """Slope of log time over the log of the axis, for every side of rows that differ in the name's last part alone.
+
+    Returns:
+        By the shared part of the name: `axis`, and the slope of every side with more than two points.
+    """
+    groups: Dict[str, Dict[str, List[Tuple[float, float]]]] = {}
+    axes: Dict[str, str] = {}
     for row in rows:
-        if row.get('pixels') and 'ours_ms' in row:
-            point = (math.log(row['pixels']), math.log(row['ours_ms']['median']))
-            groups.setdefault(row['name'].rsplit('/', 1)[0], []).append(point)
-    return {
-        name: round(statistics.linear_regression(*zip(*points, strict=True)).slope, 3)
-        for name, points in groups.items()
-        if len(points) > 2
-    }
+        if 'over' not in row:
+            continue
+        group = row['name'].rsplit('/', 1)[0]
+        axes[group] = row['over']['axis']
+        for name, about in row['sides'].items():
+            if 'ms' in about:
+                point = (math.log(row['over']['value']), math.log(about['ms']['median']))
+                groups.setdefault(group, {}).setdefault(name, []).append(point)
+    found: Dict[str, Dict[str, Any]] = {}
+    for group, sides in groups.items():
+        for name, points in sides.items():
+            if len(points) > 2:
+                slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+                found.setdefault(group, dict(axis=axes[group]))[name] = round(slope, 3)
+    return found
 
 
-def _difference(ours: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest absolute difference of the results; infinite where shapes or non-finite values differ."""
-    ours, other = ours.float(), other.float()
-    if ours.shape != other.shape or not torch.isfinite(ours).all():
+def _difference(result: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest absolute difference; infinite where shapes differ or values are not finite."""
+    result, reference = result.double(), reference.double()
+    if result.shape != reference.shape or not torch.isfinite(result).all():
         return float('inf')
-    return float((ours - other).abs().nan_to_num(float('inf')).max())
+    return float((result - reference).abs().nan_to_num(float('inf')).max())
 
 
-def _repeats(function: Callable[[], Any], device: str) -> int:
-    _seconds(function, 2, device)  # warm-up
-    return max(1, round(MIN_SAMPLE_SECONDS / max(_seconds(function, 1, device), 1e-9)))
+def _sample(call: Call, device: str) -> Callable[[], float]:
+    """Measures a call as often as makes a sample long enough."""
+    first = _seconds(call, 1, device)  # the second call, after that of the comparison
+    repeats = 1 if first > 1 else max(1, round(MIN_SAMPLE_SECONDS / max(_seconds(call, 1, device), 1e-9)))
+    return partial(_seconds, call, repeats, device)
 
 
 def _seconds(function: Callable[[], Any], repeats: int, device: str) -> float:
@@ -187,7 +325,8 @@ def _seconds(function: Callable[[], Any], repeats: int, device: str) -> float:
 def _summary(values: List[float], scale: float = 1.0) -> Dict[str, float]:
     """Median and the tenth and ninetieth percentiles."""
     low, high = _percentiles(sorted(values))
-    return {k: round(v * scale, 4) for k, v in (('median', statistics.median(values)), ('p10', low), ('p90', high))}
+    found = dict(median=statistics.median(values), p10=low, p90=high)
+    return {name: float(f'{value * scale:.5g}') for name, value in found.items()}
 
 
 def _percentiles(ordered: List[float]) -> Tuple[float, float]:

@@ -6,15 +6,23 @@ import time
 import pytest
 import torch
 
-from benchmarks import harness, report
+from benchmarks import __main__ as command
+from benchmarks import harness
 from benchmarks.__main__ import main
 from benchmarks.alone import run_alone
-from benchmarks.harness import Case, Pair, run_case
-from benchmarks.suites import CASES
+from benchmarks.cases.registry import CASES
+from benchmarks.harness import Case, Made, Over, Side, run_case
+from benchmarks.roofline import Peak
+
+ONE = torch.ones(3)
 
 
-def case(ours, other, name='x/y', atol=1e-3):
-    return Case(name, 'ours', 'other', lambda device: Pair(ours, other), atol)
+def side(call, **kwargs):
+    return Side('words', lambda device: call, **kwargs)
+
+
+def case(ours, peer, name='x/y', **kwargs):
+    return Case(name, side(ours), dict(peer=side(peer)), atol=1e-3, **kwargs)
 
 
 def slowly(value, seconds):
@@ -25,33 +33,60 @@ def slowly(value, seconds):
     return call
 
 
-ONE = torch.ones(3)
+@pytest.fixture(autouse=True)
+def no_peak(monkeypatch):
+    """The machine's peaks take seconds and matter to the report alone."""
+    monkeypatch.setattr(command, 'measured_peak', lambda device: Peak(1.0, 1.0, 1.0))
 
 
-def test_a_wrong_row_reports_no_speed(capsys):
-    for wrong in (ONE + 0.01, ONE * float('nan'), torch.ones(4)):
-        row = run_case(case(lambda wrong=wrong: wrong, lambda: ONE), 'cpu', 3)
-        assert row['correct'] is False
-        assert not {'speedup', 'ours_ms', 'other_ms'} & row.keys()
-    assert main([], [case(lambda: ONE + 1, lambda: ONE)]) == 1
-    assert 'WRONG by 1' in capsys.readouterr().out
+@pytest.mark.parametrize('wrong', [ONE + 0.01, ONE * float('nan'), torch.ones(4)])
+def test_a_wrong_result_has_no_speed(wrong, capsys):
+    row = run_case(case(lambda: wrong, lambda: ONE), 'cpu', 3)
+    assert row['correct'] is False
+    assert all('ms' not in about and 'speed' not in about for about in row['sides'].values())
+    assert main([], [case(lambda: wrong, lambda: ONE)]) == 1
+    assert 'WRONG, no speed reported' in capsys.readouterr().out
 
 
-def test_a_broken_peer_is_wrong_too():
+def test_a_wrong_peer_is_refused_and_the_others_are_measured(capsys):
+    peers = dict(reference=side(lambda: ONE), wrong=side(lambda: ONE + 1), right=side(lambda: ONE + 1e-5))
+    one = Case('x/y', side(lambda: ONE), peers, atol=1e-3)
+    row = run_case(one, 'cpu', 3)
+    assert row['correct']
+    assert row['sides']['wrong']['wrong'] is True
+    assert row['sides']['wrong']['difference'] == 1
+    assert {name for name, about in row['sides'].items() if 'speed' in about} == {'reference', 'right'}
+    assert 'ms' not in row['sides']['wrong']
+    assert main([], [one]) == 0
+    assert 'wrong: differs from reference by 1, allowed 0.001' in capsys.readouterr().out
+
+
+def test_a_reference_that_is_not_finite_proves_nothing():
     assert run_case(case(lambda: ONE, lambda: ONE * float('inf')), 'cpu', 3)['correct'] is False
 
 
-def test_a_slower_side_shows_in_the_ratio():
+def test_a_slow_peer_shows_in_the_ratio():
+    row = run_case(case(slowly(ONE, 0.002), slowly(ONE + 1e-4, 0.02)), 'cpu', 5)
+    assert row['sides']['peer']['speed']['median'] > 2
+    assert (
+        row['sides']['ours']['ms']['p10'] <= row['sides']['ours']['ms']['median'] <= row['sides']['ours']['ms']['p90']
+    )
     row = run_case(case(slowly(ONE, 0.02), slowly(ONE + 1e-4, 0.002)), 'cpu', 5)
-    assert row['correct']
-    assert row['speedup']['median'] < 0.5
-    assert row['ours_ms']['p10'] <= row['ours_ms']['median'] <= row['ours_ms']['p90']
+    assert row['sides']['peer']['speed']['median'] < 0.5
 
 
-def test_the_sides_alternate():
+def test_a_yardstick_is_measured_and_not_compared():
+    peers = dict(other=side(lambda: torch.zeros(7), same=False))
+    row = run_case(Case('x/y', side(lambda: ONE), peers), 'cpu', 3)
+    assert row['correct'] and row['reference'] is None
+    assert row['sides']['other']['speed']['median'] > 0
+    assert 'difference' not in row['sides']['other']
+
+
+def test_the_sides_take_turns():
     calls = []
 
-    def side(name):
+    def named(name):
         def call():
             calls.append(name)
             time.sleep(0.021)  # above the least sample: one call a sample
@@ -59,16 +94,56 @@ def test_the_sides_alternate():
 
         return call
 
-    run_case(case(side('a'), side('b')), 'cpu', 4)
+    run_case(case(named('a'), named('b')), 'cpu', 4)
     assert ''.join(calls[-8:]) == 'abbaabba'
+
+
+def test_long_cases_get_fewer_rounds(monkeypatch):
+    monkeypatch.setattr(harness, 'CASE_SECONDS', 0.0)
+    assert run_case(case(lambda: ONE, lambda: ONE), 'cpu', 20)['rounds'] == harness.FEWEST_ROUNDS
+    assert run_case(case(lambda: ONE, lambda: ONE), 'cpu', 3)['rounds'] == 3
+
+
+def test_what_draws_at_random_is_compared_by_something_else():
+    ours = Side('words', lambda device: Made(lambda: torch.randn(3), checked=lambda: ONE))
+    assert run_case(Case('x/y', ours, dict(peer=side(lambda: ONE))), 'cpu', 3)['correct']
+
+
+def test_a_side_may_measure_itself():
+    ours = Side('words', lambda device: Made(lambda: ONE, seconds=lambda: 0.5))
+    assert run_case(Case('x/y', ours, dict(peer=side(lambda: ONE))), 'cpu', 3)['sides']['ours']['ms']['median'] == 500
+
+
+def test_quick_compares_and_measures_nothing(capsys):
+    row = run_case(case(lambda: ONE, lambda: ONE, alone=True), 'cpu', 3, quick=True)
+    assert row['correct'] and row['sides']['peer']['difference'] == 0
+    assert 'ms' not in row['sides']['ours']
+    large = case(lambda: ONE + 1, lambda: ONE, name='large/y', large=True)
+    assert main(['--quick'], [case(lambda: ONE, lambda: ONE), large]) == 0
+    assert 'large/y' not in capsys.readouterr().out
+    assert main(['--quick', '--only', 'large'], [large]) == 2
+    assert 'too large for --quick' in capsys.readouterr().err
 
 
 def test_results_say_where_they_were_measured(tmp_path):
     out = tmp_path / 'new' / 'result.json'
-    assert main(['--quick', '--out', str(out)], [case(lambda: ONE, lambda: ONE)]) == 0
+    assert main(['--rounds', '3', '--out', str(out)], [case(lambda: ONE, lambda: ONE)]) == 0
     result = json.loads(out.read_text())
     assert {'date', 'commit', 'device', 'threads', 'torch', 'timm', 'triton'} <= result['environment'].keys()
     assert result['rows'][0]['rounds'] == 3
+    assert result['peak'] == dict(bytes=1.0, flops=1.0, special=1.0)
+
+
+def test_rows_are_written_as_they_come(tmp_path):
+    out = tmp_path / 'result.json'
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        main(['--rounds', '3', '--out', str(out)], [case(lambda: ONE, lambda: ONE), case(stop, lambda: ONE)])
+    assert len(json.loads(out.read_text())['rows']) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ['result.json']
 
 
 @pytest.mark.parametrize('option', ['--rounds', '--threads'])
@@ -84,10 +159,42 @@ def test_unknown_cases_are_named(capsys):
     assert "'nosuch'" in capsys.readouterr().err
 
 
+def test_help_names_the_verbs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['--help'])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert 'python -m benchmarks compare' in out and 'python -m benchmarks report' in out
+
+
 def test_the_registry_lists_what_is_compared(capsys):
     assert main(['--only', 'ceit', '--list']) == 0
     assert 'NCHW' in capsys.readouterr().out
     assert len({c.name for c in CASES}) == len(CASES)
+    for one in CASES:
+        assert 'ours' not in one.peers
+        assert {asked.peer for asked in one.asked} <= {'', *one.peers}, one.name
+
+
+def test_a_case_without_its_reference_is_left_out_by_name(capsys):
+    peers = dict(peer=side(lambda: ONE, package='nosuchpackage'))
+    assert main([], [Case('x/y', side(lambda: ONE), peers), case(lambda: ONE, lambda: ONE, name='x/z')]) == 0
+    out = capsys.readouterr().out
+    assert 'nosuchpackage is not installed (pip install "timm-extra[bench]"): x/y' in out
+    row = run_case(Case('x/y', side(lambda: ONE), dict(first=side(lambda: ONE), **peers)), 'cpu', 3)
+    assert row['sides']['peer']['missing'] == 'nosuchpackage is not installed'
+    assert row['sides']['first']['speed']['median'] > 0
+
+
+def test_a_side_that_raises_leaves_its_reason(capsys):
+    def fail():
+        raise RuntimeError('no room\nfor this')
+
+    row = run_case(case(lambda: ONE, fail), 'cpu', 3)
+    assert row['correct'] and row['sides']['peer']['failed'] == 'RuntimeError: no room for this'
+    assert row['sides']['ours']['ms']['median'] > 0
+    assert main([], [case(fail, lambda: ONE)]) == 1
+    assert 'ours: failed: RuntimeError: no room for this' in capsys.readouterr().out
 
 
 def alone(**sides):
@@ -99,63 +206,45 @@ def ran(value, seconds, peak_mib):
     return dict(result=value, seconds=seconds, peak_mib=peak_mib)
 
 
-def large(pixels=100):
-    return Case('x/100', 'ours', 'other', None, 1e-3, alone=True, pixels=pixels)
+def large(**kwargs):
+    return case(None, None, name='x/100', alone=True, over=Over('pixels', 100), **kwargs)
 
 
 def test_sides_of_their_own_are_compared_too(monkeypatch):
-    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), other=ran(ONE + 1e-4, 3.0, 45.0)))
-    row = run_case(large(), 'cpu', 3)
-    assert row['speedup']['median'] == 3.0
-    assert (row['ours_peak_mib'], row['other_peak_mib'], row['memory_ratio']) == (10.0, 45.0, 4.5)
-    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), other=ran(ONE + 1, 3.0, 45.0)))
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), peer=ran(ONE + 1e-4, 3.0, 45.0)))
+    sides = run_case(large(), 'cpu', 3)['sides']
+    assert sides['peer']['speed']['median'] == 3.0
+    assert (sides['ours']['peak_mib'], sides['peer']['peak_mib']) == (10.0, 45.0)
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), peer=ran(ONE + 1, 3.0, 45.0)))
     row = run_case(large(), 'cpu', 3)
     assert row['correct'] is False
-    assert not {'speedup', 'ours_ms', 'memory_ratio'} & row.keys()
+    assert not {'speed', 'ms', 'peak_mib'} & (row['sides']['ours'].keys() | row['sides']['peer'].keys())
 
 
-def test_a_side_that_fails_says_why(monkeypatch, capsys):
+def test_a_process_that_fails_says_why(monkeypatch, capsys):
     failed = dict(failed="can't allocate memory")
-    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), other=failed))
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=ran(ONE, 1.0, 10.0), peer=failed))
     row = run_case(large(), 'cpu', 3)
     assert row['correct']
-    assert row['other_failed'] == "can't allocate memory"
-    assert row['ours_ms']['median'] == 1000
-    assert 'speedup' not in row
-    monkeypatch.setattr(harness, 'run_alone', alone(ours=failed, other=failed))
+    assert row['sides']['peer']['failed'] == "can't allocate memory"
+    assert row['sides']['ours']['ms']['median'] == 1000
+    monkeypatch.setattr(harness, 'run_alone', alone(ours=failed, peer=failed))
     assert main([], [large()]) == 1
-    assert "FAILED: can't allocate memory" in capsys.readouterr().out
+    assert "ours: failed: can't allocate memory" in capsys.readouterr().out
 
 
-def test_the_slope_over_pixels():
-    rows = [dict(name=f'a/{n}', pixels=n * n, ours_ms=dict(median=5.0 * (n * n) ** 1.5)) for n in (10, 20, 40, 80)]
-    assert harness.slopes(rows) == {'a': 1.5}
-    assert harness.slopes([dict(name='b/1', pixels=4, correct=False)]) == {}
+def test_the_slope_over_an_axis():
+    def row(n):
+        ours, peer = dict(ms=dict(median=5.0 * n**1.5)), dict(failed='x')
+        return dict(name=f'a/{n}', over=dict(axis='N', value=n), sides=dict(ours=ours, peer=peer))
+
+    assert harness.slopes([row(n) for n in (10, 20, 40, 80)]) == {'a': {'axis': 'N', 'ours': 1.5}}
+    assert harness.slopes([row(10), row(20)]) == {}
 
 
 def test_a_registered_side_runs_in_a_process_of_its_own():
-    out = run_alone('perceiver/cross-attend/layer', 'ours', 'cpu')
+    out = run_alone('perceiver/io_base/cross-attend', 'ours', 'cpu')
     assert out['result'].shape == (1, 512, 1024)
     assert out['seconds'] > 0
     assert 5 < out['peak_mib'] < 100
     assert 'ValueError' in run_alone('nosuch', 'ours', 'cpu')['failed']
-
-
-def test_results_as_markdown():
-    spread = dict(median=2.0, p10=1.0, p90=3.0)
-    rows = [
-        dict(name='a/b', correct=True, rounds=3, speedup=spread, ours_peak_mib=1.0, other_peak_mib=9.6),
-        dict(
-            name='c/10', correct=True, pixels=100, ours_ms=dict(median=1500.0), ours_peak_mib=2000.0, other_failed='x'
-        ),
-        dict(name='c/20', correct=False, pixels=400, ours_failed='y'),
-    ]
-    assert report.markdown(dict(rows=rows)) == [
-        '| case | speed | extra peak memory, MiB |',
-        '|---|---|---|',
-        '| `a/b` | 2.00× | 1 instead of 10 |',
-        '',
-        '| `c` | ours | other |',
-        '|---|---|---|',
-        '| 10 × 10 | 1.50 s, 2,000 MiB | fails |',
-    ]

@@ -32,6 +32,19 @@ PUBLISHED = dict(
 )
 
 
+def randomize(model: nn.Module) -> nn.Module:
+    """Draw all parameters of a Perceiver, ours or a peer's, such that a change of any shows in its outputs."""
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if p.ndim > 1 and not key.endswith(('latents', 'embeddings')):
+                p.normal_(0, p[0].numel() ** -0.5)
+            elif 'norm' in key and key.endswith('weight'):
+                p.normal_(1, 0.2)
+            else:
+                p.normal_(0, 0.3)
+    return model
+
+
 def transformers_classifier(name: str, **config: Any) -> nn.Module:
     """The counterpart of a registered model, with random weights in which everything shows.
 
@@ -43,15 +56,8 @@ def transformers_classifier(name: str, **config: Any) -> nn.Module:
         Classifier in evaluation mode.
     """
     torch.manual_seed(0)
-    model = CLASSIFIERS[name](PerceiverConfig(**dict(PUBLISHED, **config))).eval()
+    model = randomize(CLASSIFIERS[name](PerceiverConfig(**dict(PUBLISHED, **config))).eval())
     with torch.no_grad():
-        for key, p in model.named_parameters():
-            if p.ndim > 1 and 'embeddings' not in key:
-                p.normal_(0, p[0].numel() ** -0.5)
-            elif 'norm' in key and key.endswith('weight'):
-                p.normal_(1, 0.2)
-            else:
-                p.normal_(0, 0.3)
         for key, b in model.named_buffers():
             if key.endswith('running_mean'):
                 b.normal_(0, 0.3)

@@ -1,0 +1,90 @@
+"""CeiT against the paper's modules in plain PyTorch with the same weights, and against timm's DeiT as a yardstick."""
+
+from functools import partial
+from typing import Callable, List
+
+import timm
+import torch
+from torch import nn
+
+import timm_extra  # noqa: F401
+
+from ..harness import Asked, Call, Case, Side
+from ..peers.ceit import OfficialCeiT, randomize
+
+BATCH = 4
+SCALE = 1e4  # of gradients, to be of the size of one
+SIZES = {'tiny': (192, 3), 'small': (384, 6)}  # width and heads
+PLAIN = (
+    "the paper's modules in plain PyTorch: 1×1 convolutions on NCHW maps with permutes, explicit attention "
+    'matrices, unfused BatchNorm, all tokens in all blocks'
+)
+
+
+def _images(device: str) -> torch.Tensor:
+    return torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _plain(size: str) -> nn.Module:
+    dim, heads = SIZES[size]
+    return randomize(OfficialCeiT(dim=dim, heads=heads))
+
+
+def _ours(size: str, fuse: bool = False) -> nn.Module:
+    """Our model with the weights of the plain one."""
+    overlay = dict(state_dict=_plain(size).state_dict())
+    model = timm.create_model(f'ceit_{size}', pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    return model.fuse() if fuse else model
+
+
+def _deit(size: str) -> nn.Module:
+    return timm.create_model(f'deit_{size}_patch16_224').eval()
+
+
+def _inference(build: Callable[[], nn.Module], device: str) -> Call:
+    model, x = build().to(device), _images(device)
+    return torch.inference_mode()(lambda: model(x))
+
+
+def _step(build: Callable[[], nn.Module], device: str) -> Call:
+    """Forward in training mode and backward; the gradient of what first sees the image."""
+    model, x = build().to(device).train(), _images(device)
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+
+    def call() -> torch.Tensor:
+        model.zero_grad()
+        model(x).square().mean().backward()
+        return SCALE * first.weight.grad
+
+    return call
+
+
+def _cases(size: str) -> List[Case]:
+    paper = size == 'small'
+    setting = f'batch {BATCH} at 224 × 224'
+    cases = []
+    for what, run in (('inference', _inference), ('training-step', _step)):
+        peers = {
+            'plain': Side(PLAIN, partial(run, partial(_plain, size))),
+            'deit': Side(
+                f"timm's deit_{size}_patch16_224, a network without LeFF and LCA",
+                partial(run, partial(_deit, size)),
+                same=False,
+            ),
+        }
+        cases.append(
+            Case(
+                f'ceit/{size}/{what}',
+                Side(f'ceit_{size} as created, {setting}', partial(run, partial(_ours, size))),
+                peers,
+                atol=1e-4,
+                memory=paper,
+            )
+        )
+    fused = Side(f'ceit_{size} after fuse(), {setting}', partial(_inference, partial(_ours, size, fuse=True)))
+    peers = {'plain': Side(PLAIN, partial(_inference, partial(_plain, size)))}
+    asked = (Asked('speed', 1.25, 'plain'),) if paper else ()
+    return [*cases, Case(f'ceit/{size}/inference/fused', fused, peers, atol=1e-4, asked=asked)]
+
+
+CASES = [case for size in SIZES for case in _cases(size)]

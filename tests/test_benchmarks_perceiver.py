@@ -1,0 +1,42 @@
+"""The Perceiver's benchmark cases: equal networks are compared, and a slightly different one is noticed."""
+
+import pytest
+import torch
+
+from benchmarks.cases.perceiver import CASES
+from benchmarks.harness import run_case
+from benchmarks.peers import perceiver as peers
+
+BY_NAME = {case.name: case for case in CASES}
+INFERENCE, STEP = 'perceiver/io_small/inference', 'perceiver/io_small/training-step'
+
+
+@pytest.mark.parametrize('name', [INFERENCE, STEP, 'perceiver/small/inference', 'perceiver/small/training-step'])
+def test_equal_networks_agree(name):
+    row = run_case(BY_NAME[name], 'cpu', 1, quick=True)
+    assert row['correct'] is True
+    assert len([side for side in row['sides'].values() if 'difference' in side]) == 2
+
+
+@pytest.mark.parametrize(
+    'name, weight',
+    [
+        (INFERENCE, 'cross_attends.0.attn.k.weight'),
+        (INFERENCE, 'blocks.0.5.mlp.fc1.weight'),
+        (STEP, 'cross_attends.0.attn.q.weight'),
+        (STEP, 'decoder.attn.k.weight'),
+    ],
+)
+def test_a_weight_that_differs_by_a_hundredth_is_noticed(name, weight, monkeypatch):
+    converted = peers.with_weights_of
+
+    def changed(*args, **kwargs):
+        model = converted(*args, **kwargs)
+        with torch.no_grad():
+            model.get_parameter(weight).mul_(1.01)
+        return model
+
+    monkeypatch.setattr(peers, 'with_weights_of', changed)
+    row = run_case(BY_NAME[name], 'cpu', 1, quick=True)
+    assert row['correct'] is False
+    assert row['sides']['ours']['wrong']

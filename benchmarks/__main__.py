@@ -2,16 +2,17 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 
-from . import compare, report
+from . import compare, pages
+from .alone import settle
+from .environment import environment
+from .files import load, write
 from .harness import Case, run_case, slopes
-from .report import environment
 from .roofline import measured_peak
 
 EXAMPLES = """examples:
@@ -20,7 +21,7 @@ EXAMPLES = """examples:
   python -m benchmarks --quick
   python -m benchmarks report benchmarks/results/cpu.json
   python -m benchmarks compare before.json after.json"""
-VERBS: Dict[str, Callable[[List[str]], int]] = dict(compare=compare.main, report=report.main)
+VERBS: Dict[str, Callable[[List[str]], int]] = dict(compare=compare.main, report=pages.main)
 
 
 def positive(text: str) -> int:
@@ -49,9 +50,20 @@ def _arguments(argv: List[str]) -> argparse.Namespace:
         '--quick', action='store_true', help='compare results only, measure nothing, leave out large cases'
     )
     parser.add_argument('--threads', type=positive, help="threads of all sides (default: torch's)")
-    parser.add_argument('--out', type=Path, metavar='FILE.json', help='write the results, a row as soon as it is there')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='FILE.json',
+        help='write rows as they come, then the report beside it',
+    )
+    parser.add_argument(
+        '--resume', action='store_true', help='keep what FILE.json, or a run cut off, has; measure the rest'
+    )
     parser.add_argument('--list', action='store_true', help='list the cases, their sides and what is asked of them')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.resume and not args.out:
+        parser.error('--resume goes with --out')
+    return args
 
 
 def _lines(row: Dict[str, Any], quick: bool) -> List[str]:
@@ -59,7 +71,8 @@ def _lines(row: Dict[str, Any], quick: bool) -> List[str]:
     ours = row['sides']['ours']
     lines = [f'{row["name"]:<48}']
     if not row['correct']:
-        lines[0] += 'FAILED' if 'failed' in ours else 'WRONG, no speed reported'
+        what = 'FAILED' if 'failed' in ours else 'WRONG' if 'wrong' in ours else 'NOT COMPARED'
+        lines[0] += f'{what}, no speed reported'
     elif quick:
         lines[0] += 'ok'
     else:
@@ -89,15 +102,14 @@ def _mib(side: Dict[str, Any]) -> str:
     return f'{side["peak_mib"]:>8.0f} MiB' if 'peak_mib' in side else ''
 
 
-def write(result: Dict[str, Any], file: Path) -> None:
-    """Write a result file; a reader finds the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.part')
-    part.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
-    os.replace(part, file)
-
-
-def run(cases: List[Case], device: str, rounds: int, quick: bool = False, out: Optional[Path] = None) -> Dict[str, Any]:
+def run(
+    cases: List[Case],
+    device: str,
+    rounds: int,
+    quick: bool = False,
+    out: Optional[Path] = None,
+    kept: Sequence[Dict[str, Any]] = (),
+) -> Dict[str, Any]:
     """Measure cases, printing and writing as they come.
 
     Args:
@@ -105,12 +117,13 @@ def run(cases: List[Case], device: str, rounds: int, quick: bool = False, out: O
         device: 'cpu' or 'cuda'.
         rounds: Most samples of each side.
         quick: Compare only.
-        out: JSON to write.
+        out: JSON to write; until the end it is called like that with '.part' behind.
+        kept: Rows that the result has already.
 
     Returns:
         Environment, peaks of this machine, rows and slopes.
     """
-    result: Dict[str, Any] = dict(environment=environment(device), rows=[])
+    result: Dict[str, Any] = dict(environment=environment(device), rows=list(kept), slopes={})
     if not quick:
         result['peak'] = measured_peak(device)._asdict()
     for case in cases:
@@ -119,11 +132,39 @@ def run(cases: List[Case], device: str, rounds: int, quick: bool = False, out: O
         print('\n'.join(_lines(row, quick)), flush=True)
         result['slopes'] = slopes(result['rows'])
         if out:
-            write(result, out)
+            write(_text(result), part_of(out))
     for name, found in result['slopes'].items():
         sides = ', '.join(f'{side} {slope:.2f}' for side, slope in found.items() if side != 'axis')
         print(f'{name}: time grows with {found["axis"]} to the power of: {sides}')
+    if out:
+        write(_text(result), out)
+        part_of(out).unlink(missing_ok=True)
     return result
+
+
+def _text(result: Dict[str, Any]) -> str:
+    return json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
+
+
+def part_of(out: Path) -> Path:
+    """Where a result is written until it is whole."""
+    return out.with_name(f'{out.name}.part')
+
+
+def kept_rows(out: Path, device: str) -> List[Dict[str, Any]]:
+    """Rows of a run that was cut off, or of a whole one.
+
+    Raises:
+        ValueError: There are none, or they are of another machine, commit or version.
+    """
+    file = part_of(out) if part_of(out).exists() else out
+    found = load(file)
+    now = environment(device)
+    was = found['environment']
+    differ = [f'{k} was {was.get(k)} and is {v}' for k, v in now.items() if k != 'date' and was.get(k) != v]
+    if differ:
+        raise ValueError(f'{file} cannot be resumed: {"; ".join(differ)}')
+    return found['rows']
 
 
 def _list(cases: List[Case]) -> None:
@@ -172,9 +213,22 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
         names = [c.name for c in chosen if c.lacks == package]
         print(f'left out, as {package} is not installed (pip install "timm-extra[bench]"): {", ".join(names)}')
     chosen = [c for c in chosen if not c.lacks]
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    result = run(chosen, args.device, args.rounds, args.quick, args.out)
+    settle(args.threads or torch.get_num_threads())
+    try:
+        kept = kept_rows(args.out, args.device) if args.resume else []
+    except ValueError as error:
+        print(f'benchmarks: {error}', file=sys.stderr)
+        return 2
+    chosen = [c for c in chosen if c.name not in {row['name'] for row in kept}]
+    if not chosen:
+        print('benchmarks: nothing is left to measure', file=sys.stderr)
+        return 2
+    result = run(chosen, args.device, args.rounds, args.quick, args.out, kept)
+    if args.out and not args.quick:
+        try:
+            pages.write_page(result, args.out)
+        except ModuleNotFoundError as error:
+            print(f'no pictures: {error}')
     return 0 if all(row['correct'] for row in result['rows']) else 1
 
 

@@ -1,10 +1,11 @@
 """`python -m benchmarks compare`: whether a result is slower, larger or wrong where another was not."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from .files import NoResult, load
 
 EXAMPLE = """example:
   git stash && python -m benchmarks --only ceit --out before.json && git stash pop
@@ -29,39 +30,6 @@ class Finding(NamedTuple):
 
     what: str
     words: str
-
-
-class NoResult(ValueError):
-    """A file that cannot be compared; the message names it."""
-
-
-def load(file: Path) -> Dict[str, Any]:
-    """Read a result file.
-
-    Args:
-        file: JSON that `python -m benchmarks --out` wrote.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        NoResult: It is missing, no JSON or no result.
-    """
-    try:
-        result = json.loads(file.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise NoResult(f'{file}: {error.strerror}') from error
-    except ValueError as error:
-        raise NoResult(f'{file} is not JSON: {error}') from error
-    parts = (result.get('environment'), result.get('rows')) if isinstance(result, dict) else (None, None)
-    if not isinstance(parts[0], dict) or not isinstance(parts[1], list):
-        raise NoResult(f'{file} is not a result of the benchmarks: no environment and rows')
-    for i, row in enumerate(result['rows']):
-        if not isinstance(row, dict) or not {'name', 'device', 'correct'} <= row.keys():
-            raise NoResult(f'{file} is not a result of the benchmarks: row {i} has no name, device and correctness')
-        if not isinstance(row.get('sides'), dict) or 'ours' not in row['sides']:
-            raise NoResult(f'{file}: row {row["name"]!r} has no sides; measure it again with this version')
-    return result
 
 
 def judge(before: Dict[str, Any], after: Dict[str, Any], tolerance: float, same_machine: bool) -> List[Finding]:
@@ -100,12 +68,12 @@ def _judge_time(
     sides = before['sides'], after['sides']
     if any('ms' not in side['ours'] for side in sides):
         return Finding('not judged', 'not measured in both')
-    # the parts of a whole are no peers: where one gets faster its share falls
+    # the parts of a whole are no peers, where one gets faster its share falls; nor is our own code on another route
     in_turns = all(row.get('rounds', 1) > 1 and row.get('kind') != 'share' for row in (before, after))
     speeds = {
         peer: (about['speed'], sides[1][peer]['speed'])
         for peer, about in sides[0].items()
-        if in_turns and 'speed' in about and 'speed' in sides[1].get(peer, {})
+        if in_turns and 'speed' in about and 'speed' in sides[1].get(peer, {}) and not about.get('own')
     }
     if speeds:
         return _judge_speeds(speeds, tolerance)

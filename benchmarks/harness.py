@@ -1,18 +1,17 @@
 """Measuring sides that compute one thing: correctness first, then times in turn and memory alone, then ratios."""
 
-import gc
 import math
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from .alone import run_alone
+from .alone import release, run_alone
 from .roofline import Work
+from .rows import failure
 
 MIN_SAMPLE_SECONDS = 0.02  # shorter calls are repeated within a sample
 CASE_SECONDS = 30.0  # a case that takes longer gets fewer rounds, but never fewer than FEWEST_ROUNDS
@@ -44,12 +43,14 @@ class Side:
         words: What is measured, in words.
         make: Makes inputs and weights on a device ('cpu' or 'cuda'), so that the call does only what is measured.
         same: Its result is that of the reference; False for a yardstick, another computation of like purpose.
+        own: It is this package too, on another route: what slows both shows in no ratio.
         package: Import name of the peer's package, if it has one; the side is left out where that is not installed.
     """
 
     words: str
     make: Callable[[str], 'Call | Made']
     same: bool = True
+    own: bool = False
     package: str = ''
 
 
@@ -75,14 +76,12 @@ class Asked:
             'ms' (of ours, at most), 'slope' (of ours over the axis, at most) or 'peak_gib' (of ours, at most).
         value: The figure.
         peer: Against which side.
-        why: Where it falls short: why.
         on: Device that it is asked on.
     """
 
     what: str
     value: float
     peer: str = ''
-    why: str = ''
     on: str = 'cpu'
 
 
@@ -161,7 +160,7 @@ def run_case(case: Case, device: str, rounds: int, quick: bool = False) -> Dict[
     asked = [asdict(one) for one in case.asked if one.on == device]
     if asked:
         row['asked'] = asked
-    gc.collect()
+    release()
     return row
 
 
@@ -169,6 +168,8 @@ def _described(side: Side) -> Dict[str, Any]:
     about: Dict[str, Any] = dict(words=side.words)
     if not side.same:
         about['same'] = False
+    if side.own:
+        about['own'] = True
     if _missing(side):
         about['missing'] = f'{side.package} is not installed'
     return about
@@ -179,6 +180,26 @@ def _missing(side: Side) -> str:
 
 
 def _run_together(case: Case, row: Dict[str, Any], rounds: int, quick: bool) -> None:
+    made, results = _ready(case, row)
+    right = _compare(case, row, results)
+    if quick or not row['correct']:
+        return
+    times = _take_turns({name: made[name] for name in right}, row, rounds)
+    if 'ours' not in times:
+        row['correct'] = False
+        return
+    row['rounds'] = len(times['ours'])
+    for name, seconds in times.items():
+        _add_times(row['sides'][name], seconds, times['ours'] if name != 'ours' else None)
+    if case.memory:
+        made.clear()  # memory that this process holds is missing in those
+        results.clear()
+        for name in times:
+            _add_memory(row['sides'][name], run_alone(case.name, name, row['device']))
+
+
+def _ready(case: Case, row: Dict[str, Any]) -> Tuple[Dict[str, Made], Dict[str, torch.Tensor]]:
+    """All sides that can be made, and their results; the others leave their reasons in the row."""
     made: Dict[str, Made] = {}
     results: Dict[str, torch.Tensor] = {}
     for name, side in case.sides.items():
@@ -189,18 +210,8 @@ def _run_together(case: Case, row: Dict[str, Any], rounds: int, quick: bool) -> 
             made[name] = one if isinstance(one, Made) else Made(one)
             results[name] = (made[name].checked or made[name].call)().clone()
         except Exception as error:  # a peer that fails is no reason to lose the other rows
-            row['sides'][name]['failed'] = f'{type(error).__name__}: {" ".join(str(error).split())}'[:300]
-    right = _compare(case, row, results)
-    if quick or not row['correct']:
-        return
-    times = _take_turns({name: made[name] for name in right}, row['device'], rounds)
-    row['rounds'] = len(times['ours'])
-    for name, seconds in times.items():
-        _add_times(row['sides'][name], seconds, times['ours'] if name != 'ours' else None)
-    if case.memory:
-        made.clear()
-        for name in right:
-            _add_memory(row['sides'][name], run_alone(case.name, name, row['device']))
+            row['sides'][name]['failed'] = _reason(error)
+    return made, results
 
 
 def _run_alone(case: Case, row: Dict[str, Any]) -> None:
@@ -214,13 +225,15 @@ def _run_alone(case: Case, row: Dict[str, Any]) -> None:
         if row['correct']:
             ours = None if name == 'ours' else [ran['ours']['seconds']]
             _add_times(row['sides'][name], [ran[name]['seconds']], ours)
+            row['sides'][name]['calls'] = ran[name]['calls']
             _add_memory(row['sides'][name], ran[name])
 
 
 def _compare(case: Case, row: Dict[str, Any], results: Dict[str, torch.Tensor]) -> List[str]:
     """Enter the differences from the reference and whether ours is correct; names of the sides that are right.
 
-    Where the reference is missing or fails, the next peer that computes the same takes its place.
+    Where the reference is missing or fails, the next peer that computes the same takes its place. Where none is left,
+    ours is correct only if that is for want of memory or of packages.
     """
     present = [name for name in case.peers if name in results and case.peers[name].same]
     row['reference'] = present[0] if present else None
@@ -239,21 +252,31 @@ def _compare(case: Case, row: Dict[str, Any], results: Dict[str, torch.Tensor]) 
             right.append(name)
         else:
             about['wrong'] = True
-    row['correct'] = 'ours' in right
+    lost = [row['sides'][name] for name, side in case.peers.items() if side.same and name not in results]
+    excused = present or all('missing' in about or failure(about) == 'out of memory' for about in lost)
+    row['correct'] = 'ours' in right and bool(excused)
     return right
 
 
-def _take_turns(made: Dict[str, Made], device: str, rounds: int) -> Dict[str, List[float]]:
-    """Seconds of every side in every round."""
-    sample = {name: one.seconds or _sample(one.call, device) for name, one in made.items()}
+def _take_turns(made: Dict[str, Made], row: Dict[str, Any], rounds: int) -> Dict[str, List[float]]:
+    """Seconds of every side in every round; a side that fails leaves its reason in the row and has none."""
+    sample = {name: one.seconds or _Sample(one.call, row['device']) for name, one in made.items()}
     times: Dict[str, List[float]] = {name: [] for name in made}
     begin = time.perf_counter()
     for i in range(rounds):
         if i >= FEWEST_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
             break
-        for name in made if i % 2 == 0 else reversed(made):
-            times[name].append(sample[name]())
+        for name in list(times) if i % 2 == 0 else list(reversed(times)):
+            try:
+                times[name].append(sample[name]())
+            except Exception as error:
+                row['sides'][name]['failed'] = _reason(error)
+                del times[name]
     return times
+
+
+def _reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'[:300]
 
 
 def _add_times(about: Dict[str, Any], seconds: List[float], ours: Optional[List[float]]) -> None:
@@ -303,11 +326,19 @@ def _difference(result: torch.Tensor, reference: torch.Tensor) -> float:
     return float((result - reference).abs().nan_to_num(float('inf')).max())
 
 
-def _sample(call: Call, device: str) -> Callable[[], float]:
-    """Measures a call as often as makes a sample long enough."""
-    first = _seconds(call, 1, device)  # the second call, after that of the comparison
-    repeats = 1 if first > 1 else max(1, round(MIN_SAMPLE_SECONDS / max(_seconds(call, 1, device), 1e-9)))
-    return partial(_seconds, call, repeats, device)
+class _Sample:
+    """Measures a call, which is the second one or a later one, as often as makes a sample long enough."""
+
+    def __init__(self, call: Call, device: str):
+        self._call, self._device = call, device
+        self._repeats = 0
+
+    def __call__(self) -> float:
+        if not self._repeats:
+            first = _seconds(self._call, 1, self._device)
+            warm = first if first > 1 else _seconds(self._call, 1, self._device)
+            self._repeats = max(1, round(MIN_SAMPLE_SECONDS / max(warm, 1e-9)))
+        return _seconds(self._call, self._repeats, self._device)
 
 
 def _seconds(function: Callable[[], Any], repeats: int, device: str) -> float:

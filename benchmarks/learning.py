@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import timm
@@ -20,7 +21,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask
 
 import timm_extra  # noqa: F401
-from benchmarks.report import environment
+from benchmarks.environment import environment
 from timm_extra.plot import new_figure
 
 SIZE = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=6, num_heads=2)
@@ -72,21 +73,36 @@ def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     return 100 * hits / len(y)
 
 
-def run(variant: str, seed: int, epochs: int, num_train: int, folder: Path) -> dict:
-    """Train one model and test it after every epoch."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    (x, y), test = load_data(folder, num_train)
-    name, extra = VARIANTS[variant]
-    model = timm.create_model(name, **SIZE, **extra)
-    task = ClassificationTask(model, criterion_kwargs=dict(smoothing=RECIPE['smoothing']), verbose=False)
-    optimizer = create_optimizer_v2(model, 'adamw', lr=RECIPE['lr'], weight_decay=RECIPE['weight_decay'])
-    batches = num_train // RECIPE['batch_size']
+def train(
+    model: torch.nn.Module,
+    data: Tuple[torch.Tensor, torch.Tensor],
+    test: Tuple[torch.Tensor, torch.Tensor],
+    recipe: Dict[str, Any],
+    epochs: int,
+    seed: int,
+) -> List[Dict[str, float]]:
+    """Train a classifier and test it after every epoch.
+
+    Args:
+        model: Classifier of (N, 1, 28, 28).
+        data: Images and labels to train with, `augment`ed in every batch.
+        test: Images and labels to test with.
+        recipe: `batch_size`, `lr`, `weight_decay` and `warmup_epochs` of AdamW under a cosine; where given, `smoothing`
+            of labels and `clip_grad`, the largest norm of a gradient.
+        epochs: Passes over the data.
+        seed: Of orders and augmentations.
+
+    Returns:
+        For every epoch `top1` in per cent, and `train_seconds` of this thread up to then.
+    """
+    task = ClassificationTask(model, criterion_kwargs=dict(smoothing=recipe.get('smoothing', 0.0)), verbose=False)
+    optimizer = create_optimizer_v2(model, 'adamw', lr=recipe['lr'], weight_decay=recipe['weight_decay'])
+    batches = len(data[0]) // recipe['batch_size']
     scheduler, _ = create_scheduler_v2(
         optimizer,
         'cosine',
         num_epochs=epochs,
-        warmup_epochs=RECIPE['warmup_epochs'],
+        warmup_epochs=recipe['warmup_epochs'],
         warmup_lr=1e-6,
         min_lr=1e-5,
         step_on_epochs=False,
@@ -97,16 +113,29 @@ def run(variant: str, seed: int, epochs: int, num_train: int, folder: Path) -> d
     for _ in range(epochs):
         begin = time.thread_time()
         model.train()
-        for index in torch.randperm(num_train, generator=generator)[: batches * RECIPE['batch_size']].view(batches, -1):
-            task(augment(x[index], generator), y[index])['loss'].backward()
+        order = torch.randperm(len(data[0]), generator=generator)[: batches * recipe['batch_size']]
+        for index in order.view(batches, -1):
+            task(augment(data[0][index], generator), data[1][index])['loss'].backward()
+            if 'clip_grad' in recipe:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe['clip_grad'])
             optimizer.step()
             optimizer.zero_grad()
             updates += 1
             scheduler.step_update(updates)
         seconds += time.thread_time() - begin
         curve.append(dict(top1=accuracy(model, *test), train_seconds=round(seconds, 1)))
-    params = sum(p.numel() for p in model.parameters())
-    return dict(variant=variant, seed=seed, params=params, curve=curve)
+    return curve
+
+
+def run(variant: str, seed: int, epochs: int, num_train: int, folder: Path) -> dict:
+    """Train one model and test it after every epoch."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    data, test = load_data(folder, num_train)
+    name, extra = VARIANTS[variant]
+    model = timm.create_model(name, **SIZE, **extra)
+    curve = train(model, data, test, RECIPE, epochs, seed)
+    return dict(variant=variant, seed=seed, params=sum(p.numel() for p in model.parameters()), curve=curve)
 
 
 def plot(result: dict, path: Path) -> None:

@@ -14,15 +14,12 @@ from typing import Any, Dict, List
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import gaussian_blur
 
 import timm_extra  # noqa: F401
-from benchmarks.learning import accuracy, augment, load_data, read_idx
-from benchmarks.report import environment
+from benchmarks.environment import environment
+from benchmarks.learning import load_data, read_idx, train
 from timm_extra.islands import island_counts, neighbour_cosine
 from timm_extra.plot import island_sheet
 from timm_extra.pretrain import checkpoints, pretrain
@@ -66,41 +63,14 @@ def sheets(model: torch.nn.Module, x: torch.Tensor, path: Path) -> None:
 
 def learn_classes(args: argparse.Namespace) -> Dict[str, Any]:
     """Train a classifier and test it after every epoch."""
-    (x, y), test = load_data(args.data, args.num_train)
+    data, test = load_data(args.data, args.num_train)
     model = build('classes', args.seed)
     before = islands(model, test[0][:500])
-    recipe = CLASSES
-    optimizer = create_optimizer_v2(model, 'adamw', lr=recipe['lr'], weight_decay=recipe['weight_decay'])
-    batches = len(x) // recipe['batch_size']
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        'cosine',
-        num_epochs=args.epochs,
-        warmup_epochs=recipe['warmup_epochs'],
-        warmup_lr=1e-6,
-        min_lr=1e-5,
-        step_on_epochs=False,
-        updates_per_epoch=batches,
-    )
-    generator = torch.Generator().manual_seed(args.seed)
-    curve, seconds, updates = [], 0.0, 0
-    for _ in range(args.epochs):
-        begin = time.thread_time()
-        model.train()
-        for index in torch.randperm(len(x), generator=generator)[: batches * recipe['batch_size']].view(batches, -1):
-            F.cross_entropy(model(augment(x[index], generator)), y[index]).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe['clip_grad'])
-            optimizer.step()
-            optimizer.zero_grad()
-            updates += 1
-            scheduler.step_update(updates)
-        seconds += time.thread_time() - begin
-        curve.append(dict(top1=round(accuracy(model, *test), 2), train_seconds=round(seconds, 1)))
-        print('classes', curve[-1], flush=True)
+    curve = train(model, data, test, CLASSES, args.epochs, args.seed)
     if args.plot:
         sheets(model, test[0], args.plot / 'glom-classes.png')
     params = sum(p.numel() for p in model.parameters())
-    return dict(recipe, params=params, curve=curve, islands=dict(before=before, after=islands(model, test[0][:500])))
+    return dict(CLASSES, params=params, curve=curve, islands=dict(before=before, after=islands(model, test[0][:500])))
 
 
 def psnr(x: torch.Tensor, clean: torch.Tensor) -> float:

@@ -6,8 +6,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Sized, Tuple
 
 from timm_extra.plot import new_figure
 
-Row = Dict[str, Any]
-Result = Dict[str, Any]
+from .rows import Result, Row, at, failure, groups, is_same, names, overview, where
 
 ABREAST = 3  # panels in a row
 WIDTH, DPI = 9.0, 150  # inches: fonts are of a size to read where the picture is shown 900 pixels wide
@@ -22,62 +21,6 @@ STYLES = (  # colours by Okabe and Ito, and markers for those who see none
 )
 SAME, YARDSTICK = '#0072B2', '#B8CCDD'
 RESOLUTION = ('perceiver/image-to-latents', 'perceiver/resolution')
-
-
-def where(result: Result) -> str:
-    """Date, machine, threads and commit of a result in one line."""
-    about = result['environment']
-    commit, _, changes = about['commit'].partition(' ')
-    threads = f'{about["threads"]} thread{"" if about["threads"] == 1 else "s"}'
-    return f'{about["date"][:10]}, {about["device"]}, {threads}, commit {commit[:10]} {changes}'.strip()
-
-
-def is_same(side: Dict[str, Any]) -> bool:
-    """Whether a side claims to compute what ours does, and is no yardstick."""
-    return side.get('same', True)
-
-
-def failure(side: Dict[str, Any]) -> str:
-    """Why a side has no figure of its own, in few words; empty where nothing went wrong."""
-    if 'missing' in side:
-        return 'not installed'
-    if 'failed' in side:
-        reason = side['failed'].lower()
-        return 'out of memory' if any(w in reason for w in ('out of memory', 'allocate', 'memoryerror')) else 'failed'
-    return 'wrong result' if 'wrong' in side else ''
-
-
-def overview(result: Result) -> List[Row]:
-    """Rows of whole models and steps with a peer that computes the same, measured in turns and on no axis."""
-    return [
-        row
-        for row in result['rows']
-        if row['kind'] == 'speed'
-        and 'rounds' in row
-        and 'over' not in row
-        and not row['name'].startswith(('ops/', 'kernels/'))
-        and any(is_same(side) for name, side in row['sides'].items() if name != 'ours')
-    ]
-
-
-def groups(rows: Sequence[Row]) -> Dict[str, List[Row]]:
-    """Rows that stand on an axis, in its order, by the part of the name that they share."""
-    found: Dict[str, List[Row]] = {}
-    for row in rows:
-        if 'over' in row:
-            found.setdefault(row['name'].rsplit('/', 1)[0], []).append(row)
-    return {group: sorted(rows, key=lambda row: row['over']['value']) for group, rows in found.items()}
-
-
-def names(rows: Sequence[Row]) -> List[str]:
-    """Names of all sides of some rows, 'ours' first."""
-    return list(dict.fromkeys(['ours', *(name for row in rows for name in row['sides'])]))
-
-
-def at(axis: str, value: int) -> str:
-    """A place on an axis as it is written: pixels of a square image as 224²."""
-    side = math.isqrt(value)
-    return f'{side}²' if axis == 'pixels' and side * side == value else f'{value}'
 
 
 def _title(figure: Any, text: str, result: Result) -> None:

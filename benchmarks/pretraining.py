@@ -13,8 +13,8 @@ import timm
 import torch
 from torch.utils.data import TensorDataset
 
+from benchmarks.environment import environment
 from benchmarks.learning import read_idx
-from benchmarks.report import environment
 from timm_extra.plot import new_figure
 from timm_extra.pretrain import pretrain
 from timm_extra.pretrain.log import read_log

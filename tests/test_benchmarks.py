@@ -1,7 +1,9 @@
 """The harness: what it refuses, what it reports."""
 
 import json
+import shlex
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_the_sides_take_turns():
         return call
 
     run_case(case(named('a'), named('b')), 'cpu', 4)
-    assert ''.join(calls[-8:]) == 'abbaabba'
+    assert ''.join(calls[-6:]) == 'baabba'  # of the first round some calls are for warming up
 
 
 def test_long_cases_get_fewer_rounds(monkeypatch):
@@ -134,16 +136,39 @@ def test_results_say_where_they_were_measured(tmp_path):
     assert result['peak'] == dict(bytes=1.0, flops=1.0, special=1.0)
 
 
-def test_rows_are_written_as_they_come(tmp_path):
+def test_a_run_that_is_cut_off_can_be_resumed(tmp_path, capsys):
     out = tmp_path / 'result.json'
 
     def stop():
         raise KeyboardInterrupt
 
+    one, two = case(lambda: ONE, lambda: ONE, name='x/1'), case(stop, lambda: ONE, name='x/2')
     with pytest.raises(KeyboardInterrupt):
-        main(['--rounds', '3', '--out', str(out)], [case(lambda: ONE, lambda: ONE), case(stop, lambda: ONE)])
-    assert len(json.loads(out.read_text())['rows']) == 1
-    assert [file.name for file in tmp_path.iterdir()] == ['result.json']
+        main(['--rounds', '3', '--out', str(out)], [one, two])
+    assert [file.name for file in tmp_path.iterdir()] == ['result.json.part']
+    assert len(json.loads((tmp_path / 'result.json.part').read_text())['rows']) == 1
+
+    two = case(lambda: ONE, lambda: ONE, name='x/2')
+    never = case(stop, lambda: ONE, name='x/1')
+    assert main(['--rounds', '3', '--out', str(out), '--resume'], [never, two]) == 0
+    assert [row['name'] for row in json.loads(out.read_text())['rows']] == ['x/1', 'x/2']
+    assert not (tmp_path / 'result.json.part').exists()
+    assert main(['--out', str(out), '--resume'], [never, two]) == 2
+    assert 'nothing is left to measure' in capsys.readouterr().err
+
+
+def test_a_run_of_another_machine_is_not_resumed(tmp_path, capsys):
+    out = tmp_path / 'result.json'
+    assert main(['--rounds', '3', '--out', str(out)], [case(lambda: ONE, lambda: ONE)]) == 0
+    result = json.loads(out.read_text())
+    result['environment']['device'] = 'Another CPU'
+    out.write_text(json.dumps(result))
+    text = out.read_text()
+    assert main(['--rounds', '3', '--out', str(out), '--resume'], [case(lambda: ONE, lambda: ONE, name='x/z')]) == 2
+    assert 'device was Another CPU and is' in capsys.readouterr().err
+    assert out.read_text() == text
+    assert main(['--out', str(tmp_path / 'none.json'), '--resume'], [case(lambda: ONE, lambda: ONE)]) == 2
+    assert 'none.json' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('option', ['--rounds', '--threads'])
@@ -165,6 +190,22 @@ def test_help_names_the_verbs(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert 'python -m benchmarks compare' in out and 'python -m benchmarks report' in out
+
+
+def test_commands_on_pages_name_cases():
+    root = Path(__file__).resolve().parents[1]
+    lines = [
+        line
+        for page in [root / 'README.md', *(root / 'docs').glob('*.md')]
+        for line in page.read_text().splitlines()
+        if line.startswith('python -m benchmarks ')
+    ]
+    assert len(lines) > 5
+    for line in lines:
+        argv = shlex.split(line, comments=True)[3:]
+        if argv[0] not in command.VERBS:
+            args = command._arguments(argv)
+            assert any(args.only in one.name for one in CASES), line
 
 
 def test_the_registry_lists_what_is_compared(capsys):
@@ -191,10 +232,35 @@ def test_a_side_that_raises_leaves_its_reason(capsys):
         raise RuntimeError('no room\nfor this')
 
     row = run_case(case(lambda: ONE, fail), 'cpu', 3)
-    assert row['correct'] and row['sides']['peer']['failed'] == 'RuntimeError: no room for this'
-    assert row['sides']['ours']['ms']['median'] > 0
+    assert row['sides']['peer']['failed'] == 'RuntimeError: no room for this'
+    assert row['correct'] is False and 'ms' not in row['sides']['ours']  # nothing was compared
+    assert main([], [case(lambda: ONE, fail)]) == 1
+    assert 'NOT COMPARED' in capsys.readouterr().out
     assert main([], [case(fail, lambda: ONE)]) == 1
     assert 'ours: failed: RuntimeError: no room for this' in capsys.readouterr().out
+
+
+def test_a_side_that_fails_while_it_is_measured_loses_its_times_alone():
+    calls = []
+
+    def breaks():
+        calls.append(1)
+        if len(calls) > 4:
+            raise RuntimeError('worn out')
+        return slowly(ONE, 0.021)()
+
+    row = run_case(case(lambda: ONE, breaks), 'cpu', 9)
+    assert row['correct'] and row['rounds'] == 9
+    assert row['sides']['peer']['failed'] == 'RuntimeError: worn out' and 'ms' not in row['sides']['peer']
+    calls.clear()
+    row = run_case(case(breaks, lambda: ONE), 'cpu', 9)
+    assert row['correct'] is False and 'ms' not in row['sides']['peer']
+
+
+def test_all_cases_left_out_are_no_run(capsys):
+    peers = dict(peer=side(lambda: ONE, package='nosuchpackage'))
+    assert main([], [Case('x/y', side(lambda: ONE), peers)]) == 2
+    assert 'nosuchpackage' in capsys.readouterr().out
 
 
 def alone(**sides):
@@ -203,7 +269,7 @@ def alone(**sides):
 
 
 def ran(value, seconds, peak_mib):
-    return dict(result=value, seconds=seconds, peak_mib=peak_mib)
+    return dict(result=value, seconds=seconds, calls=1, peak_mib=peak_mib)
 
 
 def large(**kwargs):

@@ -159,7 +159,7 @@ def test_results_that_only_compared_are_not_judged(compare):
         ('{"rows": []}', 'not a result'),
         ('{"environment": {}, "rows": [{"name": "a"}]}', 'row 0'),
         ('{"environment": {}, "rows": [{"name": "a", "device": "cpu", "correct": true, "ours": "x"}]}', "'a'"),
-        ('{"environment": {}, "rows": []}', 'no case in common'),
+        ('{"environment": {}, "rows": []}', 'has no rows'),
     ],
 )
 def test_what_cannot_be_compared_is_named_in_one_line(tmp_path, capsys, text, told):

@@ -1,4 +1,4 @@
-"""The report: what a result file says in Markdown, in pictures and in the README."""
+"""The report: what a result file says in Markdown, in pictures and on pages."""
 
 import copy
 import json
@@ -6,7 +6,9 @@ import struct
 
 import pytest
 
-from benchmarks import plots, report, roofline
+from benchmarks import asked as goals
+from benchmarks import pages, plots, report, roofline
+from benchmarks.environment import environment
 from benchmarks.harness import slopes
 
 MEMORY_ERROR = "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 2.6e10 bytes | <abort>"
@@ -36,8 +38,8 @@ def row(name, sides, kind='speed', correct=True, rounds=12, **parts):
     return out | (dict(rounds=rounds) if correct and rounds else {})
 
 
-def asked(what, value, peer='', why=''):
-    return dict(what=what, value=value, peer=peer, why=why, on='cpu')
+def asked(what, value, peer=''):
+    return dict(what=what, value=value, peer=peer, on='cpu')
 
 
 def model_rows():
@@ -56,8 +58,8 @@ def model_rows():
         transformers=side("transformers' classifier", 580.0, 210.0, mib=371.4),
         plain=side('itself with plain attention', 480.0, 210.0, mib=400.0),
     )
-    goals = [asked('memory', 10, 'transformers'), asked('memory', 20, 'plain', 'the latents | are read twice')]
-    yield row('perceiver/io_base/inference', base, asked=goals)
+    memory = [asked('memory', 10, 'transformers'), asked('memory', 20, 'plain')]
+    yield row('perceiver/io_base/inference', base, asked=memory)
     lucid = dict(
         ours=side('perceiver_base', 300.0, mib=31.0),
         lucidrains=dict(words='perceiver-pytorch', failed='TypeError: forward() takes 2 arguments'),
@@ -107,8 +109,8 @@ def resolution_rows():
                 sides['transformers'] = dict(words="transformers' classifier", failed=MEMORY_ERROR)
             if i == 4:
                 sides['plain'] = dict(words='itself with plain attention', failed=MEMORY_ERROR)
-                goals = [asked('slope', 0.5), asked('peak_gib', 4)] if case == 'resolution' else []
-            parts = dict(asked=goals) if i == 4 and goals else {}
+            last = i == 4 and case == 'resolution'
+            parts = dict(asked=[asked('slope', 0.5), asked('peak_gib', 4)]) if last else {}
             over = dict(axis='pixels', value=size * size)
             yield row(f'perceiver/{case}/{size}', sides, rounds=0, over=over, **parts)
 
@@ -148,6 +150,7 @@ def whole():
         device='Intel(R) Xeon(R) Processor @ 2.10GHz',
         threads=2,
         memory_gib=31.3,
+        limit_gib=20.0,
         python='3.11.7',
         torch='2.15.0',
     )
@@ -193,10 +196,12 @@ def test_the_report_says_where_it_was_measured(whole):
     assert heading == (
         '# Benchmarks: 2026-11-22, Intel(R) Xeon(R) Processor @ 2.10GHz, 2 threads, commit 8e9a042c77 with changes'
     )
-    assert versions == '31.3 GiB of memory, python 3.11.7, torch 2.15.0'
+    assert versions == '31.3 GiB of memory, of which a process may hold 20; python 3.11.7, torch 2.15.0'
 
 
-def test_what_was_asked_is_judged_by_what_was_measured(whole):
+def test_what_was_asked_is_judged_by_what_was_measured(whole, monkeypatch):
+    short = {('perceiver/io_base/inference', 'memory'): 'the latents | are read twice'}
+    monkeypatch.setattr(goals, 'SHORT', short)
     asked_lines = lines_with(report.markdown(whole), '| ')
     assert cells(asked_lines, 'at least 1.25×')[3:] == ['1.40×', 'yes']
     assert cells(asked_lines, 'at least 10× ours')[1:] == [
@@ -279,7 +284,7 @@ def test_a_group_is_a_table_over_its_axis(whole):
     assert table[6].startswith('| 3584² | 6.65 s, 3,742 MiB (no peer to compare the result with) |')
     found = whole['slopes']['perceiver/image-to-latents']
     assert table[7] == f'| slope | {found["ours"]:.2f} | {found["transformers"]:.2f} | {found["plain"]:.2f} |'
-    assert any('20 GiB' in line for line in lines[begin + 10 : begin + 13])
+    assert any('process of its own' in line for line in lines[begin + 10 : begin + 13])
 
 
 def test_the_values_of_an_axis_are_in_order(whole):
@@ -301,45 +306,66 @@ def test_only_keeps_rows_and_hands_these_to_the_floors(whole):
     assert not lines_with(report.markdown(whole, 'ceit/'), 'floors')
 
 
-def test_the_readme_has_peers_that_compute_the_same(whole):
-    lines = report.readme_section(whole)
+def filled(name, result, file):
+    """Lines of one section of a page that lies beside the result."""
+    text = pages.splice(f'<!-- benchmarks: {name} -->\nold\n<!-- /benchmarks -->', result, file, file.parent)
+    first, _, *lines, _, last = text.split('\n')
+    assert (first, last) == (f'<!-- benchmarks: {name} -->', '<!-- /benchmarks -->')
+    return lines
+
+
+def test_the_summary_has_peers_that_compute_the_same(whole, file):
+    lines = filled('summary', whole, file)
     assert '2026-11-22' in lines[0] and '2 threads' in lines[0] and '8e9a042c77' in lines[0]
     for name in plots.PICTURES:
-        assert lines_with(lines, f'(docs/benchmarks-{name}.png)')
+        assert lines_with(lines, f'(cpu-{name}.png)')
     assert cells(lines, 'perceiver/io_base/inference', 'transformers')[2:] == [
         '2.76× (2.62 to 2.90)',
         '31 instead of 371 MiB',
     ]
     assert cells(lines, 'ssl/byol/step', '| lucidrains')[2] == 'byol_pytorch is not installed'
-    for absent in ('deit', 'ops/', 'resolution/', 'start/', 'pretraining/'):
+    for absent in ('deit', 'ops/', 'resolution/', 'start/', 'pretraining/', 'broken'):
         assert not lines_with([line for line in lines if line.startswith('|')], absent), absent
-    assert lines_with(lines, 'Wrong or failed', '`glom/broken`')
-    assert lines_with(lines, 'python -m benchmarks report', '--readme README.md')
 
 
-def test_the_readme_shows_no_picture_that_is_not_drawn(whole):
+def test_a_section_of_a_family_is_its_table(whole, file):
+    lines = filled('ceit/', whole, file)
+    assert len(lines_with(lines, '| `ceit/')) == 5
+    assert not lines_with(lines, '.png') and not lines_with(lines, '| `ssl/')
+
+
+def test_the_summary_shows_no_picture_that_is_not_drawn(whole, file):
     rows = [r for r in whole['rows'] if r['name'].startswith('ceit')]
-    assert len(lines_with(report.readme_section(dict(whole, rows=rows)), '.png')) == 1
+    assert len(lines_with(filled('summary', dict(whole, rows=rows), file), '.png')) == 1
 
 
-def test_splice_replaces_the_section_alone():
-    text = f'# A\n\n{report.BEGIN}\nold\n{report.END}\n\nend\n'
-    once = report.splice(text, ['new'])
-    assert once == f'# A\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n\nend\n'
-    assert report.splice(once, ['new']) == once
+def test_pictures_are_found_from_the_page(whole, tmp_path):
+    text = '<!-- benchmarks: summary -->\n<!-- /benchmarks -->'
+    done = pages.splice(text, whole, tmp_path / 'benchmarks' / 'results' / 'cpu.json', tmp_path / 'docs')
+    assert '](../benchmarks/results/cpu-speed.png)' in done
+
+
+def test_splice_replaces_the_sections_alone_and_once(whole, file):
+    ceit, glom = (f'<!-- benchmarks: {name} -->\nold\n<!-- /benchmarks -->\n' for name in ('ceit/', 'glom/'))
+    text = f'# A\n\n{ceit}b\n{glom}'
+    once = pages.splice(text, whole, file, file.parent)
+    assert once.startswith('# A\n\n<!-- benchmarks: ceit/ -->\n\nMeasured') and 'old' not in once
+    assert '<!-- /benchmarks -->\nb\n<!-- benchmarks: glom/ -->\n\nMeasured' in once
+    assert pages.splice(once, whole, file, file.parent) == once
 
 
 @pytest.mark.parametrize(
     'text, named',
     [
-        (f'{report.BEGIN} only', report.END),
-        (f'{report.END} only', report.BEGIN),
-        (f'{report.END} and {report.BEGIN}', report.BEGIN),
+        ('nothing', 'no section'),
+        ('<!-- benchmarks: ceit/ -->', "'ceit/' has no <!-- /benchmarks -->"),
+        ('<!-- benchmarks: ceit/ -->\n<!-- benchmarks: glom/ -->\n<!-- /benchmarks -->', "'glom/' has no"),
+        ('<!-- benchmarks: none/ -->\n<!-- /benchmarks -->', "'none/'"),
     ],
 )
-def test_splice_names_the_marker_that_is_missing(text, named):
-    with pytest.raises(ValueError, match='marker') as error:
-        report.splice(text, ['new'])
+def test_what_is_wrong_with_a_section_is_named(text, named, whole, file):
+    with pytest.raises(ValueError) as error:
+        pages.splice(text, whole, file, file.parent)
     assert named in str(error.value)
 
 
@@ -401,40 +427,35 @@ def test_the_picture_of_operations_has_a_panel_for_every_axis(whole, monkeypatch
     assert texts.count(f'eager ({whole["slopes"]["ops/leff_depthwise/c"]["eager"]:.2f})') >= 1
 
 
-def test_without_options_the_report_is_printed(file, whole, capsys):
-    assert report.main([str(file)]) == 0
-    assert capsys.readouterr().out.splitlines() == report.markdown(whole)
+def test_the_report_and_its_pictures_lie_beside_the_result(file, whole):
+    assert pages.main([str(file)]) == 0
+    drawn = {f'cpu-{name}.png' for name in plots.PICTURES}
+    assert {p.name for p in file.parent.iterdir()} == {'cpu.json', 'cpu.md', *drawn}
+    text = (file.parent / 'cpu.md').read_text()
+    assert text.splitlines() == pages.page(whole, file)
+    assert all(f']({name})' in text for name in drawn)
 
 
-def test_out_writes_the_report_and_its_pictures(file, tmp_path):
-    folder = tmp_path / 'new' / 'folder'
-    assert report.main([str(file), '--out', str(folder)]) == 0
-    assert {p.name for p in folder.iterdir()} == {'cpu.md', 'cpu-speed.png', 'cpu-resolution.png', 'cpu-operations.png'}
-    assert '](cpu-speed.png)' in (folder / 'cpu.md').read_text()
+def test_a_part_is_printed(file, whole, capsys):
+    assert pages.main([str(file), '--only', 'ceit/']) == 0
+    assert capsys.readouterr().out.splitlines() == report.markdown(whole, 'ceit/')
+    assert [p.name for p in file.parent.iterdir()] == ['cpu.json']
 
 
-def test_out_shows_the_rows_that_only_keeps(file, tmp_path):
-    assert report.main([str(file), '--out', str(tmp_path / 'part'), '--only', 'ceit/']) == 0
-    assert {p.name for p in (tmp_path / 'part').iterdir()} == {'cpu.md', 'cpu-speed.png'}
+def test_pages_are_filled(file, whole, tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('before\n<!-- benchmarks: glom/ -->\n<!-- /benchmarks -->\nafter\n')
+    assert pages.main([str(file), '--into', str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith('before\n') and text.endswith('\nafter\n') and '| `glom/inference` |' in text
 
 
-def test_the_readme_is_written_with_its_pictures(file, whole, tmp_path):
-    readme = tmp_path / 'README.md'
-    readme.write_text(f'before\n{report.BEGIN}\n{report.END}\nafter\n')
-    assert report.main([str(file), '--readme', str(readme)]) == 0
-    text = readme.read_text()
-    assert text.startswith('before\n') and text.endswith('\nafter\n')
-    assert '\n'.join(report.readme_section(whole)) in text
-    for name in plots.PICTURES:
-        assert width(tmp_path / 'docs' / f'benchmarks-{name}.png')
-
-
-def test_a_readme_without_markers_is_left_alone(file, tmp_path, capsys):
-    readme = tmp_path / 'README.md'
-    readme.write_text('nothing\n')
-    assert report.main([str(file), '--readme', str(readme)]) == 2
-    assert str(readme) in capsys.readouterr().err
-    assert readme.read_text() == 'nothing\n' and not (tmp_path / 'docs').exists()
+def test_a_page_without_sections_is_named_and_nothing_is_written(file, tmp_path, capsys):
+    page = tmp_path / 'page.md'
+    page.write_text('nothing\n')
+    assert pages.main([str(file), '--into', str(page)]) == 2
+    assert str(page) in capsys.readouterr().err
+    assert page.read_text() == 'nothing\n' and not (tmp_path / 'cpu.md').exists()
 
 
 @pytest.mark.parametrize('text', [None, 'no JSON', '[]', '{"rows": []}', '{"environment": {}, "rows": []}'])
@@ -442,17 +463,17 @@ def test_what_is_no_result_is_named_in_one_line(text, tmp_path, capsys):
     file = tmp_path / 'other.json'
     if text is not None:
         file.write_text(text)
-    assert report.main([str(file)]) == 2
+    assert pages.main([str(file)]) == 2
     err = capsys.readouterr().err
     assert str(file) in err and err.count('\n') == 1
 
 
 def test_a_part_that_no_row_has_is_named(file, capsys):
-    assert report.main([str(file), '--only', 'nowhere']) == 2
+    assert pages.main([str(file), '--only', 'nowhere']) == 2
     assert "'nowhere'" in capsys.readouterr().err
 
 
 def test_results_know_the_peers_and_the_memory():
-    about = report.environment('cpu')
+    about = environment('cpu')
     assert about['memory_gib'] > 0
     assert {'torch', 'timm', 'triton', 'perceiver-pytorch', 'glom-pytorch', 'byol-pytorch'} <= about.keys()

@@ -63,7 +63,10 @@ def _cases(size: str) -> List[Case]:
     paper = size == 'small'
     setting = f'batch {BATCH} at 224 × 224'
     cases = []
-    for what, run in (('inference', _inference), ('training-step', _step)):
+    for what, run, how in (
+        ('inference', _inference, ''),
+        ('training-step', _step, ', forward in training mode and backward'),
+    ):
         peers = {
             'plain': Side(PLAIN, partial(run, partial(_plain, size))),
             'deit': Side(
@@ -75,7 +78,7 @@ def _cases(size: str) -> List[Case]:
         cases.append(
             Case(
                 f'ceit/{size}/{what}',
-                Side(f'ceit_{size} as created, {setting}', partial(run, partial(_ours, size))),
+                Side(f'ceit_{size} as created{how}, {setting}', partial(run, partial(_ours, size))),
                 peers,
                 atol=1e-4,
                 memory=paper,

@@ -1,5 +1,6 @@
 """The operations against PyTorch's routes to the same result: kernels on a GPU, and what grows with what anywhere."""
 
+import math
 import os
 import time
 import unittest.mock
@@ -144,10 +145,18 @@ def relative(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     told = []
     for part in parts:
         flat = part.detach().flatten()
-        flat = flat[:: flat.numel() // SAMPLED | 1].double()  # an odd step meets all channels
+        flat = flat[:: _step_through(flat.numel(), part.shape[-1])].double()
         largest = flat.abs().amax()
         told += [flat / largest, largest.log()[None]]
     return torch.cat(told)
+
+
+def _step_through(count: int, channels: int) -> int:
+    """A step that leaves about `SAMPLED` values and meets all channels."""
+    step = max(1, count // SAMPLED)
+    while math.gcd(step, channels) > 1:
+        step += 1
+    return step
 
 
 def _zero_padded(
@@ -363,7 +372,7 @@ def _model_case(name: str, factor: float, plain: Dict[str, Any]) -> Case:
     return Case(
         f'kernels/models/{name}/inference',
         Side(f'{name} with its kernels, bfloat16, batch 64', partial(_model, name, True, plain)),
-        {'eager': Side(words, partial(_model, name, False, plain))},
+        {'eager': Side(words, partial(_model, name, False, plain), own=True)},
         atol=ATOL[torch.bfloat16],
         large=True,
         gpu=True,

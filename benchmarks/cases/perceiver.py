@@ -160,8 +160,8 @@ def _cross_attend(build: Build, device: str) -> Call:
 
 def _pair(name: str, words: str, peer: str, other: str, makes: List[Callable[[str], Call]], **kwargs: Any) -> Case:
     """A case of ours and one peer; `makes` are those of the two."""
-    package = '' if peer == 'plain' else peer.replace('-', '_')
-    peers = {peer: Side(other, makes[1], package=package)}
+    own = peer == 'plain'
+    peers = {peer: Side(other, makes[1], own=own, package='' if own else peer.replace('-', '_'))}
     return Case(f'perceiver/{name}', Side(words, makes[0]), peers, ATOL, **kwargs)
 
 

@@ -3,7 +3,7 @@
 import copy
 import random
 from functools import partial
-from typing import Any, Callable, List, Tuple
+from typing import List, Tuple
 
 import timm
 import torch
@@ -79,9 +79,9 @@ class _Mirror(nn.Module):
 
 
 def _average(device: str, *, side: str) -> Made:
-    """The moving average alone."""
+    """The moving average alone, or a plain copy of its numbers."""
     task, learner = (module.to(device) for module in _tasks(use_momentum=True))
-    if side == 'ours':
+    if side != 'other':
         encoder, average = task.trainable_module.encoder, task.update_ema
         target: List[nn.Module] = [task.target['encoder'], task.target['projector']]
     else:
@@ -91,6 +91,13 @@ def _average(device: str, *, side: str) -> Made:
     with torch.no_grad():
         for p in encoder.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+
+    if side == 'copy':
+        source = [p.detach() for module in target for p in module.parameters()]
+        copies = [torch.empty_like(p) for p in source]
+
+        def average() -> None:
+            torch._foreach_copy_(copies, source)
 
     def call() -> torch.Tensor:
         average()
@@ -103,52 +110,45 @@ def _average(device: str, *, side: str) -> Made:
     return Made(call, checked)
 
 
-def _case(
-    name: str, ours: str, other: str, atol: float, asked: Asked, make: Callable[..., Made], **kwargs: Any
-) -> Case:
+def _step_case(name: str, ours: str, other: str, speed: float, use_momentum: bool) -> Case:
+    sides = [partial(_step, side=side, use_momentum=use_momentum) for side in ('ours', 'other')]
     return Case(
-        f'ssl/{name}',
-        Side(ours, partial(make, side='ours', **kwargs)),
-        {PEER: Side(other, partial(make, side='other', **kwargs), package='byol_pytorch')},
-        atol=atol,
-        asked=(asked,),
+        f'ssl/{name}/step',
+        Side(ours, sides[0]),
+        {PEER: Side(other, sides[1], package='byol_pytorch')},
+        atol=1e-4,
+        asked=(Asked('speed', speed, PEER),),
     )
 
 
 SETTING = f'resnet18, {BATCH} images of {SIZE} × {SIZE}'
 CASES = [
-    _case(
-        'byol/step',
+    _step_case(
+        'byol',
         f"BYOL, {SETTING}: two draws for every image, the paper's views",
         'byol-pytorch with the same heads: one draw for the whole batch, both views in one batch',
-        1e-4,
-        Asked('speed', 0.95, PEER),
-        _step,
+        0.95,
         use_momentum=True,
     ),
-    _case(
-        'simsiam/step',
+    _step_case(
+        'simsiam',
         f'BYOL(use_momentum=False), {SETTING}: two draws for every image',
         "byol-pytorch's use_momentum=False with the same heads (SimSiam's projector)",
-        1e-4,
-        Asked(
-            'speed',
-            1.25,
-            PEER,
-            'networks and heads, nine tenths of the step, are equal on both sides; what differs is the second forward '
-            'pass that byol-pytorch makes for its targets',
-        ),
-        _step,
+        1.25,
         use_momentum=False,
     ),
-    _case(
-        'moving-average',
-        'update_ema: weights and running statistics of resnet18 and projector',
-        "byol-pytorch's update_moving_average: weights alone",
-        1e-6,
-        Asked(
-            'speed', 4, PEER, 'it is bound by memory: a plain copy of the same numbers takes three quarters of the time'
-        ),
-        _average,
+    Case(
+        'ssl/moving-average',
+        Side('update_ema: weights and running statistics of resnet18 and projector', partial(_average, side='ours')),
+        {
+            PEER: Side(
+                "byol-pytorch's update_moving_average: weights alone",
+                partial(_average, side='other'),
+                package='byol_pytorch',
+            ),
+            'copy': Side('a plain copy of as many numbers', partial(_average, side='copy'), same=False),
+        },
+        atol=1e-6,
+        asked=(Asked('speed', 4, PEER),),
     ),
 ]

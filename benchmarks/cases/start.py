@@ -1,5 +1,6 @@
 """What it takes to begin: importing the package, creating a model."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +15,7 @@ import timm_extra  # noqa: F401
 from ..harness import Asked, Call, Case, Made, Side
 
 IMPORT = 'import time, timm\nbegin = time.perf_counter()\nimport {}\nprint(time.perf_counter() - begin)'
+COMPILED = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}  # as installed packages are
 NOTHING = torch.zeros(())
 
 
@@ -24,7 +26,7 @@ def _import(package: str, device: str) -> Made:
         code = IMPORT.format(package)
         if package == 'timm':
             code = code.replace(', timm', ', torch')
-        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=COMPILED)
         return float(done.stdout)
 
     def call() -> torch.Tensor:

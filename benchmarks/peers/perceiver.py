@@ -5,19 +5,13 @@ from typing import Any, Tuple
 import timm
 import torch
 from torch import nn
-from transformers import (
-    PerceiverConfig,
-    PerceiverForImageClassificationConvProcessing,
-    PerceiverForImageClassificationFourier,
-    PerceiverForImageClassificationLearned,
-)
 
 import timm_extra  # noqa: F401
 
-CLASSIFIERS = {
-    'perceiver_io_base': PerceiverForImageClassificationFourier,
-    'perceiver_io_base_learned': PerceiverForImageClassificationLearned,
-    'perceiver_io_base_conv': PerceiverForImageClassificationConvProcessing,
+CLASSIFIERS = {  # names of transformers' classes
+    'perceiver_io_base': 'PerceiverForImageClassificationFourier',
+    'perceiver_io_base_learned': 'PerceiverForImageClassificationLearned',
+    'perceiver_io_base_conv': 'PerceiverForImageClassificationConvProcessing',
 }
 PUBLISHED = dict(
     image_size=224,
@@ -55,8 +49,11 @@ def transformers_classifier(name: str, **config: Any) -> nn.Module:
     Returns:
         Classifier in evaluation mode.
     """
+    import transformers  # not above: what needs our models alone works without it
+
     torch.manual_seed(0)
-    model = randomize(CLASSIFIERS[name](PerceiverConfig(**dict(PUBLISHED, **config))).eval())
+    config = transformers.PerceiverConfig(**dict(PUBLISHED, **config))
+    model = randomize(getattr(transformers, CLASSIFIERS[name])(config).eval())
     with torch.no_grad():
         for key, b in model.named_buffers():
             if key.endswith('running_mean'):

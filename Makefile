@@ -21,6 +21,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/python tests/timm_suite/run.py
+	$(BIN)/python -m benchmarks --quick
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -30,7 +31,7 @@ timm-suite: $(INSTALLED)
 	$(BIN)/python tests/timm_suite/run.py $(ARGS)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks --out output/bench.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist output

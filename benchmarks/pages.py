@@ -38,21 +38,27 @@ def pictures(result: Result, file: Path, folder: Path) -> List[str]:
     return lines
 
 
-def page(result: Result, file: Path) -> List[str]:
-    """Lines of the report that lies beside a result file."""
+def page(result: Result, file: Path, drawn: bool = True) -> List[str]:
+    """Lines of the report that lies beside a result file, with its pictures or without."""
     lines = markdown(result)
-    return [*lines[:2], *pictures(result, file, file.parent), *lines[2:]]
+    return [*lines[:2], *(pictures(result, file, file.parent) if drawn else []), *lines[2:]]
 
 
 def write_page(result: Result, file: Path) -> None:
-    """Write the report and its pictures beside a result file.
+    """Write the report and its pictures beside a result file, in place of those that are there.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; the report is written, without pictures.
     """
-    write('\n'.join(page(result, file)) + '\n', file.with_suffix('.md'))
-    for name, picture in PICTURES.items():
-        picture.draw(result, file.with_name(f'{file.stem}-{name}.png'))
+    drawn = False
+    for name in PICTURES:
+        file.with_name(f'{file.stem}-{name}.png').unlink(missing_ok=True)
+    try:
+        for name, picture in PICTURES.items():
+            picture.draw(result, file.with_name(f'{file.stem}-{name}.png'))
+        drawn = True
+    finally:
+        write('\n'.join(page(result, file, drawn)) + '\n', file.with_suffix('.md'))
 
 
 def sections(text: str) -> List[str]:
@@ -100,7 +106,9 @@ def _section(name: str, result: Result, file: Path, folder: Path) -> List[str]:
     lines = [f'Measured {where(result)}. {RATIO}', '']
     if name == SUMMARY:
         lines += pictures(result, file, folder)
-    return [*lines, *table(rows)]
+    lines += table(rows)
+    wrong = [f'`{r["name"]}`' for r in result['rows'] if not r['correct'] and (name == SUMMARY or name in r['name'])]
+    return [*lines, '', f'Wrong or failed, and without a speed: {", ".join(wrong)}.'] if wrong else lines
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -102,7 +102,7 @@ def speed(result: Result, file: Path) -> bool:
     axis.set_xlabel('time of the peer over ours; right of 1 ours is faster', fontsize=9)
     handles = [Patch(color=SAME, label='same result')]
     if any('speed' in line.side and not is_same(line.side) for line in lines):
-        handles.append(Patch(fc=YARDSTICK, ec='white', hatch='////', label='yardstick: another network'))
+        handles.append(Patch(fc=YARDSTICK, ec='white', hatch='////', label='yardstick: another computation'))
     axis.legend(handles=handles, loc='lower right', bbox_to_anchor=(1, 1), ncols=2, fontsize=8.5, frameon=False)
     _title(figure, 'Speed against the peers: median of the rounds, 10th to 90th percentile', result)
     figure.savefig(file, dpi=DPI)

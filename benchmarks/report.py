@@ -90,7 +90,14 @@ def _speed_lines(row: Row) -> List[str]:
 def _words(row: Row) -> str:
     """What the sides of a row are."""
     said = '; '.join(f'{name}: {side["words"]}' for name, side in row['sides'].items())
-    return f'- `{row["name"]}`: {said}'
+    how = f'{row["rounds"]} rounds' if 'rounds' in row else 'each side in a process of its own'
+    if row['correct'] and not row['reference'] and _claims(row):
+        how += '; no peer was left to compare the result with'
+    return f'- `{row["name"]}` ({how}): {said}'
+
+
+def _claims(row: Row) -> bool:
+    return any(is_same(side) for name, side in row['sides'].items() if name != 'ours')
 
 
 def _axis_section(group: str, rows: List[Row], slopes: Dict[str, Any]) -> List[str]:

@@ -12,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import harness
 from benchmarks.__main__ import main
 from benchmarks.alone import run_alone
+from benchmarks.asked import SHORT
 from benchmarks.cases.registry import CASES
 from benchmarks.harness import Case, Made, Over, Side, run_case
 from benchmarks.roofline import Peak
@@ -212,6 +213,8 @@ def test_the_registry_lists_what_is_compared(capsys):
     assert main(['--only', 'ceit', '--list']) == 0
     assert 'NCHW' in capsys.readouterr().out
     assert len({c.name for c in CASES}) == len(CASES)
+    asked = {(one.name, goal.what) for one in CASES for goal in one.asked}
+    assert SHORT.keys() <= asked
     for one in CASES:
         assert 'ours' not in one.peers
         assert {asked.peer for asked in one.asked} <= {'', *one.peers}, one.name

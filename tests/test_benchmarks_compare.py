@@ -75,6 +75,14 @@ def test_a_peer_that_alone_got_faster_is_no_slowdown_of_ours(compare):
     assert compare([row(plain=2.0, deit=1.0)], [row(plain=1.5, deit=0.75)])[0] == 1
 
 
+def test_our_own_code_on_another_route_is_no_peer(compare):
+    before, after = [row(ms=10.0, plain=2.0)], [row(ms=13.0, plain=2.0)]
+    assert compare(before, after)[0] == 0
+    for one in (*before, *after):
+        one['sides']['plain']['own'] = True
+    assert compare(before, after)[0] == 1
+
+
 def test_faster_is_told_and_does_not_fail(compare):
     status, lines = compare([row(plain=1.1)], [row(plain=1.3)])
     assert status == 0

@@ -24,8 +24,8 @@ SHORT = {  # why, where a figure is not reached: by case and kind
         'as for the Fourier model; and features without axes leave the cross-attend to matrix products as well'
     ),
     ('perceiver/io_base/cross-attend', 'speed'): (
-        'the peer multiplies matrices, ours passes over scores in cache: the better a machine multiplies, the smaller the '
-        'ratio; 6.03 where the same products took twice the time'
+        'the peer multiplies matrices, ours passes over scores in cache: the better a machine multiplies, the smaller '
+        'the ratio; 6.03 where the same products took twice the time'
     ),
     ('ssl/simsiam/step', 'speed'): 'networks and heads, nine tenths of the step, are the same on both sides',
     ('ssl/moving-average', 'speed'): 'bound by memory, as the copy beside it shows',

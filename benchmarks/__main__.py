@@ -56,9 +56,7 @@ def _arguments(argv: List[str]) -> argparse.Namespace:
         metavar='FILE.json',
         help='write rows as they come, then the report beside it',
     )
-    parser.add_argument(
-        '--resume', action='store_true', help='keep what FILE.json, or a run cut off, has; measure the rest'
-    )
+    parser.add_argument('--resume', action='store_true', help='keep the correct rows of FILE.json, or of a run cut off')
     parser.add_argument('--list', action='store_true', help='list the cases, their sides and what is asked of them')
     args = parser.parse_args(argv)
     if args.resume and not args.out:
@@ -152,7 +150,7 @@ def part_of(out: Path) -> Path:
 
 
 def kept_rows(out: Path, device: str) -> List[Dict[str, Any]]:
-    """Rows of a run that was cut off, or of a whole one.
+    """Correct rows of a run that was cut off, or of a whole one; others may have failed for a reason that has gone.
 
     Raises:
         ValueError: There are none, or they are of another machine, commit or version.
@@ -164,7 +162,7 @@ def kept_rows(out: Path, device: str) -> List[Dict[str, Any]]:
     differ = [f'{k} was {was.get(k)} and is {v}' for k, v in now.items() if k != 'date' and was.get(k) != v]
     if differ:
         raise ValueError(f'{file} cannot be resumed: {"; ".join(differ)}')
-    return found['rows']
+    return [row for row in found['rows'] if row['correct']]
 
 
 def _list(cases: List[Case]) -> None:

@@ -13,10 +13,7 @@ GOALS = {  # how it is stated, and how what was measured is
     'peak_gib': ('at most {:g} GiB of extra peak memory', '{:.2f} GiB'),
 }
 SHORT = {  # why, where a figure is not reached: by case and kind
-    (
-        'ceit/small/inference/fused',
-        'speed',
-    ): 'most of the time goes into matrix products that are the same on both sides',
+    ('ceit/small/inference/fused', 'speed'): 'most of the time goes into matrix products, the same on both sides',
     ('perceiver/io_base/inference', 'speed'): (
         'the self-attention of the latents, the same products on both sides, takes nineteen twentieths of the time'
     ),

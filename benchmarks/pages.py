@@ -100,14 +100,15 @@ def splice(text: str, result: Result, file: Path, folder: Path) -> str:
 
 
 def _section(name: str, result: Result, file: Path, folder: Path) -> List[str]:
-    rows = [row for row in overview(result) if name == SUMMARY or row['name'].startswith(name)]
+    prefix = '' if name == SUMMARY else name
+    rows = [row for row in overview(result) if row['name'].startswith(prefix)]
     if not rows:
         raise ValueError(f'no row belongs to the section {name!r}')
     lines = [f'Measured {where(result)}. {RATIO}', '']
     if name == SUMMARY:
         lines += pictures(result, file, folder)
     lines += table(rows)
-    wrong = [f'`{r["name"]}`' for r in result['rows'] if not r['correct'] and (name == SUMMARY or name in r['name'])]
+    wrong = [f'`{row["name"]}`' for row in result['rows'] if not row['correct'] and row['name'].startswith(prefix)]
     return [*lines, '', f'Wrong or failed, and without a speed: {", ".join(wrong)}.'] if wrong else lines
 
 

@@ -3,7 +3,7 @@
 from typing import Any, Dict, List
 
 from . import asked, roofline
-from .rows import Result, Row, at, groups, is_same, names, table_cell, time_text, where
+from .rows import Result, Row, at, groups, has_peers, is_same, names, table_cell, time_text, where
 from .rows import reason as reason_of
 
 RATIO = (
@@ -91,13 +91,9 @@ def _words(row: Row) -> str:
     """What the sides of a row are."""
     said = '; '.join(f'{name}: {side["words"]}' for name, side in row['sides'].items())
     how = f'{row["rounds"]} rounds' if 'rounds' in row else 'each side in a process of its own'
-    if row['correct'] and not row['reference'] and _claims(row):
+    if row['correct'] and not row['reference'] and has_peers(row):
         how += '; no peer was left to compare the result with'
     return f'- `{row["name"]}` ({how}): {said}'
-
-
-def _claims(row: Row) -> bool:
-    return any(is_same(side) for name, side in row['sides'].items() if name != 'ours')
 
 
 def _axis_section(group: str, rows: List[Row], slopes: Dict[str, Any]) -> List[str]:

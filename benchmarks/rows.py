@@ -4,8 +4,9 @@ import math
 from typing import Any, Dict, List, Sequence
 
 Row = Dict[str, Any]
-OUT_OF_MEMORY = ('out of memory', 'allocate', 'memoryerror', 'bad_alloc', 'signal 9')
 Result = Dict[str, Any]
+
+OUT_OF_MEMORY = ('out of memory', 'allocate', 'memoryerror', 'bad_alloc', 'signal 9')
 
 
 def where(result: Result) -> str:
@@ -19,6 +20,11 @@ def where(result: Result) -> str:
 def is_same(side: Dict[str, Any]) -> bool:
     """Whether a side claims to compute what ours does, and is no yardstick."""
     return side.get('same', True)
+
+
+def has_peers(row: Row) -> bool:
+    """Whether a row has a side beside ours that claims to compute the same."""
+    return any(is_same(side) for name, side in row['sides'].items() if name != 'ours')
 
 
 def failure(side: Dict[str, Any]) -> str:
@@ -40,7 +46,7 @@ def overview(result: Result) -> List[Row]:
         and 'rounds' in row
         and 'over' not in row
         and not row['name'].startswith(('ops/', 'kernels/'))
-        and any(is_same(side) for name, side in row['sides'].items() if name != 'ours')
+        and has_peers(row)
     ]
 
 

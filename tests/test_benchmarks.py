@@ -158,6 +158,13 @@ def test_a_run_that_is_cut_off_can_be_resumed(tmp_path, capsys):
     assert 'nothing is left to measure' in capsys.readouterr().err
 
 
+def test_what_failed_is_measured_again_by_a_resumed_run(tmp_path):
+    out = tmp_path / 'result.json'
+    assert main(['--rounds', '3', '--out', str(out)], [case(lambda: ONE + 1, lambda: ONE)]) == 1
+    assert main(['--rounds', '3', '--out', str(out), '--resume'], [case(lambda: ONE, lambda: ONE)]) == 0
+    assert [row['correct'] for row in json.loads(out.read_text())['rows']] == [True]
+
+
 def test_a_run_of_another_machine_is_not_resumed(tmp_path, capsys):
     out = tmp_path / 'result.json'
     assert main(['--rounds', '3', '--out', str(out)], [case(lambda: ONE, lambda: ONE)]) == 0

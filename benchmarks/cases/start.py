@@ -14,18 +14,16 @@ import timm_extra  # noqa: F401
 
 from ..harness import Asked, Call, Case, Made, Side
 
-IMPORT = 'import time, timm\nbegin = time.perf_counter()\nimport {}\nprint(time.perf_counter() - begin)'
+IMPORT = 'import time, {}\nbegin = time.perf_counter()\nimport {}\nprint(time.perf_counter() - begin)'
 COMPILED = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}  # as installed packages are
 NOTHING = torch.zeros(())
 
 
-def _import(package: str, device: str) -> Made:
-    """Seconds that importing a package takes once timm is there, in a new process each time; timm's after torch."""
+def _import(before: str, package: str, device: str) -> Made:
+    """Seconds that importing a package takes where another has been imported, in a new process each time."""
 
     def seconds() -> float:
-        code = IMPORT.format(package)
-        if package == 'timm':
-            code = code.replace(', timm', ', torch')
+        code = IMPORT.format(before, package)
         done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=COMPILED)
         return float(done.stdout)
 
@@ -69,8 +67,8 @@ def _created(name: str, peer: str, words: str, build: Callable[[], nn.Module], p
 CASES: List[Case] = [
     Case(
         'start/import',
-        Side('import timm_extra, where timm has been imported', partial(_import, 'timm_extra')),
-        {'timm': Side('import timm, where torch has been imported', partial(_import, 'timm'), same=False)},
+        Side('import timm_extra, where timm has been imported', partial(_import, 'timm', 'timm_extra')),
+        {'timm': Side('import timm, where torch has been imported', partial(_import, 'torch', 'timm'), same=False)},
         asked=(Asked('ms', 150),),
     ),
     _created(

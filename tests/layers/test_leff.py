@@ -170,13 +170,27 @@ def test_unusual_layers_are_called(calls, change):
     assert not calls
 
 
-@pytest.mark.parametrize('name', ['bn1', 'act1', 'conv', 'bn2', 'act2'])
-def test_hooks_are_heard(name):
+@pytest.mark.parametrize('name', ['fc1', 'bn1', 'act1', 'conv', 'bn2', 'act2'])
+@pytest.mark.parametrize('fused', [False, True])
+def test_hooks_are_heard_and_what_they_got_is_left_alone(name, fused):
     leff, seen = LeFF(6, 20).eval(), []
-    getattr(leff, name).register_forward_hook(lambda *args: seen.append(name))
+    if fused:
+        leff.fuse()
+    getattr(leff, name).register_forward_hook(lambda module, args, out: seen.extend((out, out.clone())))
     with torch.no_grad():
         leff(torch.randn(2, 12, 6), (3, 4))
-    assert seen == [name]
+    given, copied = seen
+    assert torch.equal(given, copied)
+
+
+def test_inputs_are_left_alone():
+    for leff in (LeFF(6, 20).eval(), LeFF(6, 20).eval().fuse(), LeFF(6, 20, use_bn=False)):
+        x = torch.randn(2, 12, 6)
+        before = x.clone()
+        with torch.no_grad():
+            y = leff(x, (3, 4))
+        assert torch.equal(x, before)
+        torch.testing.assert_close(y, leff(x, (3, 4)), rtol=1e-5, atol=1e-6)  # with gradients nothing is overwritten
 
 
 def test_one_value_per_channel_is_refused_as_batchnorm_does(calls):

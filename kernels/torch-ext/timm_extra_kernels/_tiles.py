@@ -1,6 +1,7 @@
 """Cutting attention into tiles that stay in the cache, and merging them by an online softmax."""
 
 import functools
+import math
 from typing import Callable, Iterator, Optional, Tuple
 
 import torch
@@ -41,6 +42,24 @@ def without_autocast(function: Callable) -> Callable:
     return wrapped
 
 
+class Memory:
+    """Memory that tiles use one after the other: fresh memory for each would cost more time than filling it.
+
+    Args:
+        like: Tensor that gives dtype and device.
+    """
+
+    def __init__(self, like: torch.Tensor):
+        self._held = like.new_empty(0)
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """An uninitialised tensor of that shape, in the place of the one taken before."""
+        size = math.prod(shape)
+        if size > self._held.numel():
+            self._held = self._held.new_empty(size)
+        return self._held[:size].view(shape)
+
+
 class OnlineSoftmax:
     """Running maximum and denominator of a softmax whose scores come tile by tile.
 
@@ -51,11 +70,16 @@ class OnlineSoftmax:
 
     def __init__(self, rows: Tuple[int, ...], like: torch.Tensor):
         # far below every score yet finite, so that rows without any key give exp(-inf) = 0 and not nan
-        self.top = like.new_full((*rows, 1), torch.finfo(like.dtype).min / 2)
+        self.lowest = torch.finfo(like.dtype).min / 2
+        self.top = like.new_full((*rows, 1), self.lowest)
         self.sum = like.new_zeros((*rows, 1))
 
-    def add(self, scores: torch.Tensor) -> Optional[torch.Tensor]:
-        """Turn scores (…, M, n) into unnormalised probabilities in place.
+    def base(self) -> torch.Tensor:
+        """The maximum so far (…, M, 1), or 0 before there is one: what the next scores may be computed relative to."""
+        return self.top.masked_fill(self.top == self.lowest, 0.0)
+
+    def rise(self, top: torch.Tensor) -> Optional[torch.Tensor]:
+        """Follow the maximum (…, M, 1) of the next scores.
 
         On a CPU the maximum is left behind by up to `SLACK`: probabilities then reach e^SLACK, far from overflow, and
         nothing needs to be scaled for most tiles. On a GPU asking whether it is needed would cost more than doing it.
@@ -63,13 +87,17 @@ class OnlineSoftmax:
         Returns:
             The factor (…, M, 1) that brings what was accumulated before to the new maximum, None for 1.
         """
-        top = scores.amax(-1, keepdim=True)
-        factor = None
-        if scores.device.type != 'cpu' or bool((top > self.top + SLACK).any()):
-            top = torch.maximum(top, self.top)
-            factor = torch.exp(self.top - top)
-            self.top = top
-            self.sum = self.sum * factor
+        if top.device.type == 'cpu' and not bool((top > self.top + SLACK).any()):
+            return None
+        top = torch.maximum(top, self.top)
+        factor = torch.exp(self.top - top)
+        self.top = top
+        self.sum = self.sum * factor
+        return factor
+
+    def add(self, scores: torch.Tensor) -> Optional[torch.Tensor]:
+        """Turn scores (…, M, n) into unnormalised probabilities in place; returns the factor of `rise`."""
+        factor = self.rise(scores.amax(-1, keepdim=True))
         scores.sub_(self.top).exp_()
         self.sum = self.sum + scores.sum(-1, keepdim=True)
         return factor

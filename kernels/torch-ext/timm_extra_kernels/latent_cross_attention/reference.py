@@ -5,7 +5,7 @@ from typing import Iterator, Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from .._tiles import OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget
+from .._tiles import Memory, OnlineSoftmax, Range, batch_step, compute_dtype, ranges, tile_budget
 
 
 def normalise(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
@@ -34,13 +34,14 @@ def forward(
     rows = (q.to(dtype) * scale).flatten(1, 2)  # (B or 1, H·M, C)
     out = rows.new_empty(B, H * M, C)
     lse = rows.new_empty(B, H * M)
+    memory = Memory(rows)
     for (b0, b1), tiles in _tiles(B, H * M, N, x.device):
         queries = _items(rows, b0, b1)
         softmax = OnlineSoftmax((b1 - b0, H * M), rows)
         total = rows.new_zeros(b1 - b0, H * M, C)
         for i, j in tiles:
             xh = normalise(x[b0:b1, i:j].to(dtype), eps)  # (b, n, C)
-            scores = queries @ xh.mT  # (b, H·M, n)
+            scores = torch.matmul(queries, xh.mT, out=memory.take(b1 - b0, H * M, j - i))
             if mask is not None:
                 scores.masked_fill_(~mask[b0:b1, None, i:j], -float('inf'))
             factor = softmax.add(scores)
@@ -88,15 +89,16 @@ def backward(
     lse = lse.flatten(1, 2).unsqueeze(-1)
     dq = rows.new_zeros(rows.shape)
     dx = x.new_empty(x.shape) if needs_x else x.new_empty(0)
+    memories = Memory(rows), Memory(rows)
     for (b0, b1), tiles in _tiles(B, H * M, N, x.device):
         queries = _items(rows, b0, b1)
         for i, j in tiles:
             xh = normalise(x[b0:b1, i:j].to(dtype), eps)  # (b, n, C)
-            p = queries @ xh.mT
+            p = torch.matmul(queries, xh.mT, out=memories[0].take(b1 - b0, H * M, j - i))
             if mask is not None:
                 p.masked_fill_(~mask[b0:b1, None, i:j], -float('inf'))
             p.sub_(lse[b0:b1]).exp_()  # (b, H·M, n)
-            ds = (grad[b0:b1] @ xh.mT).sub_(delta[b0:b1]).mul_(p)
+            ds = torch.matmul(grad[b0:b1], xh.mT, out=memories[1].take(*p.shape)).sub_(delta[b0:b1]).mul_(p)
             part = ds @ xh
             if rows.shape[0] == 1:
                 dq += part.sum(0, keepdim=True)

@@ -5,6 +5,7 @@ import os
 from triton.runtime import driver
 
 INTERPRETER = 'interpreter'
+FUSION = dict(enable_fp_fusion=True)  # of a product and a sum into one instruction, of every launch: defaults differ
 
 
 def target() -> str:

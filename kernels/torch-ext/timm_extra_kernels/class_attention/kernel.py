@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .._target import FUSION
+
 LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
 BLOCK_L = 16  # tokens per step: the layers of CeiT, and few enough that one warp holds them
 
@@ -123,4 +125,4 @@ def _without_tokens(t: torch.Tensor) -> Tuple[int, int, int]:
 
 def _blocks(D: int, warps: int) -> dict:
     block = max(16, triton.next_power_of_2(D))
-    return dict(BL=BLOCK_L, BD=block, num_warps=warps if block <= 64 else 4)
+    return dict(BL=BLOCK_L, BD=block, num_warps=warps if block <= 64 else 4, **FUSION)

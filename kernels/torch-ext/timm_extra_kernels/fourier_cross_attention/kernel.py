@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._target import INTERPRETER, target
+from .._target import FUSION, INTERPRETER, target
 from .operands import (
     LOG2E,
     SAFE,
@@ -311,7 +311,7 @@ class _Config:
 
     def options(self, role: str) -> dict:
         queries, warps, stages = getattr(self, role)
-        return dict(BM=queries, BW=self.columns, num_warps=warps, num_stages=stages)
+        return dict(BM=queries, BW=self.columns, num_warps=warps, num_stages=stages, **FUSION)
 
 
 INTERPRETED = _Config(16, (16, 4, 1), (16, 4, 1), (16, 4, 1))
@@ -373,7 +373,7 @@ class _Positions:
             content, maps, row, column, tables.shift, self.x, self.rstd, *content.stride(), *maps.stride()[:3],
             c, self.channels, tables.rows.shape[1], tables.columns.shape[1], self.rows, self.columns, width,
             eps or 0.0, layout.first, layout.split, NORM=self.normalised, HAS_MASK=mask is not None,
-            HALF=layout.half, BN=block, BC=wide, K=layout.width, num_warps=4,
+            HALF=layout.half, BN=block, BC=wide, K=layout.width, num_warps=1 if layout.width == 16 else 4, **FUSION,
         )  # fmt: skip
 
     def separate(self, vectors: torch.Tensor, bias: bool) -> Weights:

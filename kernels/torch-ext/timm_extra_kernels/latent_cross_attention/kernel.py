@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .._target import INTERPRETER, target
+from .._target import FUSION, INTERPRETER, target
 from .tiles import config
 
 LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
@@ -49,40 +49,43 @@ def _tiles(ptr, rows, inside, CP: tl.constexpr, WIDTHS: tl.constexpr):
 
 
 @triton.jit
-def _product(a, b, PRECISION: tl.constexpr):
+def _product(a, b):
     # Σ aᵢ bᵢᵀ over pieces
-    s = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
+    s = tl.dot(a[0], tl.trans(b[0]), input_precision='ieee')
     for i in tl.static_range(1, len(b)):
-        s = tl.dot(a[i], tl.trans(b[i]), s, input_precision=PRECISION)
+        s = tl.dot(a[i], tl.trans(b[i]), s, input_precision='ieee')
     return s
 
 
 @triton.jit
-def _product_from_memory(
-    A, B, rows, rows_inside, cols, cols_inside, CP: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr
-):
+def _product_from_memory(A, B, rows, rows_inside, cols, cols_inside, CP: tl.constexpr, CHUNK: tl.constexpr):
     s = tl.zeros([rows.shape[0], cols.shape[0]], tl.float32)
     for at in range(0, CP, CHUNK):
         a = _tile(A, rows, rows_inside, at, CP, CHUNK, CP % CHUNK == 0)
         b = _tile(B, cols, cols_inside, at, CP, CHUNK, CP % CHUNK == 0)
-        s = tl.dot(a, tl.trans(b), s, input_precision=PRECISION)
+        s = tl.dot(a, tl.trans(b), s, input_precision='ieee')
     return s
+
+
+@triton.jit
+def _zero(ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    return tl.zeros([ROWS, WIDTH], tl.float32)
 
 
 @triton.jit
 def _zeros(ROWS: tl.constexpr, WIDTHS: tl.constexpr):
     out = ()
     for i in tl.static_range(len(WIDTHS)):
-        out += (tl.zeros([ROWS, WIDTHS[i]], tl.float32),)
+        out += (_zero(ROWS, WIDTHS[i]),)  # Triton 3.6 takes no element of a tuple into a list
     return out
 
 
 @triton.jit
-def _add(sums, weights, values, PRECISION: tl.constexpr):
+def _add(sums, weights, values):
     # sumsᵢ + weights @ valuesᵢ
     out = ()
     for i in tl.static_range(len(values)):
-        out += (tl.dot(weights, values[i], sums[i], input_precision=PRECISION),)
+        out += (tl.dot(weights, values[i], sums[i], input_precision='ieee'),)
     return out
 
 
@@ -123,7 +126,7 @@ def _program(blocks, slices, splits):
 def _latent_attention_fwd_kernel(
     Q, X, MASK, OUT, LSE, scale, batch, R, N, q_batch, blocks, keys, splits,
     C: tl.constexpr, CP: tl.constexpr, WHOLE: tl.constexpr, WIDTHS: tl.constexpr, SLICES: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # Q (B, R, CP), or 1 by a batch stride of 0; X (B, N, CP); OUT (splits, B, R, C), LSE (splits, B, R)
     block, part, split, b = _program(blocks, SLICES, splits)
@@ -141,9 +144,9 @@ def _latent_attention_fwd_kernel(
         x_at = X + (b * N + n0) * CP
         if WHOLE:
             x = _tiles(x_at, cols, inside, CP, WIDTHS)
-            s = _product(q, x, PRECISION)
+            s = _product(q, x)
         else:
-            s = _product_from_memory(q_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK, PRECISION)
+            s = _product_from_memory(q_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK)
             x = (_tile(x_at, cols, inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
         attended = _attended(MASK, b * N, n0 + cols, N)
         s = tl.where(attended[None, :], s * (scale * LOG2E), -float('inf'))
@@ -151,7 +154,7 @@ def _latent_attention_fwd_kernel(
         p = tl.exp2(s - new[:, None])
         factor = tl.exp2(top - new)
         total = total * factor + tl.sum(p, 1)
-        sums = _add(_scale(sums, factor[:, None]), p.to(X.dtype.element_ty), x, PRECISION)
+        sums = _add(_scale(sums, factor[:, None]), p.to(X.dtype.element_ty), x)
         top = new
     none = total == 0
     first = (split * batch + b) * R + block.to(tl.int64) * BM
@@ -192,7 +195,7 @@ def _latent_combine_fwd_kernel(
 def _latent_attention_bwd_q_kernel(
     Q, X, MASK, G, LSE, DELTA, DQ, scale, R, N, q_batch, blocks, keys, splits,
     C: tl.constexpr, CP: tl.constexpr, WHOLE: tl.constexpr, WIDTHS: tl.constexpr, SLICES: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # as above; G (B, R, CP), LSE and DELTA (B, R); DQ (B, splits, R, C)
     block, part, split, b = _program(blocks, SLICES, splits)
@@ -213,16 +216,16 @@ def _latent_attention_bwd_q_kernel(
         x_at = X + (b * N + n0) * CP
         if WHOLE:
             x = _tiles(x_at, cols, inside, CP, WIDTHS)
-            s = _product(q, x, PRECISION)
-            dp = _product(g, x, PRECISION)
+            s = _product(q, x)
+            dp = _product(g, x)
         else:
-            s = _product_from_memory(q_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK, PRECISION)
-            dp = _product_from_memory(g_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK, PRECISION)
+            s = _product_from_memory(q_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK)
+            dp = _product_from_memory(g_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK)
             x = (_tile(x_at, cols, inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
         attended = _attended(MASK, b * N, n0 + cols, N)
         p = tl.where(attended[None, :], tl.exp2(s * (scale * LOG2E) - lse[:, None]), 0.0)
         ds = p * (dp - delta[:, None])
-        sums = _add(sums, ds.to(X.dtype.element_ty), x, PRECISION)
+        sums = _add(sums, ds.to(X.dtype.element_ty), x)
     at = ((b * splits + split) * R + block.to(tl.int64) * BM) * C
     _store(DQ + at, _scale(sums, scale), rows, rows_inside, part * WIDTHS[0], C, WIDTHS)
 
@@ -246,7 +249,7 @@ def _through_norm(sums, xh, rstd, C: tl.constexpr):
 def _latent_attention_bwd_x_kernel(
     Q, X, RSTD, MASK, G, LSE, DELTA, DX, scale, batch, R, N, q_batch, blocks, rows_each, splits,
     C: tl.constexpr, CP: tl.constexpr, WHOLE: tl.constexpr, WIDTHS: tl.constexpr, SLICES: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # as above, with scores (BN, BM) on their side and splits of the rows; DX (splits, B, N, C), the gradient of x̂,
     # or of x with its 1 / deviation RSTD (B, N), where a program has all of its channels and rows
@@ -268,19 +271,19 @@ def _latent_attention_bwd_x_kernel(
         if WHOLE:
             q = _tiles(q_at, rows, rows_inside, CP, WIDTHS)
             g = _tiles(g_at, rows, rows_inside, CP, WIDTHS)
-            s = _product(x, q, PRECISION)
-            dp = _product(x, g, PRECISION)
+            s = _product(x, q)
+            dp = _product(x, g)
         else:
-            s = _product_from_memory(x_at, q_at, cols, inside, rows, rows_inside, CP, CHUNK, PRECISION)
-            dp = _product_from_memory(x_at, g_at, cols, inside, rows, rows_inside, CP, CHUNK, PRECISION)
+            s = _product_from_memory(x_at, q_at, cols, inside, rows, rows_inside, CP, CHUNK)
+            dp = _product_from_memory(x_at, g_at, cols, inside, rows, rows_inside, CP, CHUNK)
             q = (_tile(q_at, rows, rows_inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
             g = (_tile(g_at, rows, rows_inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
         lse = tl.load(LSE + first + rows, mask=rows_inside, other=float('inf')) * LOG2E
         delta = tl.load(DELTA + first + rows, mask=rows_inside, other=0.0)
         p = tl.where(attended[:, None], tl.exp2(s * (scale * LOG2E) - lse[None, :]), 0.0)
         ds = p * (dp - delta[None, :]) * scale
-        sums = _add(sums, p.to(X.dtype.element_ty), g, PRECISION)
-        sums = _add(sums, ds.to(X.dtype.element_ty), q, PRECISION)
+        sums = _add(sums, p.to(X.dtype.element_ty), g)
+        sums = _add(sums, ds.to(X.dtype.element_ty), q)
     if RSTD is not None:
         sums = _through_norm(sums, x, tl.load(RSTD + b * N + n, mask=inside, other=0.0), C)
     at = ((split * batch + b) * N + block * BN) * C
@@ -359,7 +362,7 @@ def forward(
         parts, lses = (x.new_empty(shape, dtype=torch.float32) for shape in ((splits, B, R, C), (splits, B, R)))
     _latent_attention_fwd_kernel[(B * blocks * slices * splits,)](
         rows, xh, mask, parts, lses, scale, B, R, N, _batch_stride(rows), blocks, keys, splits,
-        C, CP, **tiles.constants(q.dtype, CP),
+        C, CP, **tiles.constants(CP),
     )  # fmt: skip
     if splits > 1:
         step = _rows_at_once(C)
@@ -400,7 +403,7 @@ def _backward_q(q: torch.Tensor, given: tuple) -> torch.Tensor:
     parts = q.new_empty(q.shape) if whole else q.new_empty((B, splits, H, M, C), dtype=torch.float32)
     _latent_attention_bwd_q_kernel[(B * blocks * slices * splits,)](
         rows, xh, *given[2:6], parts, given[6], H * M, N, _batch_stride(rows), blocks, keys, splits,
-        C, CP, **tiles.constants(q.dtype, CP),
+        C, CP, **tiles.constants(CP),
     )  # fmt: skip
     if whole:
         return parts
@@ -419,7 +422,7 @@ def _backward_x(x: torch.Tensor, eps: Optional[float], rstd: Optional[torch.Tens
     parts = dx if whole else x.new_empty((splits, B, N, CP), dtype=torch.float32)
     _latent_attention_bwd_x_kernel[(B * blocks * slices * splits,)](
         rows, xh, rstd if whole else None, *given[2:6], parts, given[6], B, R, N, _batch_stride(rows), blocks,
-        each, splits, parts.shape[-1], CP, **tiles.constants(xh.dtype, CP),
+        each, splits, parts.shape[-1], CP, **tiles.constants(CP),
     )  # fmt: skip
     if not whole:
         step = _rows_at_once(CP)
@@ -457,7 +460,7 @@ def _batch_stride(rows: torch.Tensor) -> int:
 
 def _rows_at_once(channels: int) -> Dict[str, int]:
     block = triton.next_power_of_2(channels)
-    return dict(BR=max(1, BLOCK // block), BC=block, num_warps=4)
+    return dict(BR=max(1, BLOCK // block), BC=block, num_warps=4, **FUSION)
 
 
 def _split(programs: int, size: int, step: int, device: torch.device) -> Tuple[int, int]:

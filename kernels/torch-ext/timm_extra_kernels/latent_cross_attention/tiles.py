@@ -4,6 +4,8 @@ from typing import Dict, NamedTuple, Tuple
 
 import torch
 
+from .._target import FUSION
+
 
 class Tiles(NamedTuple):
     """How one kernel cuts its work.
@@ -34,7 +36,7 @@ class Tiles(NamedTuple):
         """Programs that share the channels."""
         return -(-CP // self.widths[0]) if self.chunk else 1
 
-    def constants(self, dtype: torch.dtype, CP: int) -> dict:
+    def constants(self, CP: int) -> dict:
         """What the kernels take."""
         return dict(
             WHOLE=not self.chunk,
@@ -44,8 +46,8 @@ class Tiles(NamedTuple):
             BN=self.keys,
             CHUNK=self.chunk,
             STAGES=self.stages,
-            PRECISION='ieee' if dtype == torch.float32 else 'tf32',
             num_warps=self.warps,
+            **FUSION,
         )
 
 

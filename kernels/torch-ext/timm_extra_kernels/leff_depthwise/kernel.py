@@ -2,7 +2,8 @@
 
 A program holds a block of channels and walks down the grid. Each token of a row is its own tensor over the channels, so
 that neighbours are met in registers and every token is loaded once; grids too wide for that are cut into blocks of
-columns that overlap by half a kernel.
+columns that overlap by half a kernel. Columns and channels are known to the compiler, which then adds constants to one
+address per row instead of computing one per token.
 """
 
 # ruff: noqa: RUF005 (Triton knows no starred tuples)
@@ -13,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._target import INTERPRETER, target
+from .._target import FUSION, INTERPRETER, target
 
 PROGRAMS = 4096  # enough for every GPU; backward programs take several images each, which leaves fewer partial sums
 
@@ -23,6 +24,7 @@ def gelu_terms(x, EXACT: tl.constexpr):
     """The normal distribution function at x and its density. Half precision takes a quarter of the instructions.
 
     The logit of the distribution function is odd and smooth: a polynomial, within 3e-7 of GELU in exact arithmetic.
+    A reciprocal is a division to the compiler, of many instructions; the square of a reciprocal root is two.
     """
     square = x * x
     density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * square)
@@ -36,7 +38,8 @@ def gelu_terms(x, EXACT: tl.constexpr):
         logit = logit * square - 0.00010641035847374681
         logit = logit * square + 0.10485230533490518
         logit = logit * square + 2.3022021173348635
-        below = 1.0 / (1.0 + tl.exp2(-x * logit))
+        root = tl.rsqrt(1.0 + tl.exp2(-x * logit))
+        below = root * root
     return below, density
 
 
@@ -90,10 +93,11 @@ def empty_rows(c, COUNT: tl.constexpr):
 def hidden_row(X, r, j0, H, W, c, C, m, s, t, LOADED: tl.constexpr, HALO: tl.constexpr, EXACT: tl.constexpr):
     """Row r of GELU((x − m) s + t), from column j0 − HALO on; zero outside the grid, as the convolution pads it."""
     row = ()
+    at = X + (r * W + j0 - HALO) * C + c
     for n in tl.static_range(LOADED):
         j = j0 - HALO + n
         inside = token_mask(r, j, H, W, c, C, HALO)
-        x = tl.load(X + (r * W + j) * C + c, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(at + n * C, mask=inside, other=0.0).to(tl.float32)
         row = row + (tl.where(inside, gelu((x - m) * s + t, EXACT), 0.0),)
     return row
 
@@ -112,7 +116,7 @@ def convolve(rows, w, start, j: tl.constexpr, K: tl.constexpr, LOADED: tl.conste
 
 @triton.jit
 def _leff_depthwise_fwd_kernel(
-    X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, Y, H, W, C,
+    X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, Y, H, W: tl.constexpr, C: tl.constexpr,
     K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # X and Y (B, H·W, C) contiguous; a program: one image, COLS columns, BC channels
@@ -131,18 +135,18 @@ def _leff_depthwise_fwd_kernel(
     for r in range(0, H + P):
         rows = rows + hidden_row(X + image, r, j0, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
         if r >= P:
+            at = Y + image + ((r - P) * W + j0) * C + c
             for j in tl.static_range(COLS):
                 y = gelu(convolve(rows, w, bias, j, K, LOADED, HALO) * s2 + t2, EXACT)
-                at = image + ((r - P) * W + j0 + j) * C + c
                 inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
+                tl.store(at + j * C, y.to(Y.dtype.element_ty), mask=inside)
         rows = rows[LOADED:]
 
 
 @triton.jit
 def _leff_depthwise_bwd_output_kernel(
-    G, X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, DZ, SUMS, B, H, W, C, IMAGES,
-    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+    G, X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, DZ, SUMS, B, H, W: tl.constexpr, C: tl.constexpr,
+    IMAGES, K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # the convolution z once more; DZ (B, H·W, C) its gradient; SUMS (programs, 2, C) those of scale2 and shift2
     P: tl.constexpr = K // 2
@@ -163,15 +167,15 @@ def _leff_depthwise_bwd_output_kernel(
         for r in range(0, H + P):
             rows = rows + hidden_row(X + image, r, j0, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
             if r >= P:
+                at = image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
                     z = convolve(rows, w, bias, j, K, LOADED, HALO)
-                    at = image + ((r - P) * W + j0 + j) * C + c
                     inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                    g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
+                    g = tl.load(G + at + j * C, mask=inside, other=0.0).to(tl.float32)
                     dv = tl.where(inside, g * gelu_slope(z * s2 + t2, EXACT), 0.0)
                     scale_sum += dv * z
                     shift_sum += dv
-                    tl.store(DZ + at, (dv * s2).to(DZ.dtype.element_ty), mask=inside)
+                    tl.store(DZ + at + j * C, (dv * s2).to(DZ.dtype.element_ty), mask=inside)
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * 2 * C + c
     tl.store(at, scale_sum, mask=c < C)
@@ -182,10 +186,11 @@ def _leff_depthwise_bwd_output_kernel(
 def gradient_row(DZ, r, j0, H, W, c, C, LOADED: tl.constexpr, HALO: tl.constexpr):
     """Row r of the gradient of the convolution, from column j0 − HALO on; zero outside the grid."""
     row = ()
+    at = DZ + (r * W + j0 - HALO) * C + c
     for n in tl.static_range(LOADED):
         j = j0 - HALO + n
         inside = token_mask(r, j, H, W, c, C, HALO)
-        row = row + (tl.load(DZ + (r * W + j) * C + c, mask=inside, other=0.0).to(tl.float32),)
+        row = row + (tl.load(at + n * C, mask=inside, other=0.0).to(tl.float32),)
     return row
 
 
@@ -207,7 +212,7 @@ def spread(rows, h, w, dw, j: tl.constexpr, K: tl.constexpr, LOADED: tl.constexp
 
 @triton.jit
 def _leff_depthwise_bwd_input_kernel(
-    DZ, X, WEIGHT, SCALE1, SHIFT1, DX, SUMS, B, H, W, C, IMAGES,
+    DZ, X, WEIGHT, SCALE1, SHIFT1, DX, SUMS, B, H, W: tl.constexpr, C: tl.constexpr, IMAGES,
     K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # SUMS (programs, k·k + 2, C): gradients of the weight's taps, of scale1 and of shift1
@@ -228,17 +233,17 @@ def _leff_depthwise_bwd_input_kernel(
         for r in range(0, H + P):
             rows = rows + gradient_row(DZ + image, r, j0, H, W, c, C, LOADED, HALO)
             if r >= P:
+                at = image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
-                    at = image + ((r - P) * W + j0 + j) * C + c
                     inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+                    x = tl.load(X + at + j * C, mask=inside, other=0.0).to(tl.float32)
                     u = x * s1 + t1
                     below, density = gelu_terms(u, EXACT)
                     dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
                     du = tl.where(inside, dh * (below + u * density), 0.0)
                     scale_sum += du * x
                     shift_sum += du
-                    tl.store(DX + at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    tl.store(DX + at + j * C, (du * s1).to(DX.dtype.element_ty), mask=inside)
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
     for tap in tl.static_range(K * K):
@@ -266,7 +271,7 @@ def cut(x: torch.Tensor, k: int, W: int, sums: bool = True) -> Cut:
     blocks = triton.cdiv(C, BC) * triton.cdiv(W, cols)
     programs = 2 if kind == INTERPRETER else PROGRAMS
     images = triton.cdiv(B, max(1, min(B, programs // blocks)))
-    options = dict(K=k, COLS=cols, HALO=halo, BC=BC, num_warps=1)
+    options = dict(K=k, COLS=cols, HALO=halo, BC=BC, num_warps=1, **FUSION)
     if sums and kind.startswith('sm'):
         options['maxnreg'] = 255  # for the sake of occupancy the assembler would rather spill a few
     if kind.startswith('gfx'):

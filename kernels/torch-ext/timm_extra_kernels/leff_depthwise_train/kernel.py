@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._target import INTERPRETER, target
+from .._target import FUSION, INTERPRETER, target
 from ..leff_depthwise.kernel import (
     channel_vector,
     convolve,
@@ -28,7 +28,7 @@ from ..leff_depthwise.kernel import (
 )
 
 PROGRAMS = 2048  # of the passes that sum over tokens
-TILE = dict(BT=16, BC=128, num_warps=4)  # tokens and channels of the passes without neighbours
+TILE = dict(BT=16, BC=128, num_warps=4, **FUSION)  # tokens and channels of the passes without neighbours
 
 
 @triton.jit
@@ -104,8 +104,8 @@ def _leff_depthwise_train_fwd_combine_kernel(SUMS, ORIGIN, MEAN, VAR, PARTS, C, 
 
 @triton.jit
 def _leff_depthwise_train_fwd_conv_kernel(
-    X, WEIGHT, BIAS, MEAN, VAR, GAMMA, BETA, Z, SUMS, eps, B, H, W, C, IMAGES,
-    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+    X, WEIGHT, BIAS, MEAN, VAR, GAMMA, BETA, Z, SUMS, eps, B, H, W: tl.constexpr, C: tl.constexpr,
+    IMAGES, K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # X and Z (B, H·W, C) contiguous; SUMS (programs, 3, C) the statistics of Z, a row of tokens at a time
     P: tl.constexpr = K // 2
@@ -127,12 +127,13 @@ def _leff_depthwise_train_fwd_conv_kernel(
         for r in range(0, H + P):
             rows = rows + hidden_row(X + image, r, j0, H, W, c, C, m, s, t, LOADED, HALO, EXACT)
             if r >= P:
+                at = Z + image + ((r - P) * W + j0) * C + c
                 row_sum = tl.zeros([BC], tl.float32)
                 values = ()
                 for j in tl.static_range(COLS):
                     inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
                     z = convolve(rows, w, bias, j, K, LOADED, HALO).to(Z.dtype.element_ty)
-                    tl.store(Z + image + ((r - P) * W + j0 + j) * C + c, z, mask=inside)
+                    tl.store(at + j * C, z, mask=inside)
                     value = tl.where(inside, z.to(tl.float32) - bias, 0.0)  # its mean is small
                     row_sum += value
                     values = values + (value,)
@@ -195,12 +196,12 @@ def gradient_row(G, Z, r, j0, H, W, c, C, m, s, t, each, slope, LOADED: tl.const
                  EXACT: tl.constexpr):  # fmt: skip
     """Row r of the gradient of the convolution: of the activation, less what the statistics take away."""
     row = ()
+    first = (r * W + j0 - HALO) * C + c
     for n in tl.static_range(LOADED):
         j = j0 - HALO + n
         inside = token_mask(r, j, H, W, c, C, HALO)
-        at = (r * W + j) * C + c
-        z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) - m
-        g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
+        z = tl.load(Z + first + n * C, mask=inside, other=0.0).to(tl.float32) - m
+        g = tl.load(G + first + n * C, mask=inside, other=0.0).to(tl.float32)
         dz = (g * gelu_slope(z * s + t, EXACT) - each - z * slope) * s
         row = row + (tl.where(inside, dz, 0.0),)
     return row
@@ -209,7 +210,8 @@ def gradient_row(G, Z, r, j0, H, W, c, C, m, s, t, each, slope, LOADED: tl.const
 @triton.jit
 def _leff_depthwise_train_bwd_input_kernel(
     G, Z, X, WEIGHT, MEAN1, VAR1, GAMMA1, BETA1, MEAN2, VAR2, GAMMA2, BETA2, OUTPUT_SUMS, DX, SUMS, eps, inverse,
-    B, H, W, C, IMAGES, K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+    B, H, W: tl.constexpr, C: tl.constexpr, IMAGES,
+    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # DX without what the statistics of x take away; OUTPUT_SUMS (2, C) the gradients of gamma2 and beta2;
     # SUMS (programs, k·k + 2, C): gradients of the weight's taps, of gamma1 and of beta1; inverse = 1 / tokens
@@ -237,17 +239,17 @@ def _leff_depthwise_train_bwd_input_kernel(
                 G + image, Z + image, r, j0, H, W, c, C, m2, s2, t2, each, slope, LOADED, HALO, EXACT
             )
             if r >= P:
+                at = image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
-                    at = image + ((r - P) * W + j0 + j) * C + c
                     inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32) - m1
+                    x = tl.load(X + at + j * C, mask=inside, other=0.0).to(tl.float32) - m1
                     u = x * s1 + t1
                     below, density = gelu_terms(u, EXACT)
                     dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
                     du = tl.where(inside, dh * (below + u * density), 0.0)
                     gamma_sum += du * x
                     beta_sum += du
-                    tl.store(DX + at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    tl.store(DX + at + j * C, (du * s1).to(DX.dtype.element_ty), mask=inside)
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
     for tap in tl.static_range(K * K):
@@ -349,6 +351,6 @@ def _combine(sums: torch.Tensor, origin: torch.Tensor) -> Tuple[torch.Tensor, to
     parts, _, C = sums.shape
     mean, var = sums.new_empty(C), sums.new_empty(C)
     _leff_depthwise_train_fwd_combine_kernel[(triton.cdiv(C, 32),)](
-        sums, origin, mean, var, parts, C, BP=32, BC=32, num_warps=4
+        sums, origin, mean, var, parts, C, BP=32, BC=32, num_warps=4, **FUSION
     )
     return mean, var

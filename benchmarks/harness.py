@@ -28,11 +28,13 @@ class Made:
         call: What is measured.
         checked: What is compared instead, where the measured call draws at random.
         seconds: Measures itself: seconds of one call, where these are not those from begin to end.
+        repeats: How often `call` computes it.
     """
 
     call: Call
     checked: Optional[Call] = None
     seconds: Optional[Callable[[], float]] = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def _compare(case: Case, row: Dict[str, Any], results: Dict[str, torch.Tensor]) 
 
 def _take_turns(made: Dict[str, Made], row: Dict[str, Any], rounds: int) -> Dict[str, List[float]]:
     """Seconds of every side in every round; a side that fails leaves its reason in the row and has none."""
-    sample = {name: one.seconds or _Sample(one.call, row['device']) for name, one in made.items()}
+    sample = {name: one.seconds or _Sample(one, row['device']) for name, one in made.items()}
     times: Dict[str, List[float]] = {name: [] for name in made}
     begin = time.perf_counter()
     for i in range(rounds):
@@ -329,8 +331,8 @@ def _difference(result: torch.Tensor, reference: torch.Tensor) -> float:
 class _Sample:
     """Measures a call, which is the second one or a later one, as often as makes a sample long enough."""
 
-    def __init__(self, call: Call, device: str):
-        self._call, self._device = call, device
+    def __init__(self, made: Made, device: str):
+        self._call, self._each, self._device = made.call, made.repeats, device
         self._repeats = 0
 
     def __call__(self) -> float:
@@ -338,7 +340,7 @@ class _Sample:
             first = _seconds(self._call, 1, self._device)
             warm = first if first > 1 else _seconds(self._call, 1, self._device)
             self._repeats = max(1, round(MIN_SAMPLE_SECONDS / max(warm, 1e-9)))
-        return _seconds(self._call, self._repeats, self._device)
+        return _seconds(self._call, self._repeats, self._device) / self._each
 
 
 def _seconds(function: Callable[[], Any], repeats: int, device: str) -> float:

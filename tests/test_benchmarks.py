@@ -117,6 +117,12 @@ def test_a_side_may_measure_itself():
     assert run_case(Case('x/y', ours, dict(peer=side(lambda: ONE))), 'cpu', 3)['sides']['ours']['ms']['median'] == 500
 
 
+def test_a_call_may_be_several(monkeypatch):
+    monkeypatch.setattr(harness, '_seconds', lambda function, repeats, device: 1.0)
+    ours = Side('words', lambda device: Made(lambda: ONE, repeats=20))
+    assert run_case(Case('x/y', ours, dict(peer=side(lambda: ONE))), 'cpu', 3)['sides']['ours']['ms']['median'] == 50
+
+
 def test_quick_compares_and_measures_nothing(capsys):
     row = run_case(case(lambda: ONE, lambda: ONE, alone=True), 'cpu', 3, quick=True)
     assert row['correct'] and row['sides']['peer']['difference'] == 0

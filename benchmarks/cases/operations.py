@@ -23,6 +23,7 @@ from ..roofline import Work
 # Of the largest value, see `relative`: single results agree to several roundings (2⁻²⁴ or 2⁻⁹) of sums that are made
 # in another order, and of the scores in front of an exponential. The gates of kernels/tests are the tight ones.
 ATOL = {torch.float32: 1e-5, torch.bfloat16: 0.1}
+GRAPH_CALLS = 20
 GRAPH_SECONDS = 0.005  # longer calls hide their launches, and a graph would hold on to all memory they use
 # Gradients left out of the comparison, by their place among a step's results: the mean takes all of that of the bias
 # away, and so much of the first norm's summand that the definition in bfloat16 errs by a fifth
@@ -221,17 +222,18 @@ def _make(spec: OpSpec, sizes: OpCase, dtype: Optional[torch.dtype], route: str,
             out = (out[0] if isinstance(out, (tuple, list)) else out).to(dtype)
             return [out, *torch.autograd.grad(out, leaves, grad)] if step else [out]
 
-    def checked() -> torch.Tensor:
-        return relative([part for i, part in enumerate(call()) if (spec.name, i) not in ROUNDING])
+    def compared(parts: List[torch.Tensor]) -> torch.Tensor:
+        return relative([part for i, part in enumerate(parts) if (spec.name, i) not in ROUNDING])
 
-    call = _replayed(once, device)
-    return Made(lambda: call()[0], checked)
+    return _made(once, compared, device)
 
 
-def _replayed(once: Callable[[], List[torch.Tensor]], device: str) -> Callable[[], List[torch.Tensor]]:
-    """A call as a CUDA graph where there is a GPU and the call is short."""
+def _made(
+    once: Callable[[], List[torch.Tensor]], compared: Callable[[List[torch.Tensor]], torch.Tensor], device: str
+) -> Made:
+    """A call, as a CUDA graph of several where there is a GPU and it is short: starting a graph takes microseconds."""
     if device != 'cuda' or _seconds(once) > GRAPH_SECONDS:
-        return once
+        return Made(lambda: once()[0], lambda: compared(once()))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # as CUDA graphs ask for: warm up beside the main stream
@@ -240,13 +242,14 @@ def _replayed(once: Callable[[], List[torch.Tensor]], device: str) -> Callable[[
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = once()
+        for _ in range(GRAPH_CALLS):
+            results = once()
 
     def replay() -> List[torch.Tensor]:
         graph.replay()
         return list(results)
 
-    return replay
+    return Made(lambda: replay()[0], lambda: compared(replay()), repeats=GRAPH_CALLS)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -363,8 +366,7 @@ def _model(name: str, fused: bool, plain: Dict[str, Any], device: str) -> Made:
         with unittest.mock.patch.dict(os.environ, TIMM_EXTRA_FUSED=str(int(fused))), torch.no_grad():
             return [model(x)]
 
-    call = _replayed(once, device)
-    return Made(lambda: call()[0], lambda: relative(call()))
+    return _made(once, relative, device)
 
 
 def _model_case(name: str, factor: float, plain: Dict[str, Any]) -> Case:

@@ -117,6 +117,15 @@ def test_a_long_last_axis_is_cut(spatial, device, launches, guarded, monkeypatch
     assert len([name for name in launches if 'cross_attention_fwd' in name]) >= 4
 
 
+def test_programs_of_several_warps(device, launches, guarded, monkeypatch):
+    """They load what a row needs when they come to it."""
+    from timm_extra_kernels.fourier_cross_attention import kernel
+
+    monkeypatch.setattr(kernel, 'INTERPRETED', kernel._Config(16, (16, 4, 1), (16, 4, 1), (16, 4, 1)))
+    case = Case('warps', dict(B=2, M=5, c=3, S=(7, 19), F=5, mask=True))
+    check(SPEC, case, torch.float32, device, guarded)
+
+
 @pytest.mark.parametrize('layout', ['strided', 'expanded', 'channels last'])
 def test_any_strides(layout, device, launches, guarded):
     q, content, axes, scale, eps, mask = SPEC.inputs(

@@ -114,6 +114,13 @@ def _place(R, rows, blocks, B, per_split, BM: tl.constexpr, BW: tl.constexpr):
 
 
 @triton.jit
+def _row_terms(RSTD, UROW, b, r, n, m, inside, R, rows, width, rb):
+    # 1 / deviation of the columns n and the row products of the queries m
+    rstd = tl.load(RSTD + (b * rows + r) * width + n)
+    return rstd, tl.load(UROW + b * rb + tl.cast(r, tl.int64) * R + m, mask=inside, other=0.0)
+
+
+@triton.jit
 def _summed(weights, x, total, FINE: tl.constexpr):
     # total + weights · x; FINE: with what rounding takes off the weights
     rounded = weights.to(x.dtype)
@@ -155,7 +162,7 @@ def _fourier_top_fwd_kernel(
 @triton.jit
 def _fourier_cross_attention_fwd_kernel(
     U, UROW, UCOL, X, RSTD, TOP, SUMS, ROWS, COLUMNS, ub, rb, cb, B, R, rows, W, blocks, per_split, slot, rest,
-    FINE: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr, K: tl.constexpr,
+    AHEAD: tl.constexpr, FINE: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     # as above; TOP (B, R); of weights 2^(score − top): SUMS (splits · blocks, B, R, K) with the slots, and with rstd
     # ROWS (blocks, B, rows, R) and COLUMNS (splits, B, R, W)
@@ -169,11 +176,15 @@ def _fourier_cross_attention_fwd_kernel(
     is_rstd = tl.where((k == slot) | (k == rest), 1.0, 0.0)
     along_rows = tl.zeros([BM, BW], tl.float32)
     sums = tl.zeros([BM, K], tl.float32)
+    if AHEAD:
+        rstd_after, row_after = _row_terms(RSTD, UROW, b, r0, n, m, mm, R, rows, blocks * BW, rb)
     for r in range(r0, r1):
-        at = (b * rows + r) * blocks * BW + n
-        x = tl.load(X + at[:, None] * K + k[None, :])
-        rstd = tl.load(RSTD + at)
-        row = tl.load(UROW + b * rb + tl.cast(r, tl.int64) * R + m, mask=mm, other=0.0)
+        x = tl.load(X + ((b * rows + r) * blocks * BW + n)[:, None] * K + k[None, :])
+        if AHEAD:  # the compiler pipelines x alone; several warps would pass the tile through memory for it
+            rstd, row, after = rstd_after, row_after, tl.minimum(r + 1, r1 - 1)
+            rstd_after, row_after = _row_terms(RSTD, UROW, b, after, n, m, mm, R, rows, blocks * BW, rb)
+        else:
+            rstd, row = _row_terms(RSTD, UROW, b, r, n, m, mm, R, rows, blocks * BW, rb)
         start = (cols + row[:, None]) * rstd[None, :] - top[:, None]
         p = tl.exp2(tl.dot(u, tl.trans(x), start, input_precision='ieee'))  # (BM, BW)
         weighted = p * rstd[None, :]
@@ -314,10 +325,11 @@ class _Config:
         return dict(BM=queries, BW=self.columns, num_warps=warps, num_stages=stages, **FUSION)
 
 
-INTERPRETED = _Config(16, (16, 4, 1), (16, 4, 1), (16, 4, 1))
-# by bfloat16 operands and by 16 slots: of what compiles without spills, that with the most warps per multiprocessor
+INTERPRETED = _Config(16, (16, 1, 1), (16, 4, 1), (16, 4, 1))
+# By bfloat16 operands and by 16 slots, of what compiles without spills: with tiles this small one warp alone, whose
+# weights stay in registers, takes the fewest instructions for a score; elsewhere what leaves room for the most warps
 NVIDIA = {
-    (True, True): _Config(32, (64, 4, 2), (64, 4, 2), (32, 4, 2)),
+    (True, True): _Config(32, (32, 1, 2), (32, 2, 2), (16, 1, 2)),
     (True, False): _Config(32, (64, 8, 2), (32, 4, 2), (16, 4, 2)),
     (False, True): _Config(32, (32, 4, 2), (32, 8, 2), (32, 4, 2)),
     (False, False): _Config(16, (32, 8, 2), (32, 8, 2), (16, 8, 1)),
@@ -395,11 +407,12 @@ class _Positions:
     def weigh(self, u: Weights, tops: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sums of 2^(score − top) with the slots (B, R, K), and with rstd per row (B, rows, R) and column (B, R, W)."""
         cut, grid, splits = self._cut(tops.shape[1], 'forward')
+        options = self.config.options('forward')
         sums, rows, columns = self._partial(tops, splits)
         _fourier_cross_attention_fwd_kernel[grid](
             *pointers(u), self.x, self.rstd, tops, sums, rows, columns, *batch_strides(u),
             self.batch, tops.shape[1], self.rows, self.columns, self.blocks, cut, *self._rstd_slots(),
-            FINE=self.layout.fine, K=self.layout.width, **self.config.options('forward'),
+            AHEAD=options['num_warps'] == 1, FINE=self.layout.fine, K=self.layout.width, **options,
         )  # fmt: skip
         return whole(sums), whole(rows), whole(columns)
 
@@ -433,8 +446,8 @@ class _Positions:
     def _cut(self, R: int, role: str) -> Tuple[int, Tuple[int], int]:
         """Rows of a split, grid, number of splits."""
         programs = triton.cdiv(R, self.config.options(role)['BM']) * self.blocks * self.batch
-        wanted = PROGRAMS if target() != INTERPRETER else 8
-        per_split = triton.cdiv(self.rows, min(self.rows, triton.cdiv(wanted, programs)))
+        wanted = PROGRAMS if target() != INTERPRETER else 16
+        per_split = triton.cdiv(self.rows, min(self.rows, max(1, wanted // programs)))  # no wave for a few more
         splits = triton.cdiv(self.rows, per_split)
         return per_split, (programs * splits,), splits
 

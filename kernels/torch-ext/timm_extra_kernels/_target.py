@@ -1,4 +1,4 @@
-"""What the kernels are launched on. Imports triton, so only kernel.py files import it."""
+"""What the kernels are launched on. Imports triton, so only kernel.py files and what they alone use import it."""
 
 import os
 

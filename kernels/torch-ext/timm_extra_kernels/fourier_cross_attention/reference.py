@@ -391,8 +391,7 @@ class _InputGradients:
 
     def add_tables(self, queries: _Rows, grads: _Rows, sums: _Sums, weights: _Sums) -> None:
         """What the tables get through scores and values, from the sums along their axes."""
-        for table, *sides in zip(self.tables, queries.parts, grads.parts, sums.axes(), weights.axes()):
-            q, grad, ds, p = sides
+        for table, q, grad, ds, p in zip(self.tables, queries.parts, grads.parts, sums.axes(), weights.axes()):
             table += (ds.mT @ q + p.mT @ grad).sum(0)
 
     def finish(self, content: torch.Tensor, axes: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, List[torch.Tensor]]:

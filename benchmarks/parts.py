@@ -20,10 +20,10 @@ from torchvision.transforms.functional import gaussian_blur
 import timm_extra  # noqa: F401
 from benchmarks.environment import environment
 from benchmarks.learning import load_data, read_idx, train
-from timm_extra.islands import island_counts, neighbour_cosine
+from timm_extra.models.glom.islands import island_counts, neighbour_cosine
 from timm_extra.plot import island_sheet
 from timm_extra.pretrain import checkpoints, pretrain
-from timm_extra.tasks import Denoise
+from timm_extra.pretrain.tasks import Denoise
 
 MEAN, STD = 0.2860, 0.3530
 MODELS = {

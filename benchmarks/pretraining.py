@@ -18,8 +18,8 @@ from benchmarks.learning import read_idx
 from timm_extra.plot import new_figure
 from timm_extra.pretrain import pretrain
 from timm_extra.pretrain.log import read_log
-from timm_extra.probe import accuracies
-from timm_extra.views import PlainView, RandomView, Recipe
+from timm_extra.pretrain.probe import accuracies
+from timm_extra.pretrain.views import PlainView, RandomView, Recipe
 
 SIZE = (1, 56, 56)
 NORM = dict(mean=(0.286,), std=(0.353,))

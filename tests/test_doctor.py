@@ -96,6 +96,6 @@ def test_nobody_is_asked_without_a_token(monkeypatch):
 
 
 def test_a_reader_that_leaves_is_no_error():
-    command = f'{sys.executable} -m timm_extra.cli doctor --no-hub --json | head -1'
+    command = f'{sys.executable} -m timm_extra doctor --no-hub --json | head -1'
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
     assert done.stdout == '{\n' and done.stderr == ''

@@ -12,7 +12,7 @@ import torch
 from benchmarks import pages
 from benchmarks.files import load
 from benchmarks.peers.ceit import OfficialCeiT
-from timm_extra.info import list_names, model_info
+from timm_extra.models.info import list_names, model_info
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()

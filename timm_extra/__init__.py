@@ -1,6 +1,21 @@
 """timm_extra: a plugin for timm. Importing it registers its models, as `timm.create_model('ceit_small')`."""
 
+import importlib
+from typing import Any, List
+
 from . import models
 from ._version import __version__
 
 __all__ = ['__version__', 'models']
+
+_LAZY = ('demo', 'doctor', 'hub', 'images', 'inference', 'layers', 'plot', 'pretrain')  # imported when first used
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f'.{name}', __name__)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *_LAZY})

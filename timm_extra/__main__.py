@@ -1,24 +1,16 @@
-"""`python -m timm_extra script.py …`: any script with the models registered, under torchrun too."""
+"""`python -m timm_extra X …`: the command where X is one of its verbs, else a script with the models registered."""
 
 import sys
+from typing import List
 
-from .run import run_script
-
-USAGE = """usage: python -m timm_extra SCRIPT [ARGUMENT ...]
-
-Run a Python script with the models of timm_extra registered. The command with verbs is timm-extra.
-
-  python -m timm_extra train.py --model ceit_small --data-dir imagenet
-  torchrun --nproc_per_node=8 -m timm_extra train.py --model ceit_small --data-dir imagenet"""
+from .cli import VERBS, main
 
 
-def main() -> None:
-    """Entry point."""
-    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
-        print(USAGE)
-        sys.exit(0 if len(sys.argv) > 1 else 2)
-    run_script(sys.argv[1], sys.argv[2:])
+def arguments(argv: List[str]) -> List[str]:
+    """Command line of `timm-extra` for that of `python -m timm_extra`: scripts are for its verb `run`."""
+    script = argv and not argv[0].startswith('-') and argv[0] not in VERBS
+    return ['run', *argv] if script else argv
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main(arguments(sys.argv[1:])))

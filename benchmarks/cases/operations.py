@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import timm_extra  # noqa: F401
-from timm_extra.layers import grid_tokens
+from timm_extra.models.perceiver.fourier import grid_tokens
 from timm_extra_kernels._cases import Case as OpCase
 from timm_extra_kernels._cases import randn
 from timm_extra_kernels._spec import SPECS, OpSpec

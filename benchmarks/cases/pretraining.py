@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from timm_extra.data import Collate, MakeViews, Samples
-from timm_extra.tasks import BYOL
+from timm_extra.pretrain.data import Collate, MakeViews, Samples
+from timm_extra.pretrain.tasks import BYOL
 
 from ..harness import Call, Case, Side
 

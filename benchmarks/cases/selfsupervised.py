@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_extra.tasks import BYOL
+from timm_extra.pretrain.tasks import BYOL
 
 from ..harness import Asked, Case, Made, Side
 

@@ -1,8 +1,9 @@
 import torch
 from torch import nn
 
-from timm_extra.layers import LeFF, checkpoint
+from timm_extra.layers import checkpoint
 from timm_extra.layers.checkpoint import _frozen_running_stats
+from timm_extra.models.ceit import LeFF
 
 
 def test_batches_are_counted_once():

@@ -64,7 +64,7 @@ def test_other_files_are_refused_and_not_executed(tmp_path, content, capsys):
 
 
 def test_what_a_kill_left_is_cleaned(tmp_path):
-    (tmp_path / '.step-00000003.pt.123').write_bytes(b'half')
+    (tmp_path / '.123.step-00000003.pt').write_bytes(b'half')
     checkpoints.write(state(), tmp_path / checkpoints.NAME.format(3))
     checkpoints.clean(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ['step-00000003.pt']

@@ -19,7 +19,7 @@ import timm_extra
 from timm_extra.pretrain import checkpoints, pretrain
 from timm_extra.pretrain.log import read_log
 from timm_extra.pretrain.recipes import Schedule, build_optimizer, settings
-from timm_extra.tasks import BYOL, SimSiam, without_batchnorm
+from timm_extra.pretrain.tasks import BYOL, SimSiam, without_batchnorm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train import STEPS, images, run

@@ -1,24 +1,32 @@
-"""The `timm-extra` command: a table of verbs, each a thin call of one library function."""
+"""The `timm-extra` command: one file per verb, each a thin call of one library function."""
 
 import argparse
 import os
 import sys
 from typing import List, Optional
 
-from . import looking, machine, models, training, weights
+from . import convert, demo, doctor, export, models, plot, predict, pretrain, probe, pull, push, run
 
-VERBS = (*models.VERBS, *training.VERBS, *looking.VERBS, *weights.VERBS, *machine.VERBS)
+MODULES = (models, run, demo, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
+EPILOG = """`python -m timm_extra X` is this command where X is a verb, else it runs the script X with the models registered:
+  python -m timm_extra train.py --model ceit_small --data-dir imagenet
+  torchrun --nproc_per_node=8 -m timm_extra train.py --model ceit_small --data-dir imagenet"""
+VERBS = {module.VERB.name: module.VERB for module in MODULES}
 
 
-def _parser() -> argparse.ArgumentParser:
-    from .._version import __version__
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of the command, with every verb's arguments."""
+    from timm_extra._version import __version__
 
     parser = argparse.ArgumentParser(
-        prog='timm-extra', description='CeiT and friends for timm. `timm-extra VERB --help` shows examples.'
+        prog='timm-extra',
+        description='CeiT and friends for timm. `timm-extra VERB --help` shows examples.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'timm-extra {__version__}')
     verbs = parser.add_subparsers(title='verbs', metavar='VERB', required=True)
-    for verb in VERBS:
+    for verb in VERBS.values():
         examples = '\n'.join(f'  {line}' for line in verb.examples.splitlines())
         sub = verbs.add_parser(
             verb.name,
@@ -41,7 +49,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     Returns:
         Exit status: 0 done, 1 refused with a message, 2 misused.
     """
-    args = _parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    args = parser.parse_args(argv)
     try:
         return args.verb.run(args)
     except BrokenPipeError:  # whoever reads has gone, as head does: Python would complain once more when it flushes

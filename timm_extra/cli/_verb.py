@@ -1,10 +1,11 @@
-"""What a verb of the command is, and the arguments that several of them share."""
+"""What a verb of the command is."""
 
 import argparse
-import contextlib
-import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, Tuple, Type
+from typing import Callable, Tuple, Type
+
+# RuntimeError: of the Hub, whose own class would cost every start the import of its client
+HUB_REFUSALS = (ValueError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -26,104 +27,3 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     refusals: Tuple[Type[Exception], ...] = (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError)
-
-
-def model_arguments(parser: argparse.ArgumentParser) -> None:
-    from timm.utils import ParseKwargs
-
-    parser.add_argument('--model', required=True, help='name of a timm model, or local-dir:FOLDER, hf-hub:OWNER/NAME')
-    parser.add_argument('--pretrained', action='store_true', help='start from its published weights')
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE')
-    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the model's")
-    parser.add_argument('--mean', type=float, nargs='+', help="per channel (default: the model's)")
-    parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
-
-
-def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--checkpoint', metavar='FILE', help='weights in a file or folder, of any known layout')
-
-
-def data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--data-dir', help='folder of images, or of the data set')
-    parser.add_argument('--dataset', default='', help="timm's name of a data set, as torch/cifar10 (default: a folder)")
-    parser.add_argument('--dataset-download', action='store_true', help='download a torch/ data set')
-    parser.add_argument('-j', '--workers', type=int, default=4, help='processes that read images (%(default)s)')
-    parser.add_argument('-b', '--batch-size', type=int, default=256, help='images per process (%(default)s)')
-
-
-def create_model(args: argparse.Namespace, **options):
-    """The model that the arguments name: a backbone, where `options` of `timm.create_model` say nothing else."""
-    import timm
-    import torch
-
-    torch.manual_seed(getattr(args, 'seed', 0))
-    kwargs = dict(args.model_kwargs)
-    if args.input_size:
-        kwargs.setdefault('in_chans', args.input_size[0])
-    options = {'pretrained': args.pretrained, **(options or dict(num_classes=0))}
-    kind, _, place = args.model.partition(':')
-    if kind in ('local-dir', 'hf-hub') and place:
-        options.pop('pretrained')
-        return _of_size(lambda **kwargs: _checked(kind, place, {**options, **kwargs}), args, kwargs)
-    if not timm.is_model(args.model):
-        raise ValueError(f'timm has no model {args.model!r}')
-    return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args, kwargs)
-
-
-def _checked(kind: str, place: str, kwargs: Dict[str, Any]):
-    """A model from a folder or the Hub, neither of which is trusted."""
-    from .. import hub
-
-    name, _, revision = place.partition('@') if kind == 'hf-hub' else (place, '', '')
-    if kind == 'local-dir' and not os.path.isdir(place):
-        raise FileNotFoundError(f'no folder at {place!r}')
-    try:
-        return hub.load(name, revision=revision or None, model_args=kwargs)
-    except hub.HubError as e:
-        raise ValueError(str(e)) from e
-
-
-def _of_size(build: Callable, args: argparse.Namespace, kwargs: Dict[str, Any]):
-    """Call `build` with the size of the images where the model wants to know it."""
-    if args.input_size and 'img_size' not in kwargs:
-        try:
-            return build(**kwargs, img_size=tuple(args.input_size[1:]))
-        except TypeError:  # a model of any size
-            pass
-    with known_arguments(args.model):
-        return build(**kwargs)
-
-
-@contextlib.contextmanager
-def known_arguments(model: str) -> Iterator[None]:
-    """Tell a word of `--model-kwargs` that the model does not know as bad input."""
-    try:
-        yield
-    except TypeError as e:
-        if 'unexpected keyword argument' not in str(e):
-            raise
-        raise ValueError(f'{model}: {e}') from e
-
-
-def create_classifier(args: argparse.Namespace, random: bool = False):
-    """The model that the arguments name, with its classes and its weights: its published ones where none are named.
-
-    Args:
-        args: Of `model_arguments` and `checkpoint_argument`.
-        random: Accept a model without weights.
-    """
-    import timm
-
-    if args.checkpoint:
-        from ..convert import load
-
-        if args.pretrained:
-            raise ValueError('give --checkpoint or --pretrained, not both')
-        kwargs = dict(args.model_kwargs)
-        if args.input_size:
-            kwargs = {'in_chans': args.input_size[0], **kwargs}
-        return _of_size(lambda **kwargs: load(args.checkpoint, args.model, kwargs)[0], args, kwargs)
-    hosted = not timm.is_model(args.model) or timm.models.is_model_pretrained(args.model)
-    if not hosted and (args.pretrained or not random):
-        raise ValueError(f'{args.model} has no published weights: give --checkpoint, or local-dir:FOLDER')
-    return create_model(args, pretrained=args.pretrained or not random)

@@ -1,4 +1,4 @@
-"""Verbs about models and scripts: `models`, `run`."""
+"""`timm-extra models`: the registered models."""
 
 import argparse
 import json
@@ -8,13 +8,13 @@ from dataclasses import asdict
 from ._verb import Verb
 
 
-def _models_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('pattern', nargs='?', default='*', help='wildcard filter of names (default: all)')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
-def _models(args: argparse.Namespace) -> int:
-    from ..info import list_names, model_info
+def run(args: argparse.Namespace) -> int:
+    from timm_extra.models.info import list_names, model_info
 
     infos = [model_info(name) for name in list_names(args.pattern)]
     if not infos:
@@ -31,28 +31,4 @@ def _models(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('script', help='Python script, as train.py of timm')
-    parser.add_argument('args', nargs=argparse.REMAINDER, help='its command line')
-
-
-def _run(args: argparse.Namespace) -> int:
-    from ..run import run_script
-
-    run_script(args.script, args.args)
-    return 0
-
-
-VERBS = (
-    Verb(
-        'models', 'list the models', "timm-extra models\ntimm-extra models 'ceit_*' --json", _models_arguments, _models
-    ),
-    Verb(
-        'run',
-        'run a script with the models registered',
-        'timm-extra run train.py --model ceit_small --data-dir imagenet',
-        _run_arguments,
-        _run,
-        refusals=(),  # errors are the script's own
-    ),
-)
+VERB = Verb('models', 'list the models', "timm-extra models\ntimm-extra models 'ceit_*' --json", add_arguments, run)

@@ -1,9 +1,12 @@
-"""Weights in the Hugging Face Hub's format: saved to folders, pushed, pulled and loaded again."""
+"""Weights in the Hugging Face Hub's format: saved to folders, pushed, pulled, converted and loaded again."""
 
-from ..info import PLUGIN
+from timm_extra.models.info import PLUGIN
+
 from .client import HubError
-from .loading import load
-from .remote import pull, push
-from .saving import save
+from .convert import convert
+from .load import load
+from .pull import pull
+from .push import push
+from .save import save
 
-__all__ = ['PLUGIN', 'HubError', 'load', 'pull', 'push', 'save']
+__all__ = ['PLUGIN', 'HubError', 'convert', 'load', 'pull', 'push', 'save']

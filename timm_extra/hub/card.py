@@ -9,7 +9,7 @@ import timm
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..info import PLUGIN, count
+from timm_extra.models.info import PLUGIN, count
 
 PLACEHOLDER = 'OWNER/NAME'
 Metrics = Mapping[str, Mapping[str, float]]

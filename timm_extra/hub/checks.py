@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
 LARGEST_CONFIG = 16 << 20  # bytes; a thousand labels with descriptions take a tenth of one
 LARGEST_NUMBER = 1 << 20  # of anything a model is built with
 LARGEST_HEADER = 100 << 20  # bytes, as safetensors has it

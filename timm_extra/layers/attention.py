@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_extra_kernels import class_attention
 
-from .operators import operators_usable
+from .shortcuts import operators_usable
 
 
 class Attention(nn.Module):

@@ -1,5 +1,6 @@
-"""Pretraining without labels: data, optimizer, schedule, processes, checkpoints."""
+"""Pretraining without labels: tasks (losses), views, data, optimizer and schedule, processes, checkpoints, probes."""
 
 from .loop import METHODS, Pretrained, pretrain
+from .tasks import BYOL, Denoise, Encoder, SimSiam, without_batchnorm
 
-__all__ = ['METHODS', 'Pretrained', 'pretrain']
+__all__ = ['BYOL', 'METHODS', 'Denoise', 'Encoder', 'Pretrained', 'SimSiam', 'pretrain', 'without_batchnorm']

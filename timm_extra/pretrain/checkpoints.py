@@ -1,11 +1,12 @@
 """Checkpoints that are there whole or not at all."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
+
+from timm_extra._files import atomic_file
 
 NAME = 'step-{:08}.pt'
 PATTERN = re.compile(r'step-(\d{8,})\.pt')
@@ -22,22 +23,11 @@ def write(state: Dict[str, Any], file: Path) -> None:
         OSError: It cannot be written; no file is left behind and those there stay.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f'.{file.name}.{os.getpid()}')
     try:
-        with open(aside, 'wb') as out:
-            torch.save(state, out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(aside, file)
+        with atomic_file(file) as aside:
+            torch.save(state, aside)
     except (OSError, RuntimeError) as e:  # RuntimeError: what torch makes of a full disk
         raise OSError(f'{file} could not be written ({e}); earlier checkpoints are as they were') from e
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read(file: Path) -> Dict[str, Any]:
@@ -65,7 +55,7 @@ def steps(folder: Path) -> List[int]:
 
 def clean(folder: Path) -> None:
     """Delete what a training that was killed while writing has left."""
-    for file in folder.glob('.step-*.pt.*'):
+    for file in folder.glob('.*.step-*.pt'):
         file.unlink()
 
 

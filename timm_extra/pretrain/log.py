@@ -2,16 +2,16 @@
 
 import copy
 import csv
-import io
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List
 
 import safetensors.torch
 
-from .. import hub
-from ..tasks._pretraining import PretrainingTask
+from timm_extra import hub
+from timm_extra._files import atomic_file
+
+from .tasks.task import PretrainingTask
 
 COLUMNS = ('step', 'epoch', 'loss', 'std', 'learning_rate', 'images_per_second', 'skipped', 'knn', 'linear')
 
@@ -32,13 +32,10 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / 'log.csv'
         rows = read_log(file) if start and file.exists() else []
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(row for row in rows if int(row['step']) < start)
-        aside = folder / '.log.csv'
-        aside.write_text(text.getvalue())
-        os.replace(aside, file)
+        with atomic_file(file) as aside, open(aside, 'w', newline='') as out:
+            writer = csv.DictWriter(out, COLUMNS, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row['step']) < start)
         self._out = open(file, 'a', newline='')  # noqa: SIM115 (open for the whole training)
         self._csv = csv.DictWriter(self._out, COLUMNS, lineterminator='\n')
         self._events = None
@@ -89,11 +86,10 @@ def save_backbone(task: PretrainingTask, folder: Path) -> None:
         if backbone.num_classes:
             backbone.reset_classifier(0)
         try:
-            hub.save(backbone, folder, data_config=task.view_config)
+            hub.save(backbone, folder, data_config=task.input_config)
             return
         except ValueError as e:  # edited after timm made it
             warnings.warn(f'{folder} gets the tensors alone: {e}', stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / '.model.safetensors'
-    safetensors.torch.save_model(backbone, str(aside))  # tied weights once
-    os.replace(aside, folder / 'model.safetensors')
+    with atomic_file(folder / 'model.safetensors') as aside:
+        safetensors.torch.save_model(backbone, str(aside))  # tied weights once

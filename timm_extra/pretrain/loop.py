@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..data import Batches, Collate, MakeViews, Samples, loader, steps_per_epoch
-from ..layers.sync_batchnorm import cross_replica
-from ..probe import accuracies, check_probes
-from ..tasks import BYOL, Denoise, SimSiam
-from ..tasks._encoder import HiddenLayer
-from ..tasks._pretraining import PretrainingTask, View
-from ..views import Images, PlainView
 from . import checkpoints
+from .data import Batches, Collate, MakeViews, Samples, loader, steps_per_epoch
 from .log import Log, save_backbone
+from .probe import accuracies, check_probes
 from .recipes import Schedule, build_optimizer, settings
+from .sync_batchnorm import cross_replica
+from .tasks import BYOL, Denoise, SimSiam
+from .tasks.encoder import HiddenLayer
+from .tasks.task import PretrainingTask, View
+from .views import Images, PlainView
 
 METHODS = {'byol': BYOL, 'simsiam': SimSiam, 'glom': Denoise}
 COLLAPSED = 0.1  # of the spread that projections over the whole sphere have
@@ -195,7 +195,7 @@ def pretrain(
             seed=seed,
             clip_grad=clip_grad,
             **{f'recipe.{k}': v for k, v in asdict(recipe).items()},
-            **{k: _described(v) for k, v in {**task_args, **task.view_config, **made}.items()},
+            **{k: _described(v) for k, v in {**task_args, **task.input_config, **made}.items()},
         ),
     )
     return run.go(resume)
@@ -466,7 +466,7 @@ class _Run:
         return True
 
     def _probe(self) -> Dict[str, float]:
-        view = PlainView(**self.task.view_config)
+        view = PlainView(**self.task.input_config)
         where = dict(device=self.accelerator.device, workers=self.workers)
         return accuracies(self.probes, self.task.encoder, *self.probe, view=view, **where)
 

@@ -1,0 +1,177 @@
+"""Checkpoints of other code become folders that timm loads, and every tensor is accounted for."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from glom_pytorch import Glom
+from perceiver_pytorch import Perceiver as OtherPerceiver
+
+import timm_extra  # noqa: F401
+from benchmarks.peers.ceit import ArticleCeiT, OfficialCeiT, randomize
+from benchmarks.peers.perceiver import transformers_classifier
+from timm_extra.hub.convert import convert, load_checkpoint
+
+SMALL = dict(embed_dim=24, depth=3, num_heads=3)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def saved(folder, content, name='x.pth'):
+    torch.save(content, folder / name)
+    return folder / name
+
+
+def assert_converted(report, theirs, x, tolerance=1e-4):
+    """The folder gives the other code's logits, and every tensor of the model is counted once."""
+    ours = timm.create_model(f'local-dir:{report.folder}', pretrained=True).eval()
+    with torch.no_grad():
+        expected = theirs(x)
+        assert expected.std() > 0.01
+        torch.testing.assert_close(ours(x), expected, rtol=0, atol=tolerance)
+    counted = [*report.mapped, *report.resized, *report.new]
+    assert len(counted) == len(set(counted))
+    assert {k for k in ours.state_dict() if not k.endswith('num_batches_tracked')} == {
+        k for k in counted if not k.endswith('num_batches_tracked')
+    }
+
+
+def test_official_ceit_of_other_classes(tmp_path):
+    plain = randomize(OfficialCeiT(24, 3, 3, num_classes=7))
+    file = saved(tmp_path, {'model': plain.state_dict(), 'epoch': 3})
+    report = convert(file, tmp_path / 'out', 'ceit_tiny', SMALL)
+    assert report.num_classes == 7 and report.dropped == [] and report.new == [] and report.resized == {}
+    assert report.mapped['blocks.0.leff.fc1.weight'] == ['blocks.0.leff.conv1.weight']
+    assert_converted(report, plain.eval(), torch.randn(2, 3, 224, 224))
+
+
+def test_another_size_and_grey_images_are_resized(tmp_path):
+    plain = randomize(OfficialCeiT(24, 3, 3, num_classes=5))
+    file = saved(tmp_path, plain.state_dict())
+    report = convert(file, tmp_path / 'out', 'ceit_tiny', dict(img_size=160, in_chans=1, **SMALL))
+    assert report.resized == {'pos_embed': ['pos_embed'], 'patch_embed.conv.weight': ['i2t.backbone.conv.weight']}
+    model = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True).eval()
+    assert model(torch.randn(1, 1, 160, 160)).shape == (1, 5)
+
+
+def test_article_ceit_says_what_it_lacks(tmp_path):
+    plain = randomize(ArticleCeiT(dim=24, heads=3, depth=3))
+    kwargs = dict(SMALL, lca_mlp_ratio=16)
+    report = convert(saved(tmp_path, plain.state_dict()), tmp_path / 'out', 'ceit_tiny_article', kwargs)
+    assert 'blocks.0.attn.qkv.weight' in report.mapped
+    assert 'lca.layer_embed' in report.new and 'blocks.0.leff.conv.bias' in report.new
+    assert report.dropped == []
+    assert_converted(report, plain.eval(), torch.randn(2, 3, 224, 224))
+
+
+@pytest.mark.parametrize('form', ['model.safetensors', 'pytorch_model.bin'])
+def test_transformers_folder(form, tmp_path):
+    small = dict(num_latents=8, d_latents=32, num_self_attends_per_block=1, num_blocks=2, num_self_attention_heads=2)
+    other = transformers_classifier('perceiver_io_base', num_labels=3, **small)
+    source = tmp_path / 'theirs'
+    source.mkdir()
+    if form.endswith('bin'):
+        saved(source, other.state_dict(), form)
+    else:
+        other.save_pretrained(source)
+    ours = dict(num_latents=8, latent_dim=32, num_heads=2, block_depth=1, num_blocks=2, compat='hf')
+    report = convert(source, tmp_path / 'out', 'perceiver_io_base', ours)
+    assert report.mapped['blocks.0.0.attn.qkv.weight'] == [
+        f'perceiver.encoder.self_attends.0.attention.self.{name}.weight' for name in ('key', 'query', 'value')
+    ]
+    assert report.num_classes == 3 and not report.new
+    x = torch.randn(1, 3, 224, 224)
+    assert_converted(report, lambda x: other(inputs=x).logits, x)
+
+
+def test_lucidrains_perceiver_drops_its_repeats(tmp_path):
+    sizes = dict(num_latents=8, latent_dim=16, latent_heads=2, cross_dim_head=8, latent_dim_head=8)
+    other = OtherPerceiver(
+        num_freq_bands=4, max_freq=10.0, depth=3, num_classes=5, weight_tie_layers=True, self_per_cross_attn=1, **sizes
+    )
+    file = saved(tmp_path, other.state_dict())
+    kwargs = dict(num_latents=8, latent_dim=16, num_heads=2, head_dim=8, cross_head_dim=8, num_bands=4, block_depth=1)
+    kwargs.update(num_blocks=3, unique_blocks=2, unique_cross_attends=2, max_resolution=10.0)
+    kwargs.update(mlp_ratio=4.0, compat='lucidrains')
+    report = convert(file, tmp_path / 'out', 'test_perceiver', kwargs)
+    assert report.dropped and all(k.startswith('layers.2.') for k in report.dropped)
+    assert report.mapped['cross_attends.0.attn.k.weight'] == ['layers.0.cross_attn.fn.to_kv.weight']
+    x = torch.randn(2, 3, 24, 24)
+    assert_converted(report, lambda x: other.eval()(x.movedim(1, -1)), x)
+
+
+def test_lucidrains_glom_has_no_classifier(tmp_path):
+    other = Glom(dim=16, levels=3, image_size=28, patch_size=7)
+    kwargs = dict(embed_dim=16, num_levels=3, img_size=28, patch_size=7, compat='lucidrains', learned_mean=False)
+    report = convert(saved(tmp_path, other.state_dict()), tmp_path / 'out', 'test_glom', kwargs)
+    assert {'head.weight', 'head.bias'} <= set(report.new)
+    assert report.notes == ['glom-pytorch has no classifier: the new one is not trained']
+    assert report.mapped['levels.0.top_down.fc1.weight'] == report.mapped['levels.1.top_down.fc1.weight']
+    ours = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True).eval()
+    x = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.forward_state(x, iters=3), other(x, iters=3), rtol=0, atol=1e-4)
+
+
+def test_native_files(tmp_path):
+    model = timm.create_model('test_ceit', num_classes=4).eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / 'x.safetensors')
+    report = convert(tmp_path / 'x.safetensors', tmp_path / 'out', 'test_ceit')
+    assert set(report.mapped) == set(model.state_dict()) and report.num_classes == 4
+    assert all(sources == [key] for key, sources in report.mapped.items())
+    assert_converted(report, model, torch.randn(2, 3, 160, 160), tolerance=1e-6)
+
+
+def test_asked_for_classes_are_drawn_anew(tmp_path):
+    model = timm.create_model('test_ceit', num_classes=4)
+    report = convert(saved(tmp_path, model.state_dict()), tmp_path / 'out', 'test_ceit', dict(num_classes=9))
+    assert report.new == ['head.weight', 'head.bias'] and report.num_classes == 9
+    assert report.dropped == ['head.weight', 'head.bias']
+
+
+def test_models_of_timm_load_from_files(tmp_path):
+    model = timm.create_model('test_resnet', num_classes=4).eval()
+    loaded, report = load_checkpoint(saved(tmp_path, model.state_dict()), 'test_resnet')
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), model(x))
+    assert report.mapped == {} and report.num_classes == 4
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ('executed',)
+
+
+def test_what_is_refused(tmp_path, capfd):
+    def refused(src, match, model='test_ceit', error=ValueError, dst='out'):
+        with pytest.raises(error, match=match):
+            convert(src, tmp_path / dst, model)
+        assert not (tmp_path / 'out').exists()
+
+    native = saved(tmp_path, timm.create_model('test_ceit').state_dict(), 'native.pth')
+    refused(tmp_path / 'no.pth', 'no checkpoint at', error=FileNotFoundError)
+    (tmp_path / 'empty').mkdir()
+    refused(tmp_path / 'empty', 'neither model.safetensors nor', error=FileNotFoundError)
+    refused(native, 'not a Perceiver checkpoint', model='test_perceiver')
+    refused(native, "timm has no model 'nosuch'", model='nosuch')
+    refused(native, "timm's own", model='test_resnet')
+    refused(native, 'would be written over', dst='.')
+    refused(saved(tmp_path, {'model': {}, 'x': Trap()}, 'trap.pth'), 'never executed')
+    (tmp_path / 'deepmind.pystate').write_bytes(pickle.dumps({'params': {'w': np.ones(3)}, 'state': Trap()}))
+    refused(tmp_path / 'deepmind.pystate', 'take the same weights from the Hub, model.safetensors', 'test_perceiver')
+    (tmp_path / 'renamed.pth').write_bytes((tmp_path / 'deepmind.pystate').read_bytes())
+    refused(tmp_path / 'renamed.pth', 'take the same weights from the Hub', 'test_perceiver')
+    (tmp_path / 'text.pth').write_text('no checkpoint')
+    refused(tmp_path / 'text.pth', 'no checkpoint, or holds Python objects, which are never executed')
+    header = json.dumps({'w': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}).encode()
+    (tmp_path / 'huge.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header)
+    refused(tmp_path / 'huge.safetensors', 'truncated, or not a checkpoint')
+    assert 'executed' not in capfd.readouterr().out

@@ -1,0 +1,75 @@
+"""Probes against plain loops and scikit-learn."""
+
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from timm_extra.pretrain.probe import accuracies, features, knn, linear
+from timm_extra.pretrain.views import PlainView
+
+VIEW = PlainView((1, 4, 4))
+
+
+def clouds(n, seed, classes=4, dim=12):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(n) % classes
+    return centres[labels] + 0.9 * torch.randn(n, dim, generator=generator), labels
+
+
+def test_neighbours_vote_with_their_weights():
+    (x, y), (t, _) = clouds(60, 0), clouds(25, 1)
+    found = knn(x, y, t, k=7, temperature=0.07)
+    for i, row in enumerate(t):
+        cosines = [
+            (float(torch.cosine_similarity(row, other, dim=0)), int(label)) for other, label in zip(x, y, strict=True)
+        ]
+        votes = [0.0] * 4
+        for cosine, label in sorted(cosines, reverse=True)[:7]:
+            votes[label] += math.exp(cosine / 0.07)
+        assert int(found[i]) == max(range(4), key=votes.__getitem__)
+
+
+def test_the_linear_probe_is_logistic_regression():
+    (x, y), (t, _) = clouds(200, 0), clouds(100, 1)
+    mean, std = x.mean(0), x.std(0)
+    # scikit-learn sums the losses: C = 1 / (n · weight decay)
+    theirs = LogisticRegression(C=1 / (200 * 1e-2), tol=1e-8, max_iter=2000).fit((x - mean) / std, y)
+    assert (linear(x, y, t, weight_decay=1e-2).numpy() == theirs.predict((t - mean) / std)).all()
+
+
+def test_features_leave_the_model_as_it_was():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 3)).train()
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    images = torch.rand(10, 1, 4, 4)
+    dataset = TensorDataset(images, torch.arange(10) % 3)
+    x, y = features(net, dataset, VIEW, batch_size=4, workers=0)
+    assert x.shape == (10, 3) and y.tolist() == [i % 3 for i in range(10)]
+    assert [m.training for m in net] == [True, False, True, True]
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+    torch.testing.assert_close(x, net.eval()(images).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_accuracies():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 1, 4, 4, generator=generator) * 0.2
+    images[::2, ..., :2] += 0.7
+    images[1::2, ..., 2:] += 0.7
+    dataset = TensorDataset(images, torch.arange(40) % 2)
+    found = accuracies(('knn', 'linear'), lambda x: x.flatten(1), dataset, dataset, view=VIEW, workers=0)
+    assert found == dict(knn=100, linear=100)
+
+
+def test_bad_input_is_named():
+    dataset = TensorDataset(torch.rand(3, 1, 4, 4))
+    with pytest.raises(ValueError, match='image 0 has no class, a number, but None'):
+        features(nn.Flatten(), dataset, VIEW, workers=0)
+    with pytest.raises(ValueError, match='k must be between 1 and 3'):
+        knn(torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), k=4)
+    with pytest.raises(ValueError, match="one of knn, linear, got 'svm'"):
+        accuracies(['svm'], nn.Flatten(), dataset, dataset, view=VIEW)

@@ -1,0 +1,62 @@
+"""The one way files are written: whole, or not at all."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Sequence, Union
+
+PathLike = Union[str, Path]
+
+
+@contextmanager
+def atomic_file(path: PathLike) -> Iterator[Path]:
+    """Write a file beside `path` that takes its place, flushed to disk, when the block ends.
+
+    Args:
+        path: File to write; its folder exists.
+
+    Yields:
+        Path to write to, hidden, with the same extension. An error in the block removes it and leaves `path` as it was.
+    """
+    path = Path(path)
+    aside = path.with_name(f'.{os.getpid()}.{path.name}')
+    try:
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+@contextmanager
+def atomic_folder(folder: PathLike, last: Sequence[str] = ()) -> Iterator[Path]:
+    """Write files into a hidden folder from which they are moved to `folder`, one after the other, when the block ends.
+
+    Args:
+        folder: Folder to write to, made if absent. Files of other names in it stay.
+        last: Names of the files to move last, in this order: those that name the others.
+
+    Yields:
+        Folder to write to. An error in the block removes it and leaves `folder` as it was.
+    """
+    folder = Path(folder)
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    with tempfile.TemporaryDirectory(prefix='.writing-', dir=existing) as aside:
+        yield Path(aside)
+        files = sorted(Path(aside).iterdir(), key=lambda f: (f.name in last and 1 + last.index(f.name), f.name))
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            os.replace(file, folder / file.name)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name != 'posix':  # elsewhere folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

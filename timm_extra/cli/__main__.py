@@ -1,8 +1,0 @@
-"""`python -m timm_extra.cli`: the `timm-extra` command."""
-
-import sys
-
-from . import main
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,0 +1,58 @@
+"""`timm-extra convert`: weights of a known layout in the format of the Hub."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import List
+
+from ._arguments import known_arguments
+from ._verb import Verb
+
+SHOWN = 8  # keys of a kind
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from timm.utils import ParseKwargs
+
+    parser.add_argument('src', metavar='SRC', help='checkpoint, or a folder with model.safetensors')
+    parser.add_argument('dst', metavar='DST', help='folder to write: config.json, model.safetensors, README.md')
+    parser.add_argument('--model', required=True, help='name of a model of this package')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def run(args: argparse.Namespace) -> int:
+    from timm_extra.hub import convert
+
+    with known_arguments(args.model):
+        report = convert(args.src, args.dst, args.model, args.model_kwargs)
+    if args.json:
+        print(json.dumps(asdict(report), indent=1))
+        return 0
+    for note in report.notes:
+        print(f'timm-extra: {note}', file=sys.stderr)
+    print(f'{report.source} → {report.model}, {report.num_classes} classes')
+    print(f'mapped: {len(report.mapped)} tensors')
+    resized = [f'{key} (of {", ".join(sources)})' for key, sources in report.resized.items()]
+    for kind, keys in (('resized', resized), ('new, not in the file', report.new), ('dropped', report.dropped)):
+        _print_keys(kind, keys)
+    print(f"timm.create_model('local-dir:{report.folder}', pretrained=True)")
+    return 0
+
+
+def _print_keys(kind: str, keys: List[str]) -> None:
+    more = f', and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''
+    print(f'{kind}: {len(keys)}' + (f': {", ".join(keys[:SHOWN])}{more}' if keys else ''))
+
+
+VERB = Verb(
+    'convert',
+    "the authors', transformers' and lucidrains' weights into a folder in the Hub's format",
+    'timm-extra convert ceit_small_patch16_224.pth ceit_small --model ceit_small\n'
+    'timm-extra convert glom.pt glom --model glom_base --model-kwargs compat=lucidrains learned_mean=False\n'
+    'timm-extra convert vision-perceiver-fourier/ perceiver --model perceiver_io_base --json',
+    add_arguments,
+    run,
+    refusals=(ValueError, OSError),
+)

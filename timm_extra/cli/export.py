@@ -1,0 +1,53 @@
+"""`timm-extra export`: ONNX and torch.export."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from ._arguments import checkpoint_argument, create_classifier, model_arguments
+from ._verb import Verb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('format', choices=('onnx', 'torch-export'))
+    parser.add_argument('dst', metavar='DST', help='file to write, as model.onnx or model.pt2')
+    model_arguments(parser)
+    checkpoint_argument(parser)
+    parser.add_argument('--tolerance', type=float, default=1e-4, help='largest difference allowed (%(default)s)')
+    parser.add_argument('--opset', type=int, help="of ONNX (default: PyTorch's)")
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def run(args: argparse.Namespace) -> int:
+    from timm_extra.inference import export
+
+    if not args.pretrained and not args.checkpoint and ':' not in args.model:
+        print('timm-extra: the weights are random: give --pretrained, --checkpoint or local-dir:…', file=sys.stderr)
+    model = create_classifier(args, random=True)
+    options = dict(input_size=args.input_size, tolerance=args.tolerance, opset=args.opset)
+    done = export(model, args.dst, args.format, **options)
+    if done.constant:
+        print('timm-extra: the outputs do not depend on the image, so that comparing says little', file=sys.stderr)
+    if args.json:
+        print(json.dumps(asdict(done), indent=1))
+        return 0
+    size = '×'.join(map(str, done.input_size))
+    batches = ' and '.join(map(str, done.batch_sizes))
+    print(f'{done.path}: {done.megabytes:.1f} MB, batches of any size of {size}')
+    print(f'largest difference to the model: {done.largest_error:.1e} (batches of {batches})')
+    if done.format == 'torch-export':
+        print('load it by torch.export.load in a process that imports timm_extra')
+    return 0
+
+
+VERB = Verb(
+    'export',
+    'write a model as ONNX or as a program of torch.export, and compare it with the original',
+    'timm-extra export onnx ceit.onnx --model ceit_small --checkpoint ceit_small_patch16_224.pth\n'
+    'timm-extra export onnx digits.onnx --model local-dir:output/demo/model --json\n'
+    'timm-extra export torch-export perceiver.pt2 --model perceiver_io_base --pretrained',
+    add_arguments,
+    run,
+    refusals=(ValueError, OSError, ModuleNotFoundError),
+)

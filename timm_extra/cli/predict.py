@@ -1,0 +1,61 @@
+"""`timm-extra predict`: classes of images."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from ._arguments import checkpoint_argument, create_classifier, model_arguments
+from ._verb import Verb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, and folders of them')
+    model_arguments(parser)
+    checkpoint_argument(parser)
+    parser.add_argument('--topk', type=int, default=5, help='classes for each image (%(default)s)')
+    parser.add_argument('-b', '--batch-size', type=int, default=32, help='images at a time (%(default)s)')
+    parser.add_argument('--device', default='cpu', help='(%(default)s)')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def run(args: argparse.Namespace) -> int:
+    from timm_extra.inference import predict
+
+    found = predict(
+        create_classifier(args),
+        args.images,
+        topk=args.topk,
+        batch_size=args.batch_size,
+        device=args.device,
+        progress=sys.stderr.isatty(),
+        input_size=args.input_size,
+        mean=args.mean,
+        std=args.std,
+    )
+    done, unreadable = [], 0
+    for prediction in found:
+        if prediction.error:
+            unreadable += 1
+            print(f'timm-extra: {prediction.error}', file=sys.stderr)
+        if args.json:
+            done.append(asdict(prediction))
+        elif not prediction.error:
+            print(prediction.path)
+            for guess in prediction.guesses:
+                print(f'  {100 * guess.probability:6.2f} %  {guess.label}')
+    if args.json:
+        print(json.dumps(done, indent=1))
+    return 1 if unreadable else 0
+
+
+VERB = Verb(
+    'predict',
+    'classes of images, by a model with its published weights or those of a file',
+    'timm-extra predict photo.jpg --model perceiver_io_base\n'
+    'timm-extra predict photos/ --model local-dir:output/demo/model --topk 3 --json\n'
+    'timm-extra predict photo.jpg --model ceit_small --checkpoint ceit_small_patch16_224.pth',
+    add_arguments,
+    run,
+    refusals=(ValueError, OSError, ModuleNotFoundError),
+)

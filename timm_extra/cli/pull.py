@@ -1,0 +1,32 @@
+"""`timm-extra pull`: copy a model from the Hub."""
+
+import argparse
+
+from ._verb import HUB_REFUSALS, Verb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('repo', metavar='REPO', help='OWNER/NAME')
+    parser.add_argument('dest', metavar='DEST', help='folder to write, made if absent')
+    parser.add_argument('--revision', help='branch, tag or commit')
+
+
+def run(args: argparse.Namespace) -> int:
+    from timm_extra.hub import pull
+
+    folder = pull(args.repo, args.dest, revision=args.revision)
+    print(f"timm.create_model('local-dir:{folder}', pretrained=True)")
+    return 0
+
+
+# RuntimeError: of the Hub, whose own class would cost every start the import of its client
+
+
+VERB = Verb(
+    'pull',
+    'copy a model from the Hub, with its hashes checked',
+    'timm-extra pull OWNER/NAME models/name\ntimm-extra pull OWNER/NAME models/name --revision v1.0',
+    add_arguments,
+    run,
+    refusals=HUB_REFUSALS,
+)

@@ -1,0 +1,124 @@
+"""Classes of images in files."""
+
+from dataclasses import dataclass
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import nn
+
+from timm_extra._files import PathLike
+from timm_extra.images import find_images, preprocessing, read_image
+from timm_extra.models.info import class_labels
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class that an image may show.
+
+    Attributes:
+        index: Its number.
+        label: Its name, its number where the model does not say.
+        probability: Of the softmax over all classes.
+    """
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model takes an image for.
+
+    Attributes:
+        path: File of the image.
+        guesses: Classes, the most probable first; none if the file cannot be read.
+        error: Why it cannot.
+    """
+
+    path: str
+    guesses: List[Guess]
+    error: Optional[str] = None
+
+
+def predict(
+    model: nn.Module,
+    images: Iterable[PathLike],
+    *,
+    topk: int = 5,
+    batch_size: int = 32,
+    device: str = 'cpu',
+    progress: bool = False,
+    input_size: Optional[Sequence[int]] = None,
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
+) -> Iterator[Prediction]:
+    """Classify images, preprocessed as the model's configuration says.
+
+    Args:
+        model: A timm classifier of images; it is set to evaluation mode and moved.
+        images: Files and folders.
+        topk: Classes for each image, fewer if the model has fewer.
+        batch_size: Images at a time.
+        device: Where to compute.
+        progress: Show a bar on stderr (needs tqdm).
+        input_size: As in `timm_extra.images.input_config`, like `mean` and `std`.
+        mean: What images are normalised with.
+        std: Likewise.
+
+    Returns:
+        One entry for each image, in order, as they are computed.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: The model has no classifier or takes no images, or a value is out of range.
+    """
+    for name, value in (('topk', topk), ('batch_size', batch_size)):
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}')
+    if getattr(model, 'num_classes', 0) < 1:
+        raise ValueError(f'this {type(model).__name__} has no classifier')
+    prepare = preprocessing(model, input_size, mean, std)
+    files, labels = find_images(images), class_labels(model)
+    model = model.to(device).eval()
+    return _predict(model, files, prepare, labels, min(topk, len(labels)), batch_size, progress)
+
+
+def _predict(model, files, prepare, labels, topk, batch_size, progress) -> Iterator[Prediction]:
+    bar = _bar(len(files)) if progress else None
+    like = next(model.parameters())
+    for begin in range(0, len(files), batch_size):
+        read = [_read(file, prepare) for file in files[begin : begin + batch_size]]
+        tensors = [x for x, _ in read if x is not None]
+        guesses: Iterator[List[Guess]] = iter(())
+        if tensors:
+            with torch.inference_mode():
+                probabilities = model(torch.stack(tensors).to(like)).float().softmax(-1)
+            values, indices = probabilities.topk(topk)
+            guesses = iter(_guesses(v, i, labels) for v, i in zip(values.tolist(), indices.tolist(), strict=True))
+        for file, (x, error) in zip(files[begin : begin + batch_size], read, strict=True):
+            yield Prediction(str(file), [] if x is None else next(guesses), error)
+        if bar is not None:
+            bar.update(len(read))
+    if bar is not None:
+        bar.close()
+
+
+def _guesses(values: Sequence[float], indices: Sequence[int], labels: Sequence[str]) -> List[Guess]:
+    return [Guess(i, labels[i], v) for v, i in zip(values, indices, strict=True)]
+
+
+def _read(file: PathLike, prepare) -> Tuple[Optional[torch.Tensor], Optional[str]]:
+    """An image as the model sees it, or why there is none."""
+    try:
+        return prepare(read_image(file)), None
+    except ValueError as e:
+        return None, str(e)
+
+
+def _bar(total: int):
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return None  # a bar is no reason to fail
+    return tqdm(total=total, unit='image', mininterval=0.5, leave=False)

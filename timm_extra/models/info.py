@@ -1,0 +1,116 @@
+"""Facts about models: what is registered, what they count, what their classes are called."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Tuple
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+PLUGIN = __package__.split('.')[0]
+
+
+def _fourier_flops(q, content, axes, *args, **kwargs) -> int:
+    B, c, *spatial = content
+    per_query = math.prod(spatial) * 2 * (c + 1) + sum(2 * size * features for size, features in axes)
+    return 2 * B * q[1] * q[2] * per_query
+
+
+def _latent_flops(q, x, *args, **kwargs) -> int:
+    return 2 * x[0] * q[1] * q[2] * 2 * x[1] * x[2]
+
+
+# what the operations of this package compute, for shapes as `FlopCounterMode` passes them
+FLOPS = {
+    torch.ops.timm_extra.fourier_cross_attention: _fourier_flops,
+    torch.ops.timm_extra.latent_cross_attention: _latent_flops,
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One registered model.
+
+    Attributes:
+        name: Name for `timm.create_model`.
+        params: Number of parameters.
+        gmacs: Multiply-accumulates of convolutions, linear layers and attention for one input, in billions, as they are
+            computed here: the cheapest route of cross-attention counts.
+        input_size: Channels, height and width.
+        weights: Whether `pretrained=True` finds weights without a file.
+    """
+
+    name: str
+    params: int
+    gmacs: float
+    input_size: Tuple[int, int, int]
+    weights: bool
+
+
+def list_names(pattern: str = '*') -> List[str]:
+    """Names of this package's models that match a wildcard pattern."""
+    return [n for n in timm.list_models(pattern) if is_ours(n)]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a registered model is one of this package."""
+    return timm.model_entrypoint(name).__module__.split('.')[0] == PLUGIN
+
+
+def model_info(name: str) -> ModelInfo:
+    """Count a model's parameters and operations on the meta device.
+
+    Args:
+        name: Registered name.
+
+    Returns:
+        What was counted.
+    """
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    params, gmacs = count(model)
+    return ModelInfo(
+        name=name,
+        params=params,
+        gmacs=gmacs,
+        input_size=tuple(model.pretrained_cfg['input_size']),
+        weights=timm.models.is_model_pretrained(name),
+    )
+
+
+def count(model: nn.Module) -> Tuple[int, float]:
+    """Count what a timm model on the meta device holds and computes; it is put in evaluation mode.
+
+    Args:
+        model: Model, on the meta device.
+
+    Returns:
+        Number of parameters, and GMACs for one input of the size in its configuration.
+    """
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
+        model.eval()(torch.empty(1, *model.pretrained_cfg['input_size'], device='meta'))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
+
+
+def class_labels(model: nn.Module) -> List[str]:
+    """Names of a model's classes: what its configuration says, else ImageNet's where their number is ImageNet's.
+
+    Args:
+        model: A timm classifier.
+
+    Returns:
+        As many names as classes; numbers where nobody says.
+    """
+    cfg: Dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
+    count = model.num_classes
+    names = cfg.get('label_names')
+    described = cfg.get('label_descriptions')
+    if names and len(names) == count:
+        return [str(described.get(name, name) if isinstance(described, dict) else name) for name in names]
+    subset = infer_imagenet_subset(model) if count else None
+    if subset:
+        return ImageNetInfo(subset).label_descriptions()
+    return [str(i) for i in range(count)]

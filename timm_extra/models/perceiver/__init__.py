@@ -1,0 +1,39 @@
+"""Perceiver (https://arxiv.org/abs/2103.03206) and Perceiver IO (https://arxiv.org/abs/2107.14795)."""
+
+from .checkpoint_filter import checkpoint_filter_fn
+from .cross_attention import CrossAttention
+from .fourier import fourier_features, fourier_table, grid_tokens
+from .perceiver import (
+    Perceiver,
+    PerceiverIO,
+    perceiver_audio,
+    perceiver_base,
+    perceiver_io_base,
+    perceiver_io_base_conv,
+    perceiver_io_base_learned,
+    perceiver_io_small,
+    perceiver_pointcloud,
+    perceiver_small,
+    test_perceiver,
+    test_perceiver_io,
+)
+
+__all__ = [
+    'CrossAttention',
+    'Perceiver',
+    'PerceiverIO',
+    'checkpoint_filter_fn',
+    'fourier_features',
+    'fourier_table',
+    'grid_tokens',
+    'perceiver_audio',
+    'perceiver_base',
+    'perceiver_io_base',
+    'perceiver_io_base_conv',
+    'perceiver_io_base_learned',
+    'perceiver_io_small',
+    'perceiver_pointcloud',
+    'perceiver_small',
+    'test_perceiver',
+    'test_perceiver_io',
+]

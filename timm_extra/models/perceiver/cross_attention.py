@@ -1,0 +1,312 @@
+"""Cross-attention from few latents to very many inputs, by the cheapest exact route."""
+
+import math
+from typing import Final, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm, _assert, register_notrace_module
+from torch import nn
+
+from timm_extra.layers.shortcuts import has_hooks, operators_usable
+from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
+
+from .fourier import grid_tokens
+
+ROUTES = ('separable', 'folded', 'plain')
+# What the separable route's further passes over the scores cost, in multiplications: it wins from about 35 channels on,
+# as measured on a CPU with 1 to 64 items, 16 to 512 queries and 1 to 8 heads
+SEPARABLE_PASSES = 60
+
+
+@register_notrace_module  # the route depends on shapes
+class CrossAttention(nn.Module):
+    """Attention of queries to layer-normalised inputs.
+
+    Three routes compute the same:
+
+    - plain: keys and values are projected, then PyTorch's scaled dot-product attention;
+    - folded: the projections of keys and values, with the affine of the norm, are folded into queries and output, so
+      that the normalised inputs serve as both (`latent_cross_attention`);
+    - separable: folded, and tokens on a grid with position features per axis are never built
+      (`fourier_cross_attention`).
+
+    Content that a linear map has yet to widen (`content_proj`) is folded too: the attention then runs over the few
+    channels it comes from.
+
+    The route is chosen by the number of multiplications. Attention dropout in training takes the plain route, with
+    which alone it can be exact; so do projections that are not plain `nn.Linear` layers (adapters, quantisation,
+    hooks), transforms of `torch.func`, TorchScript and tracing.
+
+    Args:
+        dim: Channels of the queries and of the output.
+        kv_dim: Channels C of the inputs.
+        num_heads: Attention heads.
+        head_dim: Channels per head; `kv_dim // num_heads` when None.
+        qkv_bias: Give the projections of queries, keys and values a bias.
+        route: 'separable', 'folded' or 'plain' to ask for one; chosen by cost when None.
+        attn_drop: Dropout rate on the attention weights.
+        proj_drop: Dropout rate after the output projection.
+        norm_layer: Normalisation class of the inputs.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: `num_heads` is not positive or does not divide `kv_dim`, or `route` is unknown.
+    """
+
+    num_heads: Final[int]
+
+    def __init__(
+        self,
+        dim: int,
+        kv_dim: int,
+        num_heads: int = 1,
+        head_dim: Optional[int] = None,
+        qkv_bias: bool = True,
+        route: Optional[str] = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_layer=nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        if num_heads < 1:
+            raise ValueError(f'num_heads of the cross-attention must be at least 1, got {num_heads}')
+        if head_dim is None:
+            if kv_dim % num_heads:
+                raise ValueError(
+                    f'kv_dim ({kv_dim}) must be divisible by the cross-attention heads ({num_heads}) '
+                    'unless their width is given'
+                )
+            head_dim = kv_dim // num_heads
+        if route is not None and route not in ROUTES:
+            raise ValueError(f'the route of the cross-attention must be one of {ROUTES} or None, got {route!r}')
+        self.num_heads = num_heads
+        self.scale = head_dim**-0.5
+        self.route = route
+
+        attn_dim = num_heads * head_dim
+        self.norm_kv = norm_layer(kv_dim, **dd)
+        self.q = nn.Linear(dim, attn_dim, bias=qkv_bias, **dd)
+        self.k = nn.Linear(kv_dim, attn_dim, bias=qkv_bias, **dd)
+        self.v = nn.Linear(kv_dim, attn_dim, bias=qkv_bias, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(attn_dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        content: torch.Tensor,
+        axes: List[torch.Tensor],
+        mask: Optional[torch.Tensor] = None,
+        content_proj: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            x: Queries (B or 1, M, dim).
+            content: Inputs (B, N, C), or with `axes` the content (B, c, *spatial) of tokens on a grid.
+            axes: Position features (Sᵢ, Fᵢ) per spatial axis, C = c + ΣFᵢ; empty for inputs (B, N, C).
+            mask: Boolean (B, N), True where an input takes part. An item without any attends to nothing: the weighted
+                sum of its values is zero.
+            content_proj: Weight and bias (c, c' + 1) of a linear map from the content given, then (B, c', N) with one
+                table in `axes`, to the content of the tokens; None if it is that already.
+
+        Returns:
+            (B, M, dim).
+        """
+        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B or 1, H, M, D)
+        if torch.jit.is_scripting():
+            out = self._plain(q, content, axes, mask, content_proj)
+        else:
+            route = self.choose_route(q.shape[2], content, axes, content_proj)
+            if route == 'plain':
+                out = self._plain(q, content, axes, mask, content_proj)
+            else:
+                out = self._folded(q, content, axes, mask, content_proj, route == 'separable')
+        if mask is not None:
+            out = out.masked_fill(~mask.any(dim=1)[:, None, None, None], 0.0)
+        out = out.transpose(1, 2).flatten(2)  # (B, M, H·D)
+        return self.proj_drop(self.proj(out))
+
+    @torch.jit.ignore
+    def choose_route(
+        self,
+        num_queries: int,
+        content: torch.Tensor,
+        axes: List[torch.Tensor],
+        content_proj: Optional[torch.Tensor] = None,
+    ) -> str:
+        """The route a call takes: what was asked for where it is exact, else the one with fewest multiplications.
+
+        Args:
+            num_queries: Queries M.
+            content: As in `forward`.
+            axes: As in `forward`.
+            content_proj: As in `forward`.
+
+        Returns:
+            'separable', 'folded' or 'plain'.
+        """
+        if not self._foldable():
+            return 'plain'
+        separable = len(axes) > 0 and content_proj is None
+        if self.route is not None and (self.route != 'separable' or separable):
+            return self.route
+        H, M, d, C = self.num_heads, num_queries, self.q.out_features, self.k.in_features
+        N = math.prod(content.shape[2:]) if axes else content.shape[1]
+        plain = 2 * N * d * (C + M)
+        folding = 2 * M * d * C
+        width = C if content_proj is None else C - content_proj.shape[0] + content_proj.shape[1]
+        folded = 2 * M * N * H * width + folding
+        if separable:
+            tables = sum(t.shape[0] * t.shape[1] for t in axes)
+            per_score = 2 * (content.shape[1] + 1) + SEPARABLE_PASSES
+            cost = M * N * H * per_score + 2 * M * H * tables + folding
+            if cost <= folded and cost <= plain:
+                return 'separable'
+        return 'folded' if folded < plain else 'plain'
+
+    def _foldable(self) -> bool:
+        if (self.training and self.attn_drop.p > 0.0) or not operators_usable():
+            return False
+        if type(self.norm_kv) not in (nn.LayerNorm, LayerNorm):
+            return False
+        plain = type(self.k) is nn.Linear and type(self.v) is nn.Linear
+        return plain and not has_hooks(self.norm_kv, self.k, self.v)
+
+    @torch.jit.ignore
+    def _folded(
+        self,
+        q: torch.Tensor,
+        content: torch.Tensor,
+        axes: List[torch.Tensor],
+        mask: Optional[torch.Tensor],
+        content_proj: Optional[torch.Tensor],
+        separable: bool,
+    ) -> torch.Tensor:
+        """Queries (B or 1, H, M, D) to the weighted sums of values (B, H, M, D), without keys and values."""
+        H = self.num_heads
+        wk, wv = self.k.weight, self.v.weight  # (H·D, C)
+        if self.k.bias is not None:
+            # the same for all keys of a query, it cancels in the softmax; kept in the graph, with its gradient of zero
+            q = q + (self.k.bias * 0.0).view(H, 1, -1)
+        bias = self.v.bias
+        if self.norm_kv.bias is not None:
+            shift = (wv * self.norm_kv.bias).sum(1)
+            bias = shift if bias is None else bias + shift
+        if self.norm_kv.weight is not None:
+            wk, wv = wk * self.norm_kv.weight, wv * self.norm_kv.weight
+        eps: Optional[float] = self.norm_kv.eps
+        if content_proj is not None:
+            content, axes = _normalised_thin(content, axes[0], content_proj, self.norm_kv.eps), []
+            wk, wv = _onto_thin(wk, content_proj), _onto_thin(wv, content_proj)
+            eps = None
+        wk, wv = wk.to(q.dtype), wv.to(q.dtype)  # norms may be kept in float32
+        q = q @ wk.view(H, -1, wk.shape[1])  # (B or 1, H, M, C)
+        if separable:
+            if mask is not None:
+                mask = mask.view(mask.shape[0], *content.shape[2:])
+            out = fourier_cross_attention(q, content, axes, scale=self.scale, eps=eps, mask=mask)
+        else:
+            tokens = grid_tokens(content, axes) if axes else content
+            out = latent_cross_attention(q, tokens, scale=self.scale, eps=eps, mask=mask)
+        out = out @ wv.view(H, -1, wv.shape[1]).transpose(1, 2)  # (B, H, M, D)
+        return out if bias is None else out + bias.to(out.dtype).view(H, 1, -1)
+
+    def _keys_values(
+        self, content: torch.Tensor, axes: List[torch.Tensor], content_proj: Optional[torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, H, N, D) each."""
+        if content_proj is not None:
+            content = content_proj[:, :-1] @ content + content_proj[:, -1:]
+        x = self.norm_kv(grid_tokens(content, axes) if len(axes) > 0 else content)
+        k = self.k(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        v = self.v(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return k, v
+
+    def _plain(
+        self,
+        q: torch.Tensor,
+        content: torch.Tensor,
+        axes: List[torch.Tensor],
+        mask: Optional[torch.Tensor],
+        content_proj: Optional[torch.Tensor],
+    ) -> torch.Tensor:
+        k, v = self._keys_values(content, axes, content_proj)
+        q = q.expand(k.shape[0], -1, -1, -1)
+        attn_mask: Optional[torch.Tensor] = None
+        if mask is not None:  # where nothing is attended to, a softmax over everything keeps the gradients finite
+            attn_mask = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
+        p = self.attn_drop.p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=p)
+
+    @torch.jit.ignore
+    def attention_weights(
+        self,
+        x: torch.Tensor,
+        content: torch.Tensor,
+        axes: List[torch.Tensor],
+        mask: Optional[torch.Tensor] = None,
+        content_proj: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """The weights that `forward` never forms, for looking at: memory grows with M · N.
+
+        Args:
+            x: As in `forward`.
+            content: As in `forward`.
+            axes: As in `forward`.
+            mask: As in `forward`.
+            content_proj: As in `forward`.
+
+        Returns:
+            (B, H, M, N), summing to 1 over N, or zeros where nothing is attended to.
+        """
+        _assert(x.ndim == 3, f'Queries must be (B or 1, M, dim), got {tuple(x.shape)}.')
+        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) * self.scale
+        scores = q @ self._keys_values(content, axes, content_proj)[0].mT  # (B, H, M, N)
+        if mask is None:
+            return scores.softmax(-1)
+        scores = scores.masked_fill(~mask[:, None, None], -float('inf'))
+        return scores.softmax(-1).nan_to_num(0.0)
+
+
+def _onto_thin(weight: torch.Tensor, content_proj: torch.Tensor) -> torch.Tensor:
+    """Weights (D, C) for layer-normalised tokens to the ones (D, c' + 1 + F) for what `_normalised_thin` returns.
+
+    The mean that normalisation takes off each token is taken off the rows of the weights instead.
+    """
+    c = content_proj.shape[0]
+    weight = weight - weight.mean(1, keepdim=True)
+    return torch.cat([weight[:, :c] @ content_proj.to(weight.dtype), weight[:, c:]], dim=1)
+
+
+def _normalised_thin(
+    content: torch.Tensor, table: torch.Tensor, content_proj: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """[content, 1, table] of each token over the standard deviation of [content_proj · [content, 1], table].
+
+    Args:
+        content: (B, c', N).
+        table: (N, F).
+        content_proj: (c, c' + 1).
+        eps: Added to the variance.
+
+    Returns:
+        (B, N, c' + 1 + F).
+    """
+    exact = torch.float32 if content.device.type == 'mps' else torch.float64  # a quadratic form may cancel
+    content = F.pad(content.mT, (0, 1), value=1.0)  # (B, N, c' + 1)
+    proj, wide = content_proj.to(exact), content.to(exact)
+    c, f = proj.shape[0], table.shape[1]
+    centred = proj - proj.mean(0)
+    content_var = ((wide @ (centred.mT @ centred)) * wide).sum(2).clamp_min(0.0) / c  # (B, N)
+    gap = wide @ proj.mean(0) - table.to(exact).mean(1)
+    table_var = table.to(exact).var(1, correction=0)
+    var = (c * content_var + f * table_var) / (c + f) + gap.square() * (c * f / (c + f) ** 2)
+    rstd = (var + eps).rsqrt().to(content.dtype).unsqueeze(2)  # (B, N, 1)
+    return torch.cat([content * rstd, table.to(content.dtype) * rstd], dim=2)

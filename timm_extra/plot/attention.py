@@ -1,0 +1,140 @@
+"""What models attend to: layers of a CeiT, inputs of a Perceiver."""
+
+from typing import Any, List, Optional, Sequence, Tuple
+
+import torch
+from torch import nn
+
+from timm_extra._files import PathLike
+from timm_extra.images import preprocessing, read_image
+from timm_extra.models import CeiT, Perceiver
+from timm_extra.models.info import class_labels
+
+from .sheets import latent_sheet, prediction_sheet
+
+
+def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
+    """Weights that layer-wise class-token attention gives to the class tokens of the layers.
+
+    Args:
+        model: CeiT with LCA, in evaluation mode.
+        x: Images (B, in_chans, height, width).
+
+    Returns:
+        (B, H, L), non-negative, summing to 1 over the L layers.
+
+    Raises:
+        ValueError: The model has no LCA, or is in training mode.
+    """
+    if getattr(model, 'lca', None) is None:
+        raise ValueError(f'this {type(model).__name__} has no layer-wise class-token attention to show')
+    if model.training:
+        raise ValueError('the model is in training mode, where images change its statistics: call model.eval() first')
+    attn, fused = model.lca.attn, model.lca.attn.fused_attn
+    seen: List[torch.Tensor] = []
+    hook = attn.attn_drop.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        attn.fused_attn = False  # the fused path never forms the weights
+        with torch.no_grad():
+            model(x)
+    finally:
+        attn.fused_attn = fused
+        hook.remove()
+    return seen[0][:, :, 0]  # (B, H, L) of (B, H, 1, L)
+
+
+def latent_attention(
+    model: Perceiver, x: torch.Tensor, latents: Sequence[int], block: int = 0, mask: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """What latents look at: their weights over the inputs in one of the cross-attends.
+
+    Only the maps asked for are formed; a map of every latent would be as large as all latents times all inputs.
+
+    Args:
+        model: Perceiver or Perceiver IO, in evaluation mode.
+        x: Inputs (B, in_chans, *spatial), or (B, N, in_chans) for points and tokens.
+        latents: Indices of L latents.
+        block: Block whose cross-attend is shown; negative ones count from the last.
+        mask: As in `Perceiver.forward`.
+
+    Returns:
+        (B, H, L, *grid), or (B, H, L, N) for points and tokens: non-negative, summing to 1 over the inputs.
+
+    Raises:
+        ValueError: The block has no cross-attend, a latent does not exist, or the model is in training mode.
+    """
+    count = model.num_cross_attends
+    if not -count <= block < count:
+        raise ValueError(f'blocks with a cross-attend are 0 to {count - 1}, got {block}')
+    if model.training:
+        raise ValueError('the model is in training mode, where dropout disturbs what is seen: call model.eval() first')
+    outside = [i for i in latents if not 0 <= i < model.latents.shape[0]]
+    if outside:
+        raise ValueError(f'latents are 0 to {model.latents.shape[0] - 1}, got {outside[0]}')
+    block %= count
+    used = min(block, len(model.cross_attends) - 1)
+    attn = model.cross_attends[used].attn
+    seen: List[Tuple[Any, ...]] = []
+    hook = attn.register_forward_pre_hook(lambda module, args: seen.append(args))
+    try:
+        with torch.no_grad():
+            model.forward_features(x, mask)
+    finally:
+        hook.remove()
+    queries, *inputs = seen[block - used]  # a shared set of weights is called once for each of its blocks
+    with torch.no_grad():
+        weights = attn.attention_weights(queries[:, list(latents)], *inputs)  # (B, H, L, N)
+        grid = model.stem(x)[-1]
+    return weights.unflatten(-1, grid)
+
+
+def plot_attention(
+    model: nn.Module,
+    image: PathLike,
+    path: PathLike,
+    *,
+    latents: Optional[Sequence[int]] = None,
+    block: int = -1,
+    input_size: Optional[Sequence[int]] = None,
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
+) -> str:
+    """Show a model an image as in evaluation and draw the attention it has: of a CeiT over layers, of a Perceiver's
+    latents over the image.
+
+    Args:
+        model: CeiT with LCA, Perceiver or Perceiver IO of 1 or 3 channels, in evaluation mode.
+        image: Image file.
+        path: PNG to write.
+        latents: Which latents of a Perceiver; six from first to last when None.
+        block: Which cross-attend of a Perceiver, negative from the last.
+        input_size: As in `timm_extra.images.input_config`, like `mean` and `std`.
+        mean: What the image is normalised with.
+        std: Likewise.
+
+    Returns:
+        What was drawn, in words.
+
+    Raises:
+        ValueError: The model has no such attention or is in training mode, the file cannot be read, or a value is out
+            of range.
+    """
+    if not isinstance(model, (CeiT, Perceiver)):
+        raise ValueError(f'CeiT and Perceivers have attention to draw, got {type(model).__name__}')
+    if isinstance(model, CeiT) and latents is not None:
+        raise ValueError('a CeiT has no latents')
+    prepare = preprocessing(model, input_size, mean, std)
+    x = prepare(read_image(image))[None]
+    shown, x = prepare.visible(x), x.to(next(model.parameters()))
+    if isinstance(model, CeiT):
+        attention = lca_attention(model, x)
+        with torch.no_grad():
+            logits = model(x) if model.num_classes else None
+        prediction_sheet(shown, None, logits, attention.float(), path, class_labels(model))
+        return f'layer-wise class-token attention, {attention.shape[1]} heads over {attention.shape[2]} layers'
+    count = model.latents.shape[0]
+    if latents is None:
+        latents = torch.linspace(0, count - 1, min(count, 6)).round().long().tolist()
+    maps = latent_attention(model, x, latents, block)
+    latent_sheet(shown, maps.float(), path, [f'latent {i}' for i in latents])
+    return f'attention of latents {", ".join(map(str, latents))} over {maps.shape[-2]}×{maps.shape[-1]} inputs'

@@ -1,0 +1,140 @@
+"""Sheets of images with what a model makes of them, and how training went."""
+
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence
+
+import torch
+
+from timm_extra._files import PathLike, atomic_file
+
+
+def latent_sheet(images: torch.Tensor, attention: torch.Tensor, path: PathLike, names: Sequence[str] = ()) -> Path:
+    """Draw images and beside each the maps of what latents look at, one latent a column.
+
+    Args:
+        images: (B, 1 or 3, height, width) with values in 0 to 1.
+        attention: (B, H, L, height, width) of `latent_attention`; heads are averaged.
+        path: PNG to write.
+        names: Titles of the L columns; numbers when empty.
+
+    Returns:
+        The path.
+    """
+    maps = attention.mean(1).cpu()  # (B, L, height, width)
+    B, L = maps.shape[:2]
+    figure = new_figure(1.3 * (L + 1), 1.3 * B + 0.4)
+    axes = figure.subplots(B, L + 1, squeeze=False)
+    for i in range(B):
+        image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
+        axes[i, 0].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
+        for j in range(L):
+            axes[i, j + 1].imshow(maps[i, j].numpy(), cmap='magma', vmin=0)  # a scale of its own: maps differ in peak
+            if i == 0:
+                axes[i, j + 1].set_title(names[j] if names else f'latent {j}', fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return write_figure(figure, path)
+
+
+def prediction_sheet(
+    images: torch.Tensor,
+    labels: Optional[Sequence[int]],
+    logits: Optional[torch.Tensor],
+    attention: Optional[torch.Tensor],
+    path: PathLike,
+    class_names: Sequence[str] = (),
+) -> Path:
+    """Draw images with their predicted classes, and below each its layer-wise class-token attention.
+
+    Args:
+        images: (B, 1 or 3, height, width) with values in 0 to 1.
+        labels: B true classes; None if they are not known.
+        logits: (B, num_classes); None of a model without classes.
+        attention: (B, H, L) of `lca_attention`; None for images alone.
+        path: PNG to write.
+        class_names: Names of the classes; their numbers when empty.
+
+    Returns:
+        The path.
+    """
+    if logits is not None:
+        probability, predicted = logits.softmax(-1).max(-1)
+    columns = len(images)
+    rows = 1 if attention is None else 2
+    figure = new_figure(1.35 * columns + 1, 1.8 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={'height_ratios': [2, 1.5][:rows]})
+
+    def name(index: int) -> str:
+        return class_names[index] if class_names else str(index)
+
+    for i in range(columns):
+        image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
+        axes[0, i].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
+        axes[0, i].set_axis_off()
+        if logits is None:
+            continue
+        text, colour = f'{name(int(predicted[i]))}  {100 * float(probability[i]):.0f} %', 'black'
+        if labels is not None:
+            right = int(predicted[i]) == int(labels[i])
+            text = text if right else f'{text}\ntrue: {name(int(labels[i]))}'
+            colour = '#1a7f37' if right else '#c62828'
+        axes[0, i].set_title(text, fontsize=9, color=colour)
+    if attention is not None:
+        _draw_lca(figure, axes[1], attention)
+    return write_figure(figure, path)
+
+
+def _draw_lca(figure, axes, attention: torch.Tensor) -> None:
+    """Weights (B, H, L) of layer-wise class-token attention in a row of axes."""
+    top = float(attention.max())
+    for i, axis in enumerate(axes):
+        shown = axis.imshow(attention[i].cpu().numpy(), cmap='viridis', vmin=0, vmax=top, aspect='auto')
+        axis.set_xticks(range(attention.shape[2]), range(1, attention.shape[2] + 1), fontsize=7)
+        axis.set_yticks(range(attention.shape[1]), [] if i else range(1, attention.shape[1] + 1), fontsize=7)
+    axes[0].set_ylabel('head', fontsize=8)
+    figure.supxlabel('layer whose class token is read (layer-wise class-token attention)', fontsize=9)
+    figure.colorbar(shown, ax=axes.tolist(), pad=0.01, fraction=0.02)
+
+
+def learning_curve(history: Sequence[Dict[str, Any]], path: PathLike) -> Path:
+    """Draw training loss and accuracy over epochs.
+
+    Args:
+        history: One entry an epoch, with `train_loss` and `top1` (per cent).
+        path: PNG to write.
+
+    Returns:
+        The path.
+    """
+    epochs = range(1, len(history) + 1)
+    figure = new_figure(9, 3.4)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [e['train_loss'] for e in history], marker='.')
+    left.set(xlabel='epoch', ylabel='training loss')
+    right.plot(epochs, [e['top1'] for e in history], marker='.', color='#1a7f37')
+    right.set(xlabel='epoch', ylabel='held-out accuracy, %')
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    return write_figure(figure, path)
+
+
+def new_figure(width: float, height: float):
+    """An empty figure in inches, which leaves the caller's pyplot and its backend alone.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError('drawing needs matplotlib: pip install "timm-extra[plot]"') from e
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def write_figure(figure, path: PathLike) -> Path:
+    """Write a figure as the kind of file that the extension names."""
+    path = Path(path)
+    with atomic_file(path) as aside:
+        figure.savefig(aside, dpi=120)
+    return path

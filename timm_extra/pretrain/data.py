@@ -1,0 +1,244 @@
+"""From a data set to batches of views that depend on nothing but seed, epoch, index and view."""
+
+import random
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from timm_extra.images import UNREADABLE, as_tensor, decode
+
+from .views import Images, RandomView
+
+ON_UNREADABLE = ('raise', 'skip')
+
+
+class Sample(NamedTuple):
+    """An image (C, H, W), or None if it could not be read, its class, and the epoch and index that it was asked for."""
+
+    image: Optional[torch.Tensor]
+    label: int
+    epoch: int
+    index: int
+
+
+class Samples(Dataset):
+    """Images of any map-style data set as tensors.
+
+    Items may be an image or a tuple that begins with one and its class, or a dictionary with 'image' (and 'label');
+    images may be PIL's, NumPy arrays (H, W) or (H, W, C), or tensors (C, H, W).
+
+    Args:
+        dataset: The data set.
+        channels: Channels of the images; PIL's are converted.
+        labelled: Read the classes, too.
+        unreadable: 'raise' or 'skip' what cannot be read.
+
+    Raises:
+        ValueError: The data set is no map-style one, or `unreadable` is neither word.
+    """
+
+    def __init__(self, dataset: Dataset, channels: int, labelled: bool = False, unreadable: str = 'raise'):
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, '__len__'):
+            raise ValueError(
+                f'{type(dataset).__name__} streams: resuming needs a data set with a length, whose items have an index'
+            )
+        if unreadable not in ON_UNREADABLE:
+            raise ValueError(f'unreadable must be one of {", ".join(ON_UNREADABLE)}, got {unreadable!r}')
+        self.dataset = dataset
+        self.channels = channels
+        self.labelled = labelled
+        self.unreadable = unreadable
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, at: Tuple[int, int]) -> Sample:
+        epoch, index = at
+        try:
+            image, label = self._read(index)
+        except UNREADABLE as e:
+            if self.unreadable == 'raise':
+                raise ValueError(
+                    f"image {index}{self._name(index)} cannot be read: {e}; unreadable='skip' leaves such images out"
+                ) from e
+            return Sample(None, -1, epoch, index)
+        return Sample(as_tensor(image, self.channels), label, epoch, index)
+
+    def _read(self, index: int) -> Tuple[Any, int]:
+        if isinstance(self.dataset, ImageDataset) and self.dataset.transform is None:
+            file, label, *_ = self.dataset.reader[index]  # the data set itself would put another image in its place
+            item = decode(file), label
+        else:
+            item = self.dataset[index]
+        if isinstance(item, dict):
+            if 'image' not in item:
+                raise ValueError(f"items have no 'image', their keys are {', '.join(map(str, item))}")
+            item = item['image'], item.get('label')
+        image, label, *_ = (*item, None) if isinstance(item, (tuple, list)) else (item, None)
+        if isinstance(image, Image.Image):
+            image = decode(image)
+        return image, self._class(label, index) if self.labelled else -1
+
+    def _class(self, label: Any, index: int) -> int:
+        try:
+            return int(label)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f'image {index}{self._name(index)} has no class, a number, but {label!r}') from e
+
+    def _name(self, index: int) -> str:
+        names = getattr(self.dataset, 'filename', None)
+        return f' ({names(index)})' if callable(names) else ''
+
+
+class Batches(Sampler):
+    """Batches of (epoch, index) from one step to another, the same for any number of processes.
+
+    Every epoch has an order of its own. A step takes `batch_size · processes · accumulate` images of it; what is left
+    at the end of an epoch is left out.
+
+    Args:
+        length: Images in the data set.
+        batch_size: Images per process and forward pass.
+        steps: First step and the one after the last.
+        seed: Seed of the orders.
+        rank: Number of this process.
+        processes: How many there are.
+        accumulate: Forward passes per step.
+
+    Raises:
+        ValueError: The data set is smaller than a step.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        steps: Tuple[int, int],
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        accumulate: int = 1,
+    ):
+        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
+        self.rank, self.processes, self.accumulate = rank, processes, accumulate
+        self.steps_per_epoch = steps_per_epoch(length, batch_size * processes * accumulate)
+
+    def __len__(self) -> int:
+        return (self.steps[1] - self.steps[0]) * self.accumulate
+
+    def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
+        size = self.batch_size * self.processes
+        epoch, order = -1, None
+        for step in range(*self.steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+            for part in range(self.accumulate):
+                first = (step % self.steps_per_epoch * self.accumulate + part) * size + self.rank * self.batch_size
+                yield [(epoch, int(i)) for i in order[first : first + self.batch_size]]
+
+
+def steps_per_epoch(length: int, images: int) -> int:
+    """Whole steps in a pass over the data.
+
+    Args:
+        length: Images in the data set.
+        images: Images per step.
+
+    Raises:
+        ValueError: There is not one.
+    """
+    if length < images:
+        raise ValueError(f'the data set has {length} images, fewer than the {images} of a step: lower batch_size')
+    return length // images
+
+
+class MakeViews:
+    """Views of images, drawn by (seed, epoch, index, number of the view).
+
+    Args:
+        views: `RandomView`s, which draw for every image, or any callables on batches; before one of these is called,
+            the states of PyTorch, NumPy and Python are set by the batch's first image.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, views: Sequence[Callable[[torch.Tensor], torch.Tensor]], seed: int):
+        self.views = tuple(views)
+        self.seed = seed
+
+    def __call__(self, images: Images, at: Sequence[Tuple[int, int]]) -> Tuple[torch.Tensor, ...]:
+        """All views of images (B, C, H, W), or B images (C, H, W), asked for by (epoch, index)."""
+        out = []
+        for number, view in enumerate(self.views):
+            keys = [(self.seed, epoch, index, number) for epoch, index in at]
+            if isinstance(view, RandomView):
+                out.append(view(images, keys))
+                continue
+            with random_state(keys[0]):
+                if isinstance(images, torch.Tensor):
+                    out.append(view(_in_unit_range(images)))
+                else:
+                    out.append(torch.cat([view(_in_unit_range(image[None])) for image in images]))
+        return tuple(out)
+
+
+def _in_unit_range(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+@contextmanager
+def random_state(key: Sequence[int]):
+    """Random states of PyTorch (CPU), NumPy and Python set by a key, and put back at the end."""
+    numbers = np.random.SeedSequence(list(key)).generate_state(3)
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(numbers[0]))
+            np.random.seed(numbers[1])
+            random.seed(int(numbers[2]))
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+class Collate:
+    """Samples as a batch, with the views made where the samples are read, or images for views made elsewhere.
+
+    Args:
+        make_views: Makes the views; None gives `images` instead of `views`.
+    """
+
+    def __init__(self, make_views: Optional[MakeViews]):
+        self.make_views = make_views
+
+    def __call__(self, samples: Sequence[Sample]) -> Dict[str, Any]:
+        """`views` (tuple of tensors) or `images`, `labels`, `at` (epochs and indices), `skipped` (how many).
+
+        So that batches keep their size, other images of the batch take the places of those that could not be read.
+        """
+        readable = [s for s in samples if s.image is not None]
+        if not readable:
+            raise ValueError(f'none of the {len(samples)} images of a batch can be read')
+        others = cycle(readable)
+        filled = [(s, s if s.image is not None else next(others)) for s in samples]
+        images: Any = [other.image for _, other in filled]
+        if len({(image.shape, image.dtype) for image in images}) == 1:
+            images = torch.stack(images)
+        at = [(s.epoch, s.index) for s, _ in filled]
+        labels = torch.tensor([other.label for _, other in filled])
+        batch = dict(labels=labels, at=at, skipped=len(samples) - len(readable))
+        made = dict(images=images) if self.make_views is None else dict(views=self.make_views(images, at))
+        return dict(batch, **made)
+
+
+def loader(samples: Samples, batches: Sampler, collate: Collate, workers: int, pin_memory: bool = False) -> DataLoader:
+    """Batches read by worker processes, one thread each."""
+    return DataLoader(samples, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)

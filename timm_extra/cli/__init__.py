@@ -8,7 +8,7 @@ from typing import List, Optional
 from . import convert, demo, doctor, export, models, plot, predict, pretrain, probe, pull, push, run
 
 MODULES = (models, run, demo, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
-EPILOG = """`python -m timm_extra X` is this command where X is a verb, else it runs the script X with the models registered:
+EPILOG = """`python -m timm_extra X` is this command if X is a verb, else it runs the script X, models registered:
   python -m timm_extra train.py --model ceit_small --data-dir imagenet
   torchrun --nproc_per_node=8 -m timm_extra train.py --model ceit_small --data-dir imagenet"""
 VERBS = {module.VERB.name: module.VERB for module in MODULES}

@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_extra_kernels import class_attention
 
-from .shortcuts import operators_usable
+from .shortcuts import may_shortcut
 
 
 class Attention(nn.Module):
@@ -98,6 +98,6 @@ class Attention(nn.Module):
 def ask_once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
     """Attention of one query per head (B, H, 1, D) over keys and values (B, H, N, D), to (B, H, 1, D)."""
     if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
-        if dropout_p == 0.0 and operators_usable():
+        if dropout_p == 0.0 and may_shortcut():
             return class_attention(q, k, v, scale=q.shape[-1] ** -0.5)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)

@@ -7,7 +7,7 @@ from timm.layers import get_act_layer, register_notrace_module
 from timm.layers.activations import GELU
 from torch import nn
 
-from timm_extra.layers.shortcuts import has_hooks, operators_usable
+from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import leff_depthwise, leff_depthwise_train
 
 from .fuse import fold_batchnorm
@@ -124,13 +124,15 @@ class LeFF(nn.Module):
 
     def _may_overwrite(self) -> bool:
         """Whether nobody needs what `fc1` gives but the GELU behind it, which nothing stands between."""
-        alone = type(self.fc1) is nn.Linear and not has_hooks(self.fc1)
+        alone = type(self.fc1) is nn.Linear and may_shortcut(self.fc1)
         return alone and isinstance(self.bn1, nn.Identity) and not torch.is_grad_enabled()
 
     def _plain(self, x: torch.Tensor) -> bool:
         """Whether the layers between the linear ones do what the operations do."""
         bn1, bn2 = self.bn1, self.bn2
-        if not operators_usable() or not _is_depthwise(self.conv) or type(bn1) is not type(bn2):
+        if not may_shortcut(bn1, self.act1, self.conv, bn2, self.act2):
+            return False
+        if not _is_depthwise(self.conv) or type(bn1) is not type(bn2):
             return False
         if type(bn1) is nn.BatchNorm2d:
             if bn1.training != bn2.training or not (bn1.affine and bn2.affine):
@@ -141,9 +143,7 @@ class LeFF(nn.Module):
                 return False
         elif type(bn1) is not nn.Identity:
             return False
-        if not (_is_exact_gelu(self.act1) and _is_exact_gelu(self.act2)):
-            return False
-        return not has_hooks(bn1, self.act1, self.conv, bn2, self.act2)
+        return _is_exact_gelu(self.act1) and _is_exact_gelu(self.act2)
 
     def fuse(self) -> nn.Module:
         """Fold the BatchNorms into the layers before them, for inference.

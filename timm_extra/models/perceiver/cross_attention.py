@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm, _assert, register_notrace_module
 from torch import nn
 
-from timm_extra.layers.shortcuts import has_hooks, operators_usable
+from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
 
 from .fourier import grid_tokens
@@ -172,12 +172,11 @@ class CrossAttention(nn.Module):
         return 'folded' if folded < plain else 'plain'
 
     def _foldable(self) -> bool:
-        if (self.training and self.attn_drop.p > 0.0) or not operators_usable():
+        if (self.training and self.attn_drop.p > 0.0) or not may_shortcut(self.norm_kv, self.k, self.v):
             return False
         if type(self.norm_kv) not in (nn.LayerNorm, LayerNorm):
             return False
-        plain = type(self.k) is nn.Linear and type(self.v) is nn.Linear
-        return plain and not has_hooks(self.norm_kv, self.k, self.v)
+        return type(self.k) is nn.Linear and type(self.v) is nn.Linear
 
     @torch.jit.ignore
     def _folded(

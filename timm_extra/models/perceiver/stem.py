@@ -9,7 +9,7 @@ from einops.layers.torch import Rearrange
 from timm.layers import _assert, register_notrace_module, trunc_normal_
 from torch import nn
 
-from timm_extra.layers.shortcuts import has_hooks
+from timm_extra.layers.shortcuts import may_shortcut
 
 from .fourier import fourier_features, fourier_table
 
@@ -272,7 +272,7 @@ class PerceiverStem(nn.Module):
 
     @torch.jit.ignore
     def _conv_foldable(self) -> bool:
-        plain = type(self.conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and not has_hooks(self.conv)
+        plain = type(self.conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and may_shortcut(self.conv, operators=False)
         return self.kind == 'conv1x1' and self.pos_embed is not None and plain
 
     def _with_learned(self, x: torch.Tensor) -> torch.Tensor:

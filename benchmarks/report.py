@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List
 
-from . import asked, roofline
+from . import asked, floors
 from .rows import Result, Row, at, groups, has_peers, is_same, names, table_cell, time_text, where
 from .rows import reason as reason_of
 
@@ -43,7 +43,7 @@ def markdown(result: Result, only: str = '') -> List[str]:
         lines += _axis_section(group, members, result.get('slopes', {}).get(group, {}))
     lines += _share_section([row for row in rows if row['kind'] == 'share'])
     if any('work' in row for row in rows):
-        lines += ['', '## Least times', '', *roofline.sheet(dict(result, rows=rows))]
+        lines += ['', '## Least times', '', *floors.sheet(dict(result, rows=rows))]
     return lines
 
 

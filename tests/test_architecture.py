@@ -1,86 +1,129 @@
-"""Imports point one way: kernels, layers, models, tasks, then what people call."""
+"""Imports point one way: kernels ← layers ← models ← pretrain, hub, inference, plot ← cli. Every folder is known."""
 
-import ast
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-KERNELS = ROOT / 'kernels' / 'torch-ext' / 'timm_extra_kernels'
+from tests.architecture import ROOT, Module, circles, graph, imports, modules, target
 
-# Prefixes of what the files of a folder may import beside the standard library.
-ALLOWED = {
-    'layers': ('torch', 'einops', 'timm.layers', 'timm_extra_kernels', 'timm_extra.layers'),
-    'models': (
-        'torch',
-        'einops',
-        'safetensors',
-        'timm',
-        'timm_extra.layers',
-        'timm_extra._timm',
-        'timm_extra.models._',
+# What a part of the repository may import: parts of ours, all of them further up in this table, and other packages.
+# A new folder or loose module belongs in here.
+MAY_IMPORT = {
+    'timm_extra_kernels': ((), ('torch', 'triton')),
+    'timm_extra._version': ((), ()),
+    'timm_extra._timm': ((), ('timm',)),
+    'timm_extra._files': ((), ()),
+    'timm_extra.layers': (('timm_extra_kernels',), ('torch', 'einops', 'timm.layers')),
+    'timm_extra.models': (
+        ('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra.layers'),
+        ('torch', 'einops', 'safetensors', 'timm'),
     ),
-    'tasks': ('torch', 'timm', 'timm_extra.layers', 'timm_extra.tasks', 'timm_extra.views'),
-    'hub': ('torch', 'timm', 'safetensors', 'huggingface_hub', 'timm_extra._timm', 'timm_extra.info', 'timm_extra.hub'),
-    'pretrain': (
-        'torch',
-        'safetensors',
-        'accelerate',
-        'tqdm',
-        'timm',
-        'timm_extra.layers',
-        'timm_extra.tasks',
-        'timm_extra.pretrain',
-        'timm_extra.data',
-        'timm_extra.views',
-        'timm_extra.probe',
-        'timm_extra.hub',
+    'timm_extra.__init__': (('timm_extra._version', 'timm_extra.models'), ()),
+    'timm_extra.images': (('timm_extra._files',), ('torch', 'numpy', 'PIL', 'timm')),
+    'timm_extra.hub': (
+        ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
+        ('torch', 'timm', 'safetensors', 'huggingface_hub'),
     ),
+    'timm_extra.pretrain': (
+        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images', 'timm_extra.hub'),
+        ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'accelerate', 'tqdm'),
+    ),
+    'timm_extra.inference': (
+        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
+        ('torch', 'timm', 'onnxruntime', 'onnxscript', 'tqdm'),
+    ),
+    'timm_extra.plot': (
+        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
+        ('torch', 'timm', 'matplotlib'),
+    ),
+    'timm_extra.demo': (
+        ('timm_extra._files', 'timm_extra.hub', 'timm_extra.plot'),
+        ('torch', 'numpy', 'PIL', 'timm', 'tqdm', 'mlxtend'),
+    ),
+    'timm_extra.doctor': (('timm_extra_kernels', 'timm_extra._version'), ('torch', 'huggingface_hub')),
+    'timm_extra.cli': (
+        (
+            *('timm_extra._version', 'timm_extra.__init__', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
+            *('timm_extra.pretrain', 'timm_extra.inference', 'timm_extra.plot', 'timm_extra.demo', 'timm_extra.doctor'),
+        ),
+        ('torch', 'timm'),
+    ),
+    'timm_extra.__main__': (('timm_extra.cli',), ()),
 }
+FAMILIES = ('ceit', 'glom', 'perceiver')
+MODULES = modules()
 
 
-def imports(file: Path):
-    """Absolute dotted names that a file imports, relative imports resolved."""
-    package = file.relative_to(ROOT).parts[:-1]
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            module = '.'.join([*base, *([node.module] if node.module else [])])
-            yield from (f'{module}.{alias.name}' for alias in node.names)
+def part_of(module: Module) -> str:
+    """The row of the table that a module is in."""
+    return module.part if module.name.split('.')[0] == 'timm_extra' else module.name.split('.')[0]
 
 
 def within(name: str, prefixes) -> bool:
-    return any(name == p or name.startswith(p if p.endswith('_') else f'{p}.') for p in prefixes)
+    return any(name == p or name.startswith(f'{p}.') for p in prefixes)
 
 
-@pytest.mark.parametrize('folder', list(ALLOWED))
-def test_imports_point_one_way(folder):
-    files = [f for f in (ROOT / 'timm_extra' / folder).glob('*.py') if f.name != '__init__.py']
-    assert files
-    for file in files:
-        for name in imports(file):
-            standard = name.split('.')[0] in sys.stdlib_module_names
-            assert standard or within(name, ALLOWED[folder]), f'{file.relative_to(ROOT)} imports {name}'
+def test_every_folder_and_loose_module_is_known():
+    parts = {part_of(module) for module in MODULES.values()} - {'benchmarks'}
+    assert parts - set(MAY_IMPORT) == set(), (
+        'say in MAY_IMPORT what it may import, and in CONTRIBUTING.md what it is for'
+    )
+    assert set(MAY_IMPORT) - parts == set(), 'in the table, but not in the repository'
+    below = {path.parent.name for path in (ROOT / 'timm_extra' / 'models').glob('*/__init__.py')}
+    assert below == set(FAMILIES)
 
 
-def test_kernels_import_the_standard_library_torch_and_triton_alone():
-    files = list(KERNELS.rglob('*.py'))
-    assert files
-    allowed = {*sys.stdlib_module_names, 'torch', 'triton', 'kernels'}  # its relative imports begin with its folder
-    for file in files:
-        for name in imports(file):
-            assert name.split('.')[0] in allowed, f'{file.relative_to(ROOT)} imports {name}'
+def test_every_folder_with_code_is_read():
+    read = {'timm_extra', 'kernels', 'benchmarks', 'tests'}
+    generated = {'build', 'dist', 'output'}
+    folders = {p.parts[len(ROOT.parts)] for p in ROOT.glob('[!.]*/**/*.py')} - generated
+    assert folders == read
+
+
+def test_the_table_points_one_way():
+    order = list(MAY_IMPORT)
+    for part, (ours, _) in MAY_IMPORT.items():
+        for other in ours:
+            assert order.index(other) < order.index(part), f'{part} may not import {other}, which is further down'
+
+
+@pytest.mark.parametrize('part', list(MAY_IMPORT))
+def test_imports_point_one_way(part):
+    ours, others = MAY_IMPORT[part]
+    for module in MODULES.values():
+        if part_of(module) != part:
+            continue
+        for name in imports(module):
+            found = target(name, MODULES)
+            if found:
+                other = part_of(MODULES[found])
+                assert other in (part, *ours), f'{module.path} imports {name}'
+            else:
+                standard = name.split('.')[0] in sys.stdlib_module_names
+                assert standard or within(name, others), f'{module.path} imports {name}'
+
+
+def test_there_are_no_circles():
+    assert circles(graph(MODULES)) == []
+
+
+def test_model_families_do_not_import_each_other():
+    for name, others in graph(MODULES).items():
+        family = name.split('.')[2] if name.startswith('timm_extra.models.') else ''
+        if family in FAMILIES:
+            for other in others:
+                foreign = [f for f in FAMILIES if f != family and within(other, [f'timm_extra.models.{f}'])]
+                assert not foreign, f'{name} imports {other}'
 
 
 def test_only_one_file_touches_private_timm_names():
-    for file in (ROOT / 'timm_extra').rglob('*.py'):
-        for name in imports(file):
+    for module in MODULES.values():
+        if part_of(module) == 'timm_extra._timm':
+            continue
+        for name in imports(module):
             private = name.split('.')[0] == 'timm' and any(p.startswith('_') for p in name.split('.'))
             public = name == 'timm.layers._assert'  # what timm's own models import from there
-            assert not private or public or file.name == '_timm.py', f'{file.relative_to(ROOT)} imports {name}'
+            assert not private or public, f'{module.path} imports {name}'
 
 
 def test_the_kernels_folder_is_no_package():

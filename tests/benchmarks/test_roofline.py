@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from benchmarks.cases.operations import CASES, counted, relative
+from benchmarks.floors import sheet
 from benchmarks.harness import Case, Made, Side, run_case
-from benchmarks.roofline import A100, H100, Peak, Work, floor_seconds, measured_peak, sheet
+from benchmarks.roofline import A100, H100, Peak, Work, floor_seconds, measured_peak
 from timm_extra_kernels._cases import Case as OpCase
 from timm_extra_kernels._spec import SPECS
 

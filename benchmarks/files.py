@@ -1,9 +1,10 @@
 """Result files: read with a word about what is wrong, written whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict
+
+from timm_extra._files import atomic_file
 
 
 class NoResult(ValueError):
@@ -49,6 +50,5 @@ def write(text: str, file: Path) -> None:
         file: Where to; its folder is made if absent.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, file)
+    with atomic_file(file) as aside:
+        aside.write_text(text, encoding='utf-8')

@@ -18,6 +18,7 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from . import hub, plot
+from ._files import atomic_file
 
 NUM_TRAIN = 4000
 PIXELS = 28 * 28
@@ -148,7 +149,8 @@ def run_demo(
     pictures = _draw(reloaded, images, labels, logits, permute, output)
     plot.learning_curve(history, output / 'curve.png')
     log = dict(model=preset.name, model_args=args, seed=seed, top1=history[-1]['top1'], history=history)
-    (output / 'log.json').write_text(json.dumps(log, indent=1) + '\n')
+    with atomic_file(output / 'log.json') as aside:
+        aside.write_text(json.dumps(log, indent=1) + '\n')
     print(f'held-out accuracy {log["top1"]:.2f} %; pictures: {pictures}, {output}/curve.png')
     return log
 

@@ -199,7 +199,7 @@ def test_states_without_colours_are_named():
 
 def test_borders_are_between_islands():
     axis = plot.new_figure(1, 1).subplots()
-    plot._draw_islands(axis, torch.rand(2, 3, 3), torch.tensor([[0, 0, 1], [2, 0, 1]]), 1.0)
+    plot.islands._draw_islands(axis, torch.rand(2, 3, 3), torch.tensor([[0, 0, 1], [2, 0, 1]]), 1.0)
     (lines,) = axis.collections
     found = {tuple(map(tuple, line.tolist())) for line in lines.get_segments()}
     assert found == {

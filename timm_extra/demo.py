@@ -109,18 +109,7 @@ def run_demo(
             answers differently.
         FileExistsError: `output` is a file.
     """
-    if model not in PRESETS:
-        raise ValueError(f'model must be one of {", ".join(PRESETS)}, got {model!r}')
-    preset = PRESETS[model]
-    epochs = preset.epochs if epochs is None else epochs
-    lr = preset.lr if lr is None else lr
-    for name, value in (('epochs', epochs), ('batch_size', batch_size), ('lr', lr)):
-        if not value > 0:
-            raise ValueError(f'{name} must be positive, got {value}')
-    if not 0 <= seed < 2**32:
-        raise ValueError(f'seed must be between 0 and 2**32 - 1, got {seed}')
-    if batch_size > NUM_TRAIN:
-        raise ValueError(f'batch_size must be at most {NUM_TRAIN}, the number of training images, got {batch_size}')
+    preset, epochs, lr = _settings(model, epochs, batch_size, lr, seed)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     root = write_digits(output / f'digits-seed{seed}', seed)
@@ -153,6 +142,25 @@ def run_demo(
         aside.write_text(json.dumps(log, indent=1) + '\n')
     print(f'held-out accuracy {log["top1"]:.2f} %; pictures: {pictures}, {output}/curve.png')
     return log
+
+
+def _settings(
+    model: str, epochs: Optional[int], batch_size: int, lr: Optional[float], seed: int
+) -> Tuple[Preset, int, float]:
+    """The preset of a model, with the epochs and the learning rate that are given or its own, after checking them."""
+    if model not in PRESETS:
+        raise ValueError(f'model must be one of {", ".join(PRESETS)}, got {model!r}')
+    preset = PRESETS[model]
+    epochs = preset.epochs if epochs is None else epochs
+    lr = preset.lr if lr is None else lr
+    for name, value in (('epochs', epochs), ('batch_size', batch_size), ('lr', lr)):
+        if not value > 0:
+            raise ValueError(f'{name} must be positive, got {value}')
+    if not 0 <= seed < 2**32:
+        raise ValueError(f'seed must be between 0 and 2**32 - 1, got {seed}')
+    if batch_size > NUM_TRAIN:
+        raise ValueError(f'batch_size must be at most {NUM_TRAIN}, the number of training images, got {batch_size}')
+    return preset, epochs, lr
 
 
 def _draw(model: nn.Module, images, labels, logits, permute: Optional[Permute], output: Path) -> str:

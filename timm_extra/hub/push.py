@@ -3,8 +3,9 @@
 import contextlib
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, TypeVar, Union
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 from torch import nn
@@ -13,6 +14,8 @@ from .card import PLACEHOLDER, Metrics, card
 from .checks import CARD, CONFIG, WEIGHTS, check_folder
 from .client import HubError, Token, call, redact
 from .save import save
+
+T = TypeVar('T')
 
 
 def push(
@@ -62,39 +65,75 @@ def push(
         raise ValueError(f'a pull request is made to {constants.DEFAULT_REVISION}, not to revision={revision!r}')
     if repo_id.count('/') != 1:
         raise ValueError(f'repo_id has to be owner/name, not {repo_id!r}')
-    with contextlib.ExitStack() as stack:
-        if isinstance(model, nn.Module):
-            aside = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='pushing-')))
-            (aside / CARD).touch()  # kept by `save`: the card is written once, below
-            folder = save(model, aside, model_config=model_config, model_args=model_args, data_config=data_config)
-        else:
-            if model_config or model_args or data_config:
-                raise ValueError('model_config, model_args and data_config are for models: a folder has them')
-            folder = _saved(Path(model))
+    saving = dict(model_config=model_config, model_args=model_args, data_config=data_config)
+    target = _Target(HfApi(token=token), repo_id, revision, create_pr, token)
+    with _folder_of(model, saving) as folder:
         own, text = _card(folder, repo_id, training_data, metrics)
         config = (folder / CONFIG).read_text(encoding='utf-8')
         _check_tokens({CONFIG: config, CARD: text, 'commit_message': commit_message or ''}, token)
-
-        api = HfApi(token=token)
-        failed = f'nothing was pushed to {repo_id}: '
         if not create_pr:
-            _prepare(api, repo_id, private, revision, token, failed)
-        keep = not (own or training_data or metrics) and call(
-            lambda: api.file_exists(repo_id, CARD, revision=revision), repo_id, token, failed=failed
-        )
+            target.prepare(private)
+        files = {name: folder / name for name in (CONFIG, WEIGHTS)}
+        if own or training_data or metrics or not target.has_card():
+            files[CARD] = text.encode()
+        return target.commit(files, commit_message or f'Push {json.loads(config)["architecture"]}')
 
-        def commit() -> CommitInfo:
-            operations = [CommitOperationAdd(name, folder / name) for name in (CONFIG, WEIGHTS)]
-            if not keep:
-                operations.append(CommitOperationAdd(CARD, text.encode()))
-            message = commit_message or f'Push {json.loads(config)["architecture"]}'
-            return api.create_commit(
-                repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr
+
+@contextlib.contextmanager
+def _folder_of(model: Union[nn.Module, str, Path], saving: Dict[str, Any]) -> Iterator[Path]:
+    """The folder of a saved model, or one of a moment for a model in memory, saved with the arguments `saving`."""
+    if not isinstance(model, nn.Module):
+        if any(saving.values()):
+            raise ValueError(f'{", ".join(saving)} are for models: a folder has them')
+        yield _saved(Path(model))
+        return
+    with tempfile.TemporaryDirectory(prefix='pushing-') as aside:
+        Path(aside, CARD).touch()  # kept by `save`: the card is written once, for the repository
+        yield save(model, aside, **saving)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A branch of a repository, or a pull request to it."""
+
+    api: HfApi
+    repo_id: str
+    revision: Optional[str]
+    create_pr: bool
+    token: Token
+
+    def call(self, request: Callable[[], T], repeatable: bool = True) -> T:
+        """Make a request; what fails says that nothing was pushed."""
+        failed = f'nothing was pushed to {self.repo_id}: '
+        return call(request, self.repo_id, self.token, failed=failed, repeatable=repeatable)
+
+    def prepare(self, private: Optional[bool]) -> None:
+        """Make the repository and the branch if they are absent."""
+        self.call(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+        if private and not self.call(lambda: self.api.model_info(self.repo_id)).private:
+            raise HubError(
+                f'nothing was pushed to {self.repo_id}: it exists and is public; make it private in its settings first'
+            )
+        branch = self.revision
+        if branch and branch != constants.DEFAULT_REVISION and not branch.startswith('refs/'):
+            self.call(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
+
+    def has_card(self) -> bool:
+        """Whether there is a card on the Hub."""
+        return self.call(lambda: self.api.file_exists(self.repo_id, CARD, revision=self.revision))
+
+    def commit(self, files: Dict[str, Union[Path, bytes]], message: str) -> str:
+        """Commit files; returns the URL of the commit, or of the pull request."""
+
+        def request() -> CommitInfo:
+            operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+            return self.api.create_commit(
+                self.repo_id, operations, commit_message=message, revision=self.revision, create_pr=self.create_pr
             )
 
         # once the connection breaks, a commit may have been made or not: a second one is then empty, and left out
-        done = call(commit, repo_id, token, failed=failed, repeatable=not create_pr)
-    return str(done.pr_url if create_pr else done.commit_url)
+        done = self.call(request, repeatable=not self.create_pr)
+        return str(done.pr_url if self.create_pr else done.commit_url)
 
 
 def _saved(folder: Path) -> Path:
@@ -120,14 +159,3 @@ def _check_tokens(texts: Dict[str, str], token: Token) -> None:
     for name, text in texts.items():
         if redact(text, token) != text:
             raise ValueError(f'{name} holds an access token and is not pushed')
-
-
-def _prepare(
-    api: HfApi, repo_id: str, private: Optional[bool], revision: Optional[str], token: Token, failed: str
-) -> None:
-    """Make the repository and the branch if they are absent."""
-    call(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id, token, failed=failed)
-    if private and not call(lambda: api.model_info(repo_id), repo_id, token, failed=failed).private:
-        raise HubError(f'{failed}it exists and is public; make it private in its settings first')
-    if revision and revision != constants.DEFAULT_REVISION and not revision.startswith('refs/'):
-        call(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id, token, failed=failed)

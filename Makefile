@@ -1,13 +1,15 @@
-# make demo   train, reload and draw a small CeiT        make lint        format and static checks
-# make test   everything CI runs                         make timm-suite  timm's own tests on our models
-# make bench  measure against the peers
+# make demo        train, reload and draw a small CeiT     make lint        format and static checks
+# make test        everything CI runs                      make format      format and sort imports
+# make test-fast   the tests that take seconds             make timm-suite  timm's own tests on our models
+# make test ARGS='-k leff -x'   a part of the tests        make bench       measure against the peers
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test lint timm-suite bench clean
+.PHONY: demo test test-fast lint format timm-suite bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py
 	$(PYTHON) -m venv $(VENV)
@@ -18,14 +20,26 @@ $(INSTALLED): pyproject.toml constraints.txt hatch_build.py
 demo: $(INSTALLED)
 	$(BIN)/timm-extra demo $(ARGS)
 
+ifeq ($(ARGS),)
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python tests/timm_suite/run.py
+	$(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n 2
 	$(BIN)/python -m benchmarks --quick
+else
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+endif
+
+test-fast: $(INSTALLED)
+	$(TESTS) -m 'not slow'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 timm-suite: $(INSTALLED)
 	$(BIN)/python tests/timm_suite/run.py $(ARGS)

@@ -22,4 +22,5 @@ class OpsBuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict) -> None:
         target = Path(self.root) / 'kernels' / 'torch-ext' / 'timm_extra_kernels' / '_ops.py'
-        target.write_text(OPS)
+        if not target.exists() or target.read_text() != OPS:  # another process may be importing it
+            target.write_text(OPS)

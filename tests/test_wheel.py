@@ -21,6 +21,9 @@ print(tuple(timm.create_model('test_ceit').eval()(torch.randn(1, 3, 160, 160)).s
 """
 
 
+pytestmark = pytest.mark.xdist_group('wheel')  # built once
+
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp('wheel')

@@ -1,5 +1,7 @@
 """Pytest plugin that points timm's own tests/test_models.py at this package's models, and at nothing else."""
 
+import re
+
 import pytest
 import timm
 import timm.models
@@ -16,7 +18,6 @@ OURS = {
 }
 MODULES = {registry._model_to_module[n] for n in OURS} - LATENT_ONLY
 _list_models = timm.list_models
-_tested = set()
 
 
 def _is_ours(name) -> bool:
@@ -55,11 +56,12 @@ def pytest_collection_modifyitems(session, config, items):
     items[:] = kept
     if not kept:
         raise pytest.UsageError("no test of timm's suite names a model of timm_extra")
-    _tested.update(_model_name(i).split('.')[0] for i in kept)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say what was tested."""
-    passed = len(terminalreporter.stats.get('passed', []))
-    names = ', '.join(sorted(_tested))
-    terminalreporter.write_line(f"timm's own suite: {passed} tests passed on {len(_tested)} models: {names}")
+    """Say what was tested, by the names of the tests: with `-n` they ran in other processes."""
+    passed = [report.nodeid for report in terminalreporter.stats.get('passed', [])]
+    names = sorted({name for nodeid in passed for name in re.split(r'[\[\]\-.]', nodeid) if name in OURS})
+    terminalreporter.write_line(
+        f"timm's own suite: {len(passed)} tests passed on {len(names)} models: {', '.join(names)}"
+    )

@@ -22,9 +22,9 @@ def _seed():
 
 def plain_states(model, x, iters):
     """The definition, all levels of all images in every iteration: list of (B, N, L, D)."""
-    risen = model.patch_up(model.patch_embed(x))
+    patch_input = model.patch_up(model.patch_embed(x))
     L = model.num_levels
-    state = model.levels[0].norm(model.init_levels).expand(*risen.shape[:2], -1, -1)
+    state = model.levels[0].norm(model.init_levels).expand(*patch_input.shape[:2], -1, -1)
     states = [state]
     for _ in range(iters):
         new = []
@@ -36,7 +36,7 @@ def plain_states(model, x, iters):
                 scores[:, range(scores.shape[1]), range(scores.shape[1])] = -5e-4
             parts = [
                 state[:, :, i],
-                risen if i == 0 else level.bottom_up(state[:, :, i - 1]),
+                patch_input if i == 0 else level.bottom_up(state[:, :, i - 1]),
                 scores.softmax(-1) @ state[:, :, i],
             ]
             if i + 1 < L:

@@ -9,7 +9,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from .._build import StateDict, check_fit, unwrap
-from .consensus import columns_beyond
+from .consensus import far_column_mask
 
 NETS = ('bottom_up', 'top_down')
 MASK = 'attention.non_local_mask'
@@ -96,15 +96,15 @@ def _from_lucidrains(given: StateDict, model: nn.Module) -> StateDict:
     return {**converted, **own}
 
 
-def _check_radius(hidden: Optional[torch.Tensor], model: nn.Module) -> None:
+def _check_radius(mask: Optional[torch.Tensor], model: nn.Module) -> None:
     """Refuse a checkpoint whose columns see others than the model's do."""
     radius = model.local_consensus_radius
-    if hidden is None:
+    if mask is None:
         if radius > 0:
             raise ValueError(f'the checkpoint has no limit of consensus, the model has local_consensus_radius={radius}')
         return
-    side = round(hidden.shape[-1] ** 0.5)
-    if radius <= 0 or not torch.equal(hidden[0].cpu(), columns_beyond([side, side], radius, torch.device('cpu'))):
+    side = round(mask.shape[-1] ** 0.5)
+    if radius <= 0 or not torch.equal(mask[0].cpu(), far_column_mask([side, side], radius, torch.device('cpu'))):
         raise ValueError(
             f'consensus in the checkpoint is limited to another radius than local_consensus_radius={radius}'
         )

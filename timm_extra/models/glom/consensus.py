@@ -38,14 +38,14 @@ class ConsensusAttention(nn.Module):
             nn.init.constant_(self.beta, self._beta)
 
     def forward(
-        self, x: torch.Tensor, itself: Optional[torch.Tensor] = None, hidden: Optional[torch.Tensor] = None
+        self, x: torch.Tensor, self_mask: Optional[torch.Tensor] = None, far_mask: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
         """Attend.
 
         Args:
             x: State of a level (B, N, D).
-            itself: Boolean (N, N), True where a column meets itself: the score there is a constant.
-            hidden: Boolean (N, N), True where row does not see column.
+            self_mask: Boolean (N, N), True where a column meets self_mask: the score there is a constant.
+            far_mask: Boolean (N, N), True where row does not see column.
 
         Returns:
             (B, N, D).
@@ -53,28 +53,28 @@ class ConsensusAttention(nn.Module):
         q = x * x.shape[-1] ** -0.5
         if self.beta is not None:
             q = q * self.beta
-        attn = q @ of_length_one(x).transpose(-2, -1)  # (B, N, N)
-        if itself is not None:
-            attn = attn.masked_fill(itself, self.self_score)
-        if hidden is not None:
-            attn = attn.masked_fill(hidden, float('-inf'))
+        attn = q @ l2_normalize(x).transpose(-2, -1)  # (B, N, N)
+        if self_mask is not None:
+            attn = attn.masked_fill(self_mask, self.self_score)
+        if far_mask is not None:
+            attn = attn.masked_fill(far_mask, float('-inf'))
         return self.attn_drop(attn.softmax(dim=-1)) @ x
 
 
 @register_notrace_function
-def of_length_one(x: torch.Tensor) -> torch.Tensor:
+def l2_normalize(x: torch.Tensor) -> torch.Tensor:
     """Vectors x (B, N, D) divided by their lengths; zeros stay zeros."""
     return F.normalize(x, dim=-1, eps=1e-7 if x.dtype == torch.float16 else 1e-12)  # float16 knows no 1e-12
 
 
 @register_notrace_function
-def columns_themselves(x: torch.Tensor) -> torch.Tensor:
+def self_column_mask(x: torch.Tensor) -> torch.Tensor:
     """Where rows and columns of the scores of x (B, N, D) are the same: boolean (N, N)."""
     return torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
 
 
 @register_notrace_function
-def columns_beyond(grid: List[int], radius: float, device: torch.device) -> torch.Tensor:
+def far_column_mask(grid: List[int], radius: float, device: torch.device) -> torch.Tensor:
     """Columns of a grid (H, W) that are further apart than a radius, in columns: boolean (H·W, H·W)."""
     rows = torch.arange(grid[0], device=device).repeat_interleave(grid[1])
     cols = torch.arange(grid[1], device=device).repeat(grid[0])

@@ -31,8 +31,8 @@ from timm_extra.layers import checkpoint
 from .._build import build_model
 from .._checks import checked_pool, checked_size
 from .checkpoint_filter import checkpoint_filter_fn
-from .consensus import columns_beyond, columns_themselves
-from .level import Level
+from .consensus import far_column_mask, self_column_mask
+from .level import Constant, Level
 
 __all__ = ['GLOM']
 
@@ -260,7 +260,7 @@ class GLOM(nn.Module):
 
         Args:
             x: Images (B, in_chans, height, width).
-            state: State (B, N, L, D) to go on from, as of the film's previous frame; the learned first one when None.
+            state: State (B, N, L, D) to go on from, as of the video's previous frame; the learned first one when None.
             iters: Iterations; the model's own number when None.
             return_all: Return the states before and after every iteration.
 
@@ -272,13 +272,13 @@ class GLOM(nn.Module):
         """
         iters = self.iters if iters is None else iters
         self._check_reach(0, iters)
-        levels, risen, pos_embed, itself, hidden = self._begin(x, state)
+        levels, constant = self._begin(x, state)
         history: List[torch.Tensor] = []
         for i in range(iters + 1):
             if i > 0:
-                levels = self._iterate(levels, risen, pos_embed, itself, hidden, 0, self.num_levels - 1)
+                levels = self._iterate(levels, constant, 0, self.num_levels - 1)
             if return_all or i == iters:
-                history.append(torch.stack([level.expand_as(risen) for level in levels], dim=2))
+                history.append(torch.stack([level.expand_as(constant.patch_input) for level in levels], dim=2))
         return torch.stack(history) if return_all else history[0]
 
     def forward_level(self, x: torch.Tensor, level: int = -1, iters: Optional[int] = None) -> torch.Tensor:
@@ -302,21 +302,14 @@ class GLOM(nn.Module):
         self._check_reach(level, iters)
         return self._levels(x, iters, level, level)[level]
 
-    def _begin(
-        self, x: torch.Tensor, state: Optional[torch.Tensor]
-    ) -> Tuple[List[torch.Tensor], torch.Tensor, torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]:
-        """What iterations need.
-
-        Returns:
-            Levels, each (B, N, D) or (1, N, D); what the bottom-up net makes of the image (B, N, D), which is the same
-            in all iterations; positions (1, N, D); the two masks of consensus (N, N).
-        """
+    def _begin(self, x: torch.Tensor, state: Optional[torch.Tensor]) -> Tuple[List[torch.Tensor], Constant]:
+        """The levels before the first iteration, each (B, N, D) or (1, N, D), and what all iterations share."""
         grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
         tokens = self.patch_embed(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            risen = checkpoint(self.patch_up, tokens)
+            patch_input = checkpoint(self.patch_up, tokens)
         else:
-            risen = self.patch_up(tokens)
+            patch_input = self.patch_up(tokens)
         pos_embed = self.pos_embed
         if self.dynamic_img_size:
             pos_embed = resample_abs_pos_embed(pos_embed, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
@@ -324,29 +317,26 @@ class GLOM(nn.Module):
             first = self.levels[0].norm(self.init_levels)
             first = first.unsqueeze(1).unsqueeze(1).expand(-1, -1, pos_embed.shape[1], -1)  # (L, 1, N, D)
             if self.random and (self.training or self.levels[0].consensus.attn_drop.training):  # draws differ
-                first = first.expand(-1, risen.shape[0], -1, -1)
+                first = first.expand(-1, patch_input.shape[0], -1, -1)
             levels = [first[i] for i in range(self.num_levels)]
         else:
-            expected = [risen.shape[0], risen.shape[1], self.num_levels, risen.shape[2]]
+            expected = [patch_input.shape[0], patch_input.shape[1], self.num_levels, patch_input.shape[2]]
             if list(state.shape) != expected:
                 raise ValueError(f'state must have shape {expected}, got {list(state.shape)}')
             state = state.to(self.init_levels.dtype)
             levels = [state[:, :, i] for i in range(self.num_levels)]
-        itself: Optional[torch.Tensor] = None
-        hidden: Optional[torch.Tensor] = None
+        self_mask: Optional[torch.Tensor] = None
+        far_mask: Optional[torch.Tensor] = None
         if not self.consensus_self:
-            itself = columns_themselves(risen)
+            self_mask = self_column_mask(patch_input)
         if self.local_consensus_radius > 0:
-            hidden = columns_beyond([grid[0], grid[1]], float(self.local_consensus_radius), risen.device)
-        return levels, risen, pos_embed, itself, hidden
+            far_mask = far_column_mask([grid[0], grid[1]], float(self.local_consensus_radius), patch_input.device)
+        return levels, Constant(patch_input, pos_embed, self_mask, far_mask)
 
     def _iterate(
         self,
         levels: List[torch.Tensor],
-        risen: torch.Tensor,
-        pos_embed: torch.Tensor,
-        itself: Optional[torch.Tensor],
-        hidden: Optional[torch.Tensor],
+        constant: Constant,
         first: int,
         last: int,
     ) -> List[torch.Tensor]:
@@ -354,14 +344,14 @@ class GLOM(nn.Module):
         after: List[torch.Tensor] = []
         for i, level in enumerate(self.levels):
             if first <= i <= last:
-                below = levels[i - 1] if i > 0 else risen
+                below = levels[i - 1] if i > 0 else constant.patch_input
                 above: Optional[torch.Tensor] = None
                 if i + 1 < self.num_levels:
                     above = levels[i + 1]
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    after.append(checkpoint(level, levels[i], below, above, pos_embed, itself, hidden))
+                    after.append(checkpoint(level, levels[i], below, above, constant))
                 else:
-                    after.append(level(levels[i], below, above, pos_embed, itself, hidden))
+                    after.append(level(levels[i], below, above, constant))
             else:
                 after.append(levels[i])
         return after
@@ -370,11 +360,11 @@ class GLOM(nn.Module):
         """Levels after some iterations, (B, N, D) each; only those from `first` to `last` are what they should be."""
         if not torch.jit.is_scripting():
             self._check_reach(last, iters)
-        levels, risen, pos_embed, itself, hidden = self._begin(x, None)
+        levels, constant = self._begin(x, None)
         for i in range(iters):
             left = iters - 1 - i  # iterations after this one: a state moves one level a time
             reach = max(first - left, 0), min(last + left, self.num_levels - 1)
-            levels = self._iterate(levels, risen, pos_embed, itself, hidden, reach[0], reach[1])
+            levels = self._iterate(levels, constant, reach[0], reach[1])
         return levels
 
     def forward_intermediates(
@@ -535,6 +525,6 @@ def glom_tiny(pretrained: bool = False, **kwargs: Any) -> GLOM:
 
 @register_model
 def test_glom(pretrained: bool = False, **kwargs: Any) -> GLOM:
-    """A toy size for tests."""
+    """A test model."""
     model_args = dict(img_size=56, embed_dim=32, num_levels=3)
     return _create_glom('test_glom', pretrained, **dict(model_args, **kwargs))

@@ -1,6 +1,6 @@
 """A level of GLOM."""
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 from timm.layers import DropPath, Mlp
@@ -9,6 +9,22 @@ from torch import nn
 from .consensus import ConsensusAttention
 
 BETA = 12.0  # inverse temperature that consensus begins with
+
+
+class Constant(NamedTuple):
+    """What is the same in all iterations.
+
+    Attributes:
+        patch_input: What the bottom-up net of the patches gives to the lowest level (B, N, D).
+        pos_embed: Positions (1, N, D).
+        self_mask: As in `ConsensusAttention`.
+        far_mask: As in `ConsensusAttention`.
+    """
+
+    patch_input: torch.Tensor
+    pos_embed: torch.Tensor
+    self_mask: Optional[torch.Tensor]
+    far_mask: Optional[torch.Tensor]
 
 
 class Level(nn.Module):
@@ -70,9 +86,7 @@ class Level(nn.Module):
         x: torch.Tensor,
         below: torch.Tensor,
         above: Optional[torch.Tensor],
-        pos_embed: torch.Tensor,
-        itself: Optional[torch.Tensor],
-        hidden: Optional[torch.Tensor],
+        constant: Constant,
     ) -> torch.Tensor:
         """The state after an iteration. Batches B may be 1 where a state is the same for all images.
 
@@ -80,18 +94,16 @@ class Level(nn.Module):
             x: State of this level (B, N, D).
             below: State of the level below (B, N, D); at the bottom what is made of the patches.
             above: State of the level above (B, N, D); None for the top.
-            pos_embed: Positions (1, N, D).
-            itself: As `ConsensusAttention` has it.
-            hidden: As `ConsensusAttention` has it.
+            constant: What all iterations share.
 
         Returns:
             (B, N, D).
         """
         if self.bottom_up is not None:
             below = self.bottom_up(below)
-        parts = [x, self.drop_path(below), self.consensus(x, itself, hidden)]
+        parts = [x, self.drop_path(below), self.consensus(x, constant.self_mask, constant.far_mask)]
         if self.top_down is not None and above is not None:
-            parts.append(self.drop_path(self.top_down(above + pos_embed)))
+            parts.append(self.drop_path(self.top_down(above + constant.pos_embed)))
         if self.weights is not None:
             parts = [part * self.weights[i] for i, part in enumerate(parts)]
         total = parts[0]

@@ -52,7 +52,7 @@ _PERCEIVER = dict(
 PRESETS = {
     'ceit': Preset('test_ceit', dict(img_size=28, patch_size=4), epochs=12, lr=2e-3),
     'perceiver': Preset('test_perceiver', dict(_PERCEIVER, num_bands=8, max_resolution=28), epochs=24, lr=3e-3),
-    # Fourier features tell neighbours; in a random order there are none, and positions are learned
+    # Fourier features are for neighbours; in a random order there are none, and positions are learned
     'perceiver-permuted': Preset(
         'test_perceiver', dict(_PERCEIVER, pos_embed='learned', pos_dim=32), epochs=40, lr=3e-3, permuted=True
     ),

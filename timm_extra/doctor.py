@@ -56,7 +56,7 @@ class Health:
         gpus: Those that PyTorch sees.
         switches: Environment variables that change what runs; those that are set.
         paths: Which path each operation takes on the best device, and why, for the models' shapes.
-        hub: Login to the Hub, in words.
+        hub: Login to the Hub, as text.
         problems: What hinders work, each in a line; none if all is well.
     """
 
@@ -94,7 +94,7 @@ def doctor(hub: bool = True) -> Health:
         gpus=gpus,
         switches={name: os.environ[name] for name in SWITCHES if name in os.environ},
         paths=operation_paths('cuda' if gpus else 'cpu'),
-        hub=hub_login() if hub else 'not asked',
+        hub=hub_login() if hub else 'not checked',
         problems=problems,
     )
 
@@ -142,7 +142,7 @@ def hub_login() -> str:
         status = getattr(getattr(e, 'response', None), 'status_code', None)
         if status in (401, 403):
             return 'the token that is configured was refused (hf auth login)'
-        return f'a token is configured, the Hub could not be asked ({type(e).__name__})'
+        return f'a token is configured, the Hub could not be reached ({type(e).__name__})'
     return f'logged in as {who.get("name", "?")}'
 
 

@@ -56,7 +56,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = parser.parse_args(argv)
     try:
         return args.verb.run(args)
-    except BrokenPipeError:  # whoever reads has gone, as head does: Python would complain once more when it flushes
+    except BrokenPipeError:  # the reader has exited, as head does: Python would raise once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except args.verb.refusals as e:

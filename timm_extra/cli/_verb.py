@@ -18,7 +18,7 @@ class Verb:
         examples: Command lines for `--help`.
         add_arguments: Declares the arguments on a parser.
         run: Carries it out and returns the exit status.
-        refusals: Errors that mean bad input and are told in a line; others show their traceback.
+        refusals: Errors that mean bad input and are reported in one line; others show their traceback.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`timm-extra plot`: pictures of what a model makes of an image."""
+"""`timm-extra plot`: attention and islands of a model on an image."""
 
 import argparse
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'plot',
-    'draw what a model makes of an image',
+    'draw what a model attends to in an image, or the islands of a GLOM',
     'timm-extra plot islands photo.jpg --model local-dir:output/glom/model\n'
     'timm-extra plot islands photo.jpg --model glom_tiny --iters 20 --mask segments.png --output islands.png\n'
     'timm-extra plot attention photo.jpg --model perceiver_io_base --pretrained --latents 0 7 100\n'

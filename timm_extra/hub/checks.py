@@ -47,8 +47,8 @@ def check_folder(folder: Path) -> Dict[str, Any]:
 
     Raises:
         FileNotFoundError: One of the two is missing.
-        ValueError: The configuration names paths, options of the factory, an unknown model or absurd sizes, or the
-            weights are not what the file can hold, or not those of such a model.
+        ValueError: The configuration names paths, options of the factory, an unknown model or sizes beyond all limits,
+            or the weights are not what the file can hold, or not those of such a model.
     """
     config = read_config(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
@@ -108,7 +108,8 @@ def read_config(path: Path) -> Dict[str, Any]:
     names = {k: v for k, v in (cfg or config).items() if not k.startswith('label') and k in CFG_KEYS}
     for name, value in _leaves({'model_args': args, 'pretrained_cfg': names, 'num_classes': config.get('num_classes')}):
         if isinstance(value, (int, float)) and not abs(value) <= LARGEST_NUMBER:
-            raise ValueError(f'{path} is refused: {name}={value} is absurd')
+            what = 'is not a number' if value != value else f'exceeds {LARGEST_NUMBER:,}'
+            raise ValueError(f'{path} is refused: {name}={value} {what}')
         if isinstance(value, str) and name.startswith('model_args') and re.search(r'[/\\]|\.\.', value):
             raise ValueError(f'{path} is refused: {name}={value!r} is a path')
     return config

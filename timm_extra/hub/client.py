@@ -61,8 +61,8 @@ def call(request: Callable[[], T], repo_id: str, token: Token, *, failed: str = 
             break
         time.sleep(_pause(error, attempt))
     message = scrub(failed + _explain(error, repo_id, token), token)
-    told = ' '.join(str(e) for e in _chain(error))
-    raise HubError(message) from (error if scrub(told, token) == told else None)
+    reported = ' '.join(str(e) for e in _chain(error))
+    raise HubError(message) from (error if scrub(reported, token) == reported else None)
 
 
 def scrub(text: str, token: Token = None) -> str:

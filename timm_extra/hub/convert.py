@@ -76,7 +76,7 @@ def convert(src: PathLike, dst: PathLike, model: str, model_kwargs: Optional[Dic
 def load_checkpoint(
     src: PathLike, model: str, model_kwargs: Optional[Dict[str, Any]] = None
 ) -> Tuple[nn.Module, Report]:
-    """Build a model with the weights of a checkpoint; as many classes as its classifier has, where none are asked for.
+    """Build a model with the weights of a checkpoint, and as many classes as its classifier has by default.
 
     Args:
         src: As for `convert`.

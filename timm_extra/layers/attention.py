@@ -13,10 +13,10 @@ from .shortcuts import may_shortcut
 
 
 class Attention(nn.Module):
-    """Self-attention with one fused qkv projection, asked by all tokens or by one of them.
+    """Self-attention with one fused qkv projection, with the queries of all tokens or of one of them.
 
-    With `query` neither scores nor output projections of the other tokens are computed: how layer-wise class-token
-    attention asks with the last layer's token, and how the last block serves a classifier that reads the class token.
+    With `query` neither scores nor output projections of the other tokens are computed: for layer-wise class-token
+    attention, and for the last block of a classifier that reads the class token.
 
     Args:
         dim: Channels C of the tokens.
@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
         Args:
             x: Tokens (B, N, C): keys and values.
-            query: Index of the one token that asks; all of them when None.
+            query: Index of the one token whose query is used; all when None.
 
         Returns:
             (B, N, C), or (B, 1, C) when `query` is given.
@@ -85,7 +85,7 @@ class Attention(nn.Module):
             if query is None:
                 x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
             else:
-                x = ask_once(q, k, v, dropout_p)
+                x = single_query_attention(q, k, v, dropout_p)
         else:
             attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, N, N), or (B, H, 1, N)
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
@@ -95,7 +95,7 @@ class Attention(nn.Module):
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same
-def ask_once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
+def single_query_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float) -> torch.Tensor:
     """Attention of one query per head (B, H, 1, D) over keys and values (B, H, N, D), to (B, H, 1, D)."""
     if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
         if dropout_p == 0.0 and may_shortcut():

@@ -20,7 +20,7 @@ def build_model(
     pretrained_filter_fn: Callable[[StateDict, nn.Module], StateDict],
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a model the way timm does, after checking that the weights asked for are there.
+    """Build a model the way timm does, after checking that the requested weights exist.
 
     Args:
         model_cls: Class of the model.

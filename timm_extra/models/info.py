@@ -102,7 +102,7 @@ def class_labels(model: nn.Module) -> List[str]:
         model: A timm classifier.
 
     Returns:
-        As many names as classes; numbers where nobody says.
+        As many names as classes; their numbers where no names are known.
     """
     cfg: Dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
     count = model.num_classes

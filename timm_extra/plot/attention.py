@@ -48,7 +48,7 @@ def latent_attention(
 ) -> torch.Tensor:
     """What latents look at: their weights over the inputs in one of the cross-attends.
 
-    Only the maps asked for are formed; a map of every latent would be as large as all latents times all inputs.
+    Only the requested maps are formed; a map of every latent would be as large as all latents times all inputs.
 
     Args:
         model: Perceiver or Perceiver IO, in evaluation mode.
@@ -113,7 +113,7 @@ def plot_attention(
         std: Likewise.
 
     Returns:
-        What was drawn, in words.
+        What was drawn, as text.
 
     Raises:
         ValueError: The model has no such attention or is in training mode, the file cannot be read, or a value is out

@@ -1,4 +1,4 @@
-"""Sheets of images with what a model makes of them, and how training went."""
+"""Sheets of images with predictions and attention maps, and learning curves."""
 
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence

@@ -385,7 +385,7 @@ class CeiT(nn.Module):
             indices: The last n blocks if an int, all if None, else these blocks.
             return_prefix_tokens: Return (patch tokens, class token) pairs.
             norm: Apply the final norm to the intermediates.
-            stop_early: With `intermediates_only`, do not run blocks after the last one asked for.
+            stop_early: With `intermediates_only`, do not run blocks after the last requested one.
             output_fmt: 'NCHW' (B, C, H, W) or 'NLC' (B, H·W, C).
             intermediates_only: Return the intermediates alone.
 
@@ -641,7 +641,7 @@ def ceit_tiny_article(pretrained: bool = False, **kwargs: Any) -> CeiT:
 
 @register_model
 def test_ceit(pretrained: bool = False, **kwargs: Any) -> CeiT:
-    """A toy size for tests."""
+    """A test model."""
     model_args = dict(img_size=160, embed_dim=64, depth=6, num_heads=2, mlp_ratio=3.0, stem_chs=32)
     return _create_ceit('test_ceit', pretrained, **dict(model_args, **kwargs))
 

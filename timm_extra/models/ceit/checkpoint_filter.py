@@ -199,12 +199,12 @@ def _check_stem(state_dict: StateDict, model: nn.Module, layout: str) -> None:
 
 
 def _warn_new_head(state_dict: StateDict, model: nn.Module) -> None:
-    """timm draws a new head when the configuration states other classes than the model has, whatever the file holds."""
+    """timm re-initialises the head where the configuration and the model differ in classes, whatever the file holds."""
     head = state_dict.get('head.weight')
     stated = getattr(model, 'pretrained_cfg', {}).get('num_classes')
     if head is not None and stated is not None and head.shape[0] == model.num_classes != stated:
         warnings.warn(
             f'The checkpoint has a head of {model.num_classes} classes, but its configuration says {stated}: the head '
-            f'is initialised anew. To load it add num_classes={model.num_classes} to pretrained_cfg_overlay.',
+            f'is re-initialised. To load it add num_classes={model.num_classes} to pretrained_cfg_overlay.',
             stacklevel=2,
         )

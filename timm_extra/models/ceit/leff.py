@@ -123,7 +123,7 @@ class LeFF(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
     def _may_overwrite(self) -> bool:
-        """Whether nobody needs what `fc1` gives but the GELU behind it, which nothing stands between."""
+        """Whether the GELU alone needs the output of `fc1`, so that its memory can be overwritten."""
         alone = type(self.fc1) is nn.Linear and may_shortcut(self.fc1)
         return alone and isinstance(self.bn1, nn.Identity) and not torch.is_grad_enabled()
 
@@ -183,7 +183,7 @@ def _is_exact_gelu(act: nn.Module) -> bool:
 
 
 def _affine(bn: nn.Module, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand (C,) of a BatchNorm in evaluation mode, or of the identity."""
+    """Scale and shift (C,) of a BatchNorm in evaluation mode, or of the identity."""
     if isinstance(bn, nn.Identity):
         return x.new_ones(x.shape[2]), x.new_zeros(x.shape[2])
     dtype = torch.promote_types(bn.running_var.dtype, torch.float32)

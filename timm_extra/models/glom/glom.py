@@ -47,9 +47,9 @@ class GLOM(nn.Module):
     A level sees the image once the bottom-up nets below it have run in turn, and what it hands down reaches a level k
     below after k iterations. States before and after that are not computed where they cannot matter: until level l has
     seen the image, after l + 1 iterations, it is the same for all images of a batch and computed once; in the last
-    iterations the levels that can no longer reach an asked-for one are left out. So hooks on `levels` see batches of
+    iterations the levels that can no longer reach a requested one are left out. So hooks on `levels` see batches of
     one first, and not all of the last iterations; `forward_state(return_all=True)` gives all states. Where something is
-    drawn at random (dropout, drop path) images share no states.
+    sampled at random (dropout, drop path) images share no states.
 
     Args:
         img_size: Image height and width in pixels, multiples of `patch_size`.
@@ -316,7 +316,7 @@ class GLOM(nn.Module):
         if state is None:
             first = self.levels[0].norm(self.init_levels)
             first = first.unsqueeze(1).unsqueeze(1).expand(-1, -1, pos_embed.shape[1], -1)  # (L, 1, N, D)
-            if self.random and (self.training or self.levels[0].consensus.attn_drop.training):  # draws differ
+            if self.random and (self.training or self.levels[0].consensus.attn_drop.training):  # samples differ
                 first = first.expand(-1, patch_input.shape[0], -1, -1)
             levels = [first[i] for i in range(self.num_levels)]
         else:

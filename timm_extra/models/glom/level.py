@@ -30,10 +30,10 @@ class Constant(NamedTuple):
 class Level(nn.Module):
     """One level of all columns: how a state there follows from the states of the iteration before.
 
-    The new state is the mean of the old one, what the bottom-up net makes of the level below, what the top-down net
-    makes of the level above and its position, and the consensus of the columns.
+    The new state is the mean of the old one, the output of the bottom-up net for the level below, the output of the
+    top-down net for the level above and its position, and the consensus of the columns.
 
-    The lowest level has no bottom-up net: what is made of the patches is the same in all iterations.
+    The lowest level has no bottom-up net: its input from the patches is the same in all iterations.
 
     Args:
         dim: Features D of a state.
@@ -92,7 +92,7 @@ class Level(nn.Module):
 
         Args:
             x: State of this level (B, N, D).
-            below: State of the level below (B, N, D); at the bottom what is made of the patches.
+            below: State of the level below (B, N, D); at the bottom the input from the patches.
             above: State of the level above (B, N, D); None for the top.
             constant: What all iterations share.
 

@@ -67,10 +67,10 @@ class Refused(Exception):
     'error, expected',
     [
         (Refused(401), 'the token that is configured was refused (hf auth login)'),
-        (Refused(500), 'a token is configured, the Hub could not be asked (Refused)'),
+        (Refused(500), 'a token is configured, the Hub could not be reached (Refused)'),
         (
             OSError(f'no route for {SECRET}'),
-            'a token is configured, the Hub could not be asked (OSError)',
+            'a token is configured, the Hub could not be reached (OSError)',
         ),
         (None, 'logged in as me'),
     ],

@@ -13,6 +13,7 @@ import torch
 import timm_extra  # noqa: F401
 from timm_extra_kernels._cases import Case as OpCase
 from timm_extra_kernels._cases import Route, randn
+from timm_extra_kernels._dispatch import tensors
 from timm_extra_kernels._spec import SPECS, OpSpec
 
 from ..harness import Asked, Case, Made, Over, Side
@@ -25,19 +26,6 @@ GRAPH_CALLS = 20
 GRAPH_SECONDS = 0.005  # longer calls hide their launches, and a graph would hold on to all memory they use
 SAMPLED = 2**20  # values of a tensor that are compared
 GPU_BATCHES = 8  # times the batch of the sweeps, to keep a GPU busy
-
-
-def tensors(args: Sequence[Any]) -> List[torch.Tensor]:
-    """Tensors among arguments, those in lists included."""
-    found = []
-    for arg in args:
-        found += [arg] if isinstance(arg, torch.Tensor) else tensors(arg) if isinstance(arg, (list, tuple)) else []
-    return found
-
-
-def shapes(args: Sequence[Any]) -> List[Any]:
-    """The same with shapes in the place of tensors."""
-    return [a.shape if isinstance(a, torch.Tensor) else shapes(a) if isinstance(a, (list, tuple)) else a for a in args]
 
 
 def result_shape(spec: OpSpec, sizes: OpCase, dtype: torch.dtype) -> torch.Size:
@@ -55,10 +43,10 @@ def counted(spec: OpSpec, sizes: OpCase, dtype: torch.dtype, step: bool = False)
         step: Count the backward pass too.
     """
     args = spec.inputs(sizes, dtype, torch.device('meta'))
-    read = sum(t.numel() * t.element_size() for t in tensors(args))
-    gradients = sum(t.numel() * t.element_size() for t in tensors(args) if t.is_floating_point())
+    read = sum(t.nbytes for t in tensors(args))
+    gradients = sum(t.nbytes for t in tensors(args) if t.is_floating_point())
     written = result_shape(spec, sizes, dtype).numel() * dtype.itemsize
-    flops, special = map(float, spec.work(*shapes(args)))
+    flops, special = map(float, spec.work(args))
     if step:
         return Work(2.0 * read + 2 * written + gradients, 3 * flops, 2 * special)
     return Work(float(read + written), flops, special)

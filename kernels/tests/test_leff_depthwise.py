@@ -117,3 +117,21 @@ def test_the_limit_names_the_kernel_size():
     assert '7×7' in limit(spec, 'backward', spec.backward_args(torch.empty(2, 12, 5), eval_args(P=3), None))
     assert '1×1' in limit(train, 'forward', train_args(P=0))
     assert limit(spec, 'forward', eval_args(P=2)) is None
+
+
+def test_one_compiled_graph_serves_grids_of_any_size():
+    args = eval_args()
+    graphs = []
+
+    def run(x, H, W):
+        return call(leff_depthwise, AFFINES, [x, *args[1:3], H, W, *args[5:]])
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=backend)
+    for H, W in ((3, 4), (5, 7), (6, 2)):
+        x = torch.randn(2, H * W, 5)
+        torch.testing.assert_close(compiled(x, H, W), run(x, H, W))
+    assert len(graphs) == 1

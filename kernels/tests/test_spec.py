@@ -62,9 +62,7 @@ def test_cases_say_everything_that_is_measured(spec):
     large = spec.compiled[0]
     inputs = spec.inputs(large, torch.bfloat16, torch.device('meta'))
     assert len(inputs) == len(arguments(spec.eager.forward))
-    shapes = [t.shape if isinstance(t, torch.Tensor) else [s.shape for s in t] if isinstance(t, list) else t
-              for t in inputs]  # fmt: skip
-    assert spec.flops(*shapes, out_shape=None) == spec.work(*shapes).flops > 0 and spec.work(*shapes).special > 0
+    assert min(spec.work(inputs)) > 0
     goals = spec.benchmark.speedups
     assert {name for name, _ in goals} <= {case.name for case in spec.benchmark.sizes}
     assert {what for _, what in goals} <= {'forward', 'step'}

@@ -9,21 +9,23 @@ import torch
 from ._dispatch import Limits, arguments, implement, tensors
 from ._ops import add_op_namespace_prefix, ops
 
-DIFFERENTIABLE = (torch.Tensor, Sequence[torch.Tensor])  # annotations; an optional tensor has no gradient
+DIFFERENTIABLE = (torch.Tensor, Sequence[torch.Tensor])  # annotations of arguments that have a gradient
 _SAVED = object()  # stands for a tensor that autograd keeps
 
 
 class Operators:
-    """`<name>` and `<name>_backward`.
+    """`<name>` and `<name>_backward`, registered when an instance is made.
 
-    `backward` takes the gradient of the first output of `forward`, then arguments and outputs of `forward` by their
-    names, then flags. It returns the gradients of the tensors that `forward` takes, in their order.
+    `eager.backward` takes the gradient of the first output of `eager.forward`, then arguments and outputs of `forward`
+    by their names, then flags. It returns the gradients of the tensors that `forward` takes, in their order; an
+    optional tensor has none.
 
     Args:
         package: Import name of the operation's package, the last part of which names the operators.
         limits: Says what the kernels cannot do.
         fake: `forward` on tensors without data.
-        outputs: Names of the outputs of `forward`. Those after the first are for the backward pass.
+        outputs: Names of the outputs of `forward`. Those after the first are for the backward pass and have no
+            gradient.
         flags: The boolean arguments of `backward`, each with the arguments of `forward` whose gradients it requests:
             without it they are empty.
     """
@@ -43,15 +45,16 @@ class Operators:
         self.differentiable = [name for name in self.arguments if parameters[name].annotation in DIFFERENTIABLE]
         known = (*self.arguments, *outputs)
         self._kept = [known.index(name) for name in self.backward_arguments[1:] if name not in self.flags]
-        self._backward_name = package.rpartition('.')[2] + '_backward'
-        operators = add_op_namespace_prefix(package.rpartition('.')[2]), add_op_namespace_prefix(self._backward_name)
-        for operator, function in zip(operators, (eager.forward, eager.backward)):
+        name = package.rpartition('.')[2]
+        self._backward_name = f'{name}_backward'
+        forward, backward = add_op_namespace_prefix(name), add_op_namespace_prefix(self._backward_name)
+        for operator, function in ((forward, eager.forward), (backward, eager.backward)):
             torch.library.define(operator, torch.library.infer_schema(function, mutates_args=()))
             implement(operator, package, function, limits)
-        torch.library.register_fake(operators[0], fake)
-        torch.library.register_fake(operators[1], self._fake_backward)
-        torch.library.register_autograd(operators[0], self._backward, setup_context=self._setup_context)
-        torch.library.register_autograd(operators[1], _no_second_derivative)
+        torch.library.register_fake(forward, fake)
+        torch.library.register_fake(backward, self._fake_backward)
+        torch.library.register_autograd(forward, self._backward, setup_context=self._setup_context)
+        torch.library.register_autograd(backward, _no_second_derivative)
 
     def kept(self, args: Sequence[Any], outs: Any) -> List[Any]:
         """What `backward` takes between the gradient and the flags, of arguments and outputs of `forward`."""

@@ -90,14 +90,17 @@ class OpSpec:
         """Arguments and keyword arguments of the function on a device, of the shapes that a model has."""
         return self._module('cases').example
 
-    @property
-    def work(self) -> Callable[..., Work]:
-        """What it takes at least, from the operator's arguments with shapes in the place of tensors."""
-        return self._module('cases').work
+    def work(self, args: Sequence[Any]) -> Work:
+        """What a call takes at least.
 
-    def flops(self, *shapes: Any, **kwargs: Any) -> int:
-        """The products of `work`, called as `torch.utils.flop_counter` does."""
-        return self.work(*shapes).flops
+        Args:
+            args: Arguments of the operator; shapes may stand in the place of tensors.
+        """
+        return self._module('cases').work(*_shapes(args))
+
+    def flops(self, *args: Any, **kwargs: Any) -> int:
+        """Operations of products, called as `torch.utils.flop_counter` does."""
+        return self.work(args).flops
 
     @property
     def cases(self) -> List[Case]:
@@ -132,6 +135,10 @@ SPECS = [
 ]
 
 
+def _shapes(args: Sequence[Any]) -> List[Any]:
+    return [a.shape if isinstance(a, torch.Tensor) else _shapes(a) if isinstance(a, (list, tuple)) else a for a in args]
+
+
 def explain(function: Callable, *args: Any, **kwargs: Any) -> Path:
     """Say which path a call would take and why, without making it.
 
@@ -150,8 +157,8 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> Path:
         if spec.function is function:
             given = inspect.signature(function).bind(*args, **kwargs)
             given.apply_defaults()
-            prepared = spec.package.prepare(**given.arguments)
-            reason = why_not(spec.limits, dict(zip(arguments(spec.eager.forward), prepared)))
+            named = dict(zip(arguments(spec.eager.forward), spec.package.prepare(**given.arguments)))
+            reason = why_not(spec.limits, named)
             return Path(spec.name, reason is None, reason or '')
     names: Sequence[str] = [spec.name for spec in SPECS]
     raise ValueError(f'explain knows {", ".join(names)}, not {getattr(function, "__name__", function)!r}')

@@ -4,12 +4,12 @@ import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 import torch
 
-import timm_extra_kernels as kernels
-from timm_extra_kernels import Path
+from timm_extra_kernels import Path, explain
+from timm_extra_kernels._spec import SPECS
 
 from ._version import __version__
 
@@ -108,25 +108,8 @@ def operation_paths(device: str) -> List[Path]:
     Returns:
         One entry an operation.
     """
-    return [kernels.explain(function, *args, **kwargs) for function, args, kwargs in _calls(device)]
-
-
-def _calls(device: str) -> Iterator[Tuple[Callable, Tuple[Any, ...], Dict[str, Any]]]:
-    def new(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, device=device)
-
-    yield kernels.class_attention, (new(1, 6, 1, 64), new(1, 6, 12, 64), new(1, 6, 12, 64)), dict(scale=0.125)
-    yield (
-        kernels.fourier_cross_attention,
-        (new(1, 1, 512, 261), new(1, 3, 224, 224), [new(224, 129), new(224, 129)]),
-        dict(scale=0.1),
-    )
-    yield kernels.latent_cross_attention, (new(1, 1, 512, 261), new(1, 50176, 261)), dict(scale=0.1)
-    leff = (new(1, 196, 1536), new(1536, 1, 3, 3), new(1536))
-    affine = dict(scale1=new(1536), shift1=new(1536), scale2=new(1536), shift2=new(1536))
-    yield kernels.leff_depthwise, leff, dict(grid=(14, 14), **affine)
-    norms = dict(gamma1=new(1536), beta1=new(1536), gamma2=new(1536), beta2=new(1536), eps=1e-5)
-    yield kernels.leff_depthwise_train, leff, dict(grid=(14, 14), **norms)
+    examples = [(spec.function, *spec.example(device)) for spec in SPECS]
+    return [explain(function, *args, **kwargs) for function, args, kwargs in examples]
 
 
 def hub_login() -> str:

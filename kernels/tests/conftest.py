@@ -11,6 +11,7 @@ if INTERPRETED:
     import triton_interpreter
 
     triton_interpreter.install()
+pytest.register_assert_rewrite('gates')
 GUARD = 64  # elements
 
 

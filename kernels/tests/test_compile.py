@@ -20,10 +20,9 @@ def tables():
     """What is compiled now: resources by kernel, case and dtype for each target."""
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     code = f'import json, triton_aot; print(json.dumps(triton_aot.compile_all({list(LIMITS)})))'
+    environment['PYTHONPATH'] = os.pathsep.join([str(AOT.parent), environment.get('PYTHONPATH', '')])
     command = [sys.executable, '-c', code]
-    done = subprocess.run(
-        command, env=dict(environment, PYTHONPATH=str(AOT.parent)), capture_output=True, text=True, timeout=1500
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

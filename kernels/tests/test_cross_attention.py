@@ -57,7 +57,7 @@ def _tiles(request, monkeypatch):
     """Cut the work into many tiles, as large inputs are, or into one."""
     if request.param == 'small tiles':
         for op in ('latent', 'fourier'):
-            module = importlib.import_module(f'timm_extra_kernels.{op}_cross_attention.reference')
+            module = importlib.import_module(f'timm_extra_kernels.{op}_cross_attention.eager')
             monkeypatch.setattr(module, 'tile_budget', lambda device: 300)
 
 

@@ -2,27 +2,26 @@
 
 import pytest
 import torch
-from test_ops import check, leaf, mapped, results
+from gates import BY_NAME, check, leaf, limit, mapped, results
 
 from timm_extra_kernels import fourier_cross_attention
 from timm_extra_kernels._cases import Case, randn
-from timm_extra_kernels._spec import SPECS
-from timm_extra_kernels.fourier_cross_attention import cases, limits
+from timm_extra_kernels.fourier_cross_attention import naive
 from timm_extra_kernels.fourier_cross_attention.operands import chunks, slots
 
-SPEC = next(spec for spec in SPECS if spec.name == 'fourier_cross_attention')
+SPEC = BY_NAME['fourier_cross_attention']
 SPATIAL = [(37,), (3, 19), (2, 3, 17)]
 
 
 def operator(*args):
-    return torch.ops.timm_extra.fourier_cross_attention(*args)[:1]
+    return SPEC.operator(*args)[:1]
 
 
 def both(args, dtype=torch.float32):
-    """Results of the kernels in a dtype and of the definition in float64: output and all gradients."""
+    """Results of the kernels in a dtype and of the naive form in float64: output and all gradients."""
     args = mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, args)
     ours = results(operator, mapped(leaf, args))
-    exact = results(SPEC.definition, mapped(lambda t: leaf(t, torch.float64), args))
+    exact = results(SPEC.naive.forward, mapped(lambda t: leaf(t, torch.float64), args))
     return ours, exact
 
 
@@ -57,7 +56,7 @@ def test_an_offset_costs_no_digits(spatial, device, launches):
     q, content, axes, *rest = args
     args = q, content + 100, [t + 100 for t in axes], *rest
     ours, exact = both(args)
-    eager = results(SPEC.definition, mapped(leaf, args))
+    eager = results(SPEC.naive.forward, mapped(leaf, args))
     for a, b, c in zip(ours, exact, eager, strict=True):
         assert (a - b).abs().max() <= 2 * (c - b).abs().max() + 4e-7 * b.abs().max()
 
@@ -71,8 +70,8 @@ def test_large_scores(factor, dtype, device, launches, guarded):
     case = Case('large', dict(B=2, H=1, M=5, c=3, S=(4, 19), F=5, factor=factor))
     args = mapped(guarded, SPEC.inputs(case, dtype, device))
     ours = operator(*args)[0]
-    exact = SPEC.definition(*mapped(lambda t: t.double(), args))
-    eager = SPEC.definition(*args)
+    exact = SPEC.naive.forward(*mapped(lambda t: t.double(), args))
+    eager = SPEC.naive.forward(*args)
     assert ours.isfinite().all()
     assert (ours - exact).abs().max() <= 2 * (eager - exact).abs().max() + 4 * torch.finfo(
         dtype
@@ -87,8 +86,8 @@ def test_scores_that_all_are_far_below_zero(device, launches):
     content[:, :1] += 1000.0
     q[..., 0] = -2.0
     args = q, content, axes, scale, None, mask
-    ours, exact = operator(*args)[0], SPEC.definition(*mapped(lambda t: t.double(), args))
-    eager = SPEC.definition(*args)
+    ours, exact = operator(*args)[0], SPEC.naive.forward(*mapped(lambda t: t.double(), args))
+    eager = SPEC.naive.forward(*args)
     assert (ours - exact).abs().max() <= 2 * (eager - exact).abs().max() + 1e-3
 
 
@@ -139,7 +138,7 @@ def test_any_strides(layout, device, launches, guarded):
     else:
         content = content.to(memory_format=torch.channels_last)
     args = mapped(guarded, (q, content, axes, scale, eps, mask))
-    exact = SPEC.definition(*args)
+    exact = SPEC.naive.forward(*args)
     torch.testing.assert_close(operator(*args)[0], exact, rtol=1e-5, atol=1e-5)
 
 
@@ -150,7 +149,7 @@ def test_mixed_dtypes(q_dtype, dtype, device, launches):
     )
     q, content, axes = q.to(q_dtype), content.to(dtype), [t.float() for t in axes]
     out = fourier_cross_attention(q, content, axes, scale=scale, eps=eps, mask=mask)
-    exact = SPEC.definition(q.double(), content.double(), [t.double() for t in axes], scale, eps, mask)
+    exact = SPEC.naive.forward(q.double(), content.double(), [t.double() for t in axes], scale, eps, mask)
     assert out.dtype == q_dtype
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-6 if q_dtype == torch.float32 else 2e-2)
     assert launches
@@ -161,22 +160,26 @@ def test_gradients_of_queries_alone(device, launches):
     q = leaf(args[0])
     (ours,) = torch.autograd.grad(operator(q, *args[1:])[0].square().sum(), q)
     wide = leaf(args[0], torch.float64)
-    out = SPEC.definition(wide, *mapped(lambda t: t.double(), args[1:]))
+    out = SPEC.naive.forward(wide, *mapped(lambda t: t.double(), args[1:]))
     (exact,) = torch.autograd.grad(out.square().sum(), wide)
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
     assert any('attention_bwd' in name for name in launches) and not any('inputs' in name for name in launches)
 
 
-def test_what_the_kernels_leave_to_the_reference():
+def test_what_the_kernels_leave_to_the_eager_form(device, launches):
     q, axes = torch.empty(1, 1, 1, 70), [torch.empty(2, 3)] * 2
     content, wide = torch.empty(1, 64, 2, 2), torch.empty(1, 128, 2, 2)
     rest = 1.0, 1e-5, None
-    assert limits(q, content, axes, *rest) is None
-    assert limits(q.half(), content, axes, *rest) == '64 content channels are more than 40'
-    assert limits(q, wide, axes, *rest) == '128 content channels are more than 120'
-    assert limits(q, q, content, axes, q, q, *rest, False) is None
-    assert limits(q, q, content, axes, q, q, *rest, True).startswith('gradients of 64 content channels')
-    assert limits(q, q.bfloat16(), content, axes, q, q, *rest, True) is None
+    assert limit(SPEC, 'forward', (q, content, axes, *rest)) is None
+    assert limit(SPEC, 'forward', (q.half(), content, axes, *rest)) == '64 content channels are more than 40'
+    assert limit(SPEC, 'forward', (q, wide, axes, *rest)) == '128 content channels are more than 120'
+    assert limit(SPEC, 'backward', (q, q, content, axes, q, q, *rest, False)) is None
+    message = 'gradients of 64 content channels in float32 are more than 12'
+    assert limit(SPEC, 'backward', (q, q, content, axes, q, q, *rest, True)) == message
+    assert limit(SPEC, 'backward', (q, q.bfloat16(), content, axes, q, q, *rest, True)) is None
+    sizes = dict(B=1, M=3, c=20, S=(3, 7), F=4)
+    results(operator, mapped(leaf, SPEC.inputs(Case('gradients of many channels', sizes), torch.float32, device)))
+    assert any('_fwd_' in name for name in launches) and not any('_bwd_' in name for name in launches)
 
 
 def test_slots_and_chunks():
@@ -187,7 +190,7 @@ def test_slots_and_chunks():
     assert chunks(10, 7, 25) == [(0, 2), (2, 4), (4, 6), (6, 7)] and chunks(1000, 2, 1) == [(0, 1), (1, 2)]
 
 
-def test_tokens_of_the_definition(device):
+def test_tokens_of_the_naive_form(device):
     content, axes = randn((1, 2, 3, 4), torch.float32, device), [randn((s, 2), torch.float32, device) for s in (3, 4)]
-    x = cases.tokens(content, axes).view(1, 3, 4, 6)
+    x = naive.tokens(content, axes).view(1, 3, 4, 6)
     assert torch.equal(x[0, 1, 2], torch.cat([content[0, :, 1, 2], axes[0][1], axes[1][2]]))

@@ -1,16 +1,16 @@
-"""What the kernels of `latent_cross_attention` do on inputs and launches that the gate of all operations has not."""
+"""What the kernels of `latent_cross_attention` do on inputs and launches that the gates of all operations leave out."""
 
 import pytest
 import torch
-from test_ops import check
+from gates import BY_NAME, check
 
 from timm_extra_kernels import latent_cross_attention
 from timm_extra_kernels._cases import Case
-from timm_extra_kernels._spec import SPECS
 from timm_extra_kernels.latent_cross_attention import cases, kernel
+from timm_extra_kernels.latent_cross_attention.naive import forward as naive
 from timm_extra_kernels.latent_cross_attention.tiles import SLICED, WHOLE, Tiles, config, cover
 
-SPEC = next(spec for spec in SPECS if spec.name == 'latent_cross_attention')
+SPEC = BY_NAME['latent_cross_attention']
 SMALL = Case('small', dict(B=2, M=5, C=21, N=50))
 
 
@@ -25,7 +25,7 @@ def test_an_item_without_inputs_gives_zeros(needs, shared, device, launches, gua
     out = latent_cross_attention(q, x, scale=scale, mask=mask)
     assert torch.equal(out[1], torch.zeros_like(out[1]))
     (grad,) = torch.autograd.grad(out.square().sum(), wanted)
-    expected = cases.definition(q, x, scale, eps, mask)
+    expected = naive(q, x, scale, eps, mask)
     (expected_grad,) = torch.autograd.grad(expected.square().sum(), wanted)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(grad, expected_grad)
@@ -66,7 +66,7 @@ def test_dtypes_may_differ(q_dtype, x_dtype, device, launches, guarded):
     q, x = guarded(q.to(q_dtype)).requires_grad_(), guarded(x.to(x_dtype)).requires_grad_()
     out = latent_cross_attention(q, x, scale=scale)
     assert out.dtype == q_dtype
-    exact = cases.definition(q.double(), x.double(), scale, eps, None)
+    exact = naive(q.double(), x.double(), scale, eps, None)
     eps = torch.finfo(q_dtype).eps
     assert (out - exact).abs().max() <= 4 * eps * exact.abs().max()
     given = torch.autograd.grad(out.float().square().sum(), (q, x))
@@ -85,7 +85,7 @@ def test_strides_of_any_order(device, launches):
     for other in (x, x.clone()[:1].expand(2, -1, -1)):
         for e in (eps, None):
             torch.testing.assert_close(
-                latent_cross_attention(q, other, scale=scale, eps=e), cases.definition(q, other, scale, e, None)
+                latent_cross_attention(q, other, scale=scale, eps=e), naive(q, other, scale, e, None)
             )
     assert torch.equal(latent_cross_attention(q, x, scale=scale), expected)
     assert launches
@@ -94,8 +94,8 @@ def test_strides_of_any_order(device, launches):
 def test_an_offset_costs_no_digits(device, launches):
     q, x, scale, eps, _ = cases.inputs(SMALL, torch.float32, device)
     x = x + 100
-    exact = cases.definition(q.double(), x.double(), scale, eps, None)
-    error = (cases.definition(q, x, scale, eps, None) - exact).abs().max()
+    exact = naive(q.double(), x.double(), scale, eps, None)
+    error = (naive(q, x, scale, eps, None) - exact).abs().max()
     assert (latent_cross_attention(q, x, scale=scale) - exact).abs().max() <= 2 * error
     assert launches
 
@@ -105,7 +105,7 @@ def test_scores_that_grow_from_tile_to_tile(increasing, device, launches):
     x = torch.linspace(0, 400, 64) if increasing else torch.linspace(400, 0, 64)
     x = torch.stack([x, torch.linspace(-1, 1, 64)], -1)[None].to(device)
     q = torch.ones(1, 1, 20, 2, device=device)
-    expected = cases.definition(q.double(), x.double(), 1.0, None, None).float()
+    expected = naive(q.double(), x.double(), 1.0, None, None).float()
     torch.testing.assert_close(latent_cross_attention(q, x, scale=1.0, eps=None), expected, rtol=1e-5, atol=1e-4)
     assert launches
 

@@ -1,14 +1,14 @@
-"""What the generic tests of the operations do not ask of LeFF's depthwise stage."""
+"""What the tests of all operations leave open of LeFF's depthwise stage."""
 
 import pytest
 import torch
+from gates import BY_NAME, limit
 
 from timm_extra_kernels import leff_depthwise, leff_depthwise_train
 from timm_extra_kernels._cases import Case
-from timm_extra_kernels.leff_depthwise import cases
-from timm_extra_kernels.leff_depthwise import limits as leff_depthwise_limits
+from timm_extra_kernels.leff_depthwise import cases, naive
 from timm_extra_kernels.leff_depthwise_train import cases as train_cases
-from timm_extra_kernels.leff_depthwise_train import limits as train_limits
+from timm_extra_kernels.leff_depthwise_train import naive as train_naive
 
 AFFINES = ('scale1', 'shift1', 'scale2', 'shift2')
 NORMS = ('gamma1', 'beta1', 'gamma2', 'beta2')
@@ -31,10 +31,10 @@ def train_args(dtype=torch.float32, **sizes):
 
 @pytest.mark.parametrize('P', [0, 1, 3])
 @pytest.mark.parametrize('function, names, make', [
-    (leff_depthwise, AFFINES, (eval_args, cases.definition)),
-    (leff_depthwise_train, NORMS, (train_args, train_cases.definition)),
+    (leff_depthwise, AFFINES, (eval_args, naive.forward)),
+    (leff_depthwise_train, NORMS, (train_args, train_naive.forward)),
 ])  # fmt: skip
-def test_any_odd_kernel_has_a_reference_with_gradients(P, function, names, make):
+def test_any_odd_kernel_has_an_eager_form_with_gradients(P, function, names, make):
     args = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in make[0](torch.float64, P=P)]
     leaves = [a for a in args if isinstance(a, torch.Tensor)]
     results = []
@@ -112,6 +112,26 @@ def test_what_does_not_fit_is_named():
 
 
 def test_the_limit_names_the_kernel_size():
-    assert '7×7' in leff_depthwise_limits(*eval_args(P=3))
-    assert '1×1' in train_limits(*train_args(P=0))
-    assert leff_depthwise_limits(*eval_args(P=2)) is None
+    spec, train = BY_NAME['leff_depthwise'], BY_NAME['leff_depthwise_train']
+    assert '7×7' in limit(spec, 'forward', eval_args(P=3))
+    assert '7×7' in limit(spec, 'backward', spec.backward_args(torch.empty(2, 12, 5), eval_args(P=3), None))
+    assert '1×1' in limit(train, 'forward', train_args(P=0))
+    assert limit(spec, 'forward', eval_args(P=2)) is None
+
+
+def test_one_compiled_graph_serves_grids_of_any_size():
+    args = eval_args()
+    graphs = []
+
+    def run(x, H, W):
+        return call(leff_depthwise, AFFINES, [x, *args[1:3], H, W, *args[5:]])
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=backend)
+    for H, W in ((3, 4), (5, 7), (6, 2)):
+        x = torch.randn(2, H * W, 5)
+        torch.testing.assert_close(compiled(x, H, W), run(x, H, W))
+    assert len(graphs) == 1

@@ -1,6 +1,5 @@
 """Facts about models: what is registered, what they count, what their classes are called."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
 
@@ -10,24 +9,10 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_extra_kernels._spec import SPECS
+
 PLUGIN = __package__.split('.')[0]
-
-
-def _fourier_flops(q, content, axes, *args, **kwargs) -> int:
-    B, c, *spatial = content
-    per_query = math.prod(spatial) * 2 * (c + 1) + sum(2 * size * features for size, features in axes)
-    return 2 * B * q[1] * q[2] * per_query
-
-
-def _latent_flops(q, x, *args, **kwargs) -> int:
-    return 2 * x[0] * q[1] * q[2] * 2 * x[1] * x[2]
-
-
-# what the operations of this package compute, for shapes as `FlopCounterMode` passes them
-FLOPS = {
-    torch.ops.timm_extra.fourier_cross_attention: _fourier_flops,
-    torch.ops.timm_extra.latent_cross_attention: _latent_flops,
-}
+FLOPS = {spec.operator: spec.flops for spec in SPECS if spec.counted}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""Inputs on which the operations are tested, compiled and measured."""
+"""What the `cases` of an operation consist of: inputs on which it is tested, compiled and measured."""
 
-from dataclasses import dataclass
-from typing import Any, Dict, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+
+Sizes = Dict[str, Any]
+LIBRARY = "PyTorch's fused attention, inputs zero-padded where it needs it"
+MATMUL = 'plain matmul, softmax and matmul on tokens that were built and normalised before'
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,88 @@ class Case:
     """
 
     name: str
-    sizes: Dict[str, Any]
+    sizes: Sizes
+
+
+class Work(NamedTuple):
+    """What no way to compute an operation can do without.
+
+    Attributes:
+        flops: Operations of products, two per multiply-add.
+        special: Special functions (exponentials, error functions).
+    """
+
+    flops: int
+    special: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """Another way to compute an operation, which benchmarks compare it with.
+
+    Attributes:
+        words: The way, in words.
+        function: Takes what `prepare` returns.
+        prepare: Turns the operator's arguments into those of `function` before anything is measured.
+        applies: Whether the route differs from the naive form at some sizes.
+    """
+
+    words: str
+    function: Callable[..., torch.Tensor]
+    prepare: Callable[..., Sequence[Any]] = lambda *args: args
+    applies: Callable[[Sizes], bool] = lambda sizes: True
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Sizes that vary along one axis after another.
+
+    Attributes:
+        held: Sizes that the axes do not change.
+        axes: By axis, its values with the sizes that each sets.
+        model: Sizes as a model has them, for one more measurement.
+    """
+
+    held: Sizes
+    axes: Dict[str, Dict[int, Sizes]]
+    model: Sizes
+
+
+class MemoryCase(NamedTuple):
+    """Inputs for which memory is what counts.
+
+    Attributes:
+        case: The inputs.
+        words: The same in words.
+        gib: Peak that the kernel should stay below.
+    """
+
+    case: Case
+    words: str
+    gib: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How an operation is measured.
+
+    Attributes:
+        sizes: Inputs of the models' sizes, for the kernels.
+        routes: Other ways by name; the naive form is always one.
+        forward_routes: Ways that only make sense in the forward pass at the models' sizes.
+        speedups: Goals for a GPU: by name of the case and 'forward' or 'step', the speed over other ways.
+        sweep: Further sizes, on a CPU too.
+        memory: A case for memory.
+        rounding: Results of a step that are not compared, by their place: little more than rounding.
+    """
+
+    sizes: List[Case]
+    routes: Dict[str, Route] = field(default_factory=dict)
+    forward_routes: Dict[str, Route] = field(default_factory=dict)
+    speedups: Dict[Tuple[str, str], Dict[str, float]] = field(default_factory=dict)
+    sweep: Optional[Sweep] = None
+    memory: Optional[MemoryCase] = None
+    rounding: Tuple[int, ...] = ()
 
 
 def randn(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

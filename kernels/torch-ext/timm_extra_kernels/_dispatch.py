@@ -1,12 +1,13 @@
-"""Which path an operation takes, its Triton kernel or its PyTorch reference, and why."""
+"""Which path an operation takes, its Triton kernel or its eager PyTorch form, and why."""
 
 import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
 
 import torch
 
@@ -40,15 +41,15 @@ def kernels_enabled() -> bool:
     return os.environ.get('TIMM_EXTRA_FUSED', '1') != '0'
 
 
-def why_not(limits: Limits, args: Sequence[Any]) -> Optional[str]:
+def why_not(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
     """Why a call cannot take a kernel, from device, dtypes and shapes alone; None if it can.
 
     Args:
-        limits: What the operation's own kernels cannot do, asked with the same arguments.
-        args: Arguments of the operator, tensors and lists of tensors among them.
+        limits: Says what the operation's own kernels cannot do, from keyword-only arguments that it picks by their
+            names. A default stands for what one direction lacks.
+        named: Arguments of the operator by name, tensors and lists of tensors among them.
     """
-    tensors = list(_tensors(args))
-    device = tensors[0].device
+    device = next(tensors(named.values())).device
     if device.type != 'cuda':
         return f'the tensors are on {device}'
     if not kernels_enabled():
@@ -57,46 +58,43 @@ def why_not(limits: Limits, args: Sequence[Any]) -> Optional[str]:
         return 'triton is not installed'
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f'compute capability {torch.cuda.get_device_capability(device)} is below (8, 0)'
-    return unsupported(limits, args)
+    return unsupported(limits, named)
 
 
-def unsupported(limits: Limits, args: Sequence[Any]) -> Optional[str]:
+def unsupported(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
     """The part of `why_not` that holds on any device."""
-    for tensor in _tensors(args):
+    for tensor in tensors(named.values()):
         if tensor.dtype not in DTYPES and tensor.dtype != torch.bool:
             return f'{tensor.dtype} has no kernel'
         if not tensor.numel():
             return f'a tensor of shape {tuple(tensor.shape)} is empty'
         if tensor.numel() > LARGEST:
             return f'a tensor of shape {tuple(tensor.shape)} has more than {LARGEST} elements'
-    return limits(*args)
+    return limits(**{name: named[name] for name in arguments(limits) if name in named})
 
 
-def implement(operator: str, package: str, name: str, limits: Limits) -> None:
-    """Give an operator the function of one name in the package's kernel.py, and in its reference.py where it must.
+def implement(operator: str, package: str, eager: Callable, limits: Limits) -> None:
+    """Give an operator two implementations: the function of that name in the package's kernel.py, and an eager one.
 
     kernel.py is imported, and with it triton, when a call first takes it.
     """
-    reference = getattr(importlib.import_module('.reference', package), name)
+    names = arguments(eager)
 
-    @functools.wraps(reference)
+    @functools.wraps(eager)
     def run(*args):
-        if why_not(limits, args) is not None:
-            return reference(*args)
+        if why_not(limits, dict(zip(names, args))) is not None:
+            return eager(*args)
         kernel = importlib.import_module('.kernel', package)
-        with _current(next(_tensors(args)).device):
-            return getattr(kernel, name)(*args)
+        with _current(next(tensors(args)).device):
+            return getattr(kernel, eager.__name__)(*args)
 
     torch.library.impl(operator, 'CompositeExplicitAutograd', without_autocast(run))
 
 
-def no_second_derivative(ctx, *grads):
-    """Backward of the backward operators.
-
-    Raises:
-        RuntimeError: Always.
-    """
-    raise RuntimeError('the operations of timm_extra_kernels have no second derivative')
+@functools.lru_cache(maxsize=None)
+def arguments(function: Callable) -> Tuple[str, ...]:
+    """Names of a function's arguments, in their order."""
+    return tuple(inspect.signature(function).parameters)
 
 
 def _current(device: torch.device):
@@ -109,9 +107,10 @@ def _has_triton() -> bool:
     return importlib.util.find_spec('triton') is not None
 
 
-def _tensors(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+def tensors(args: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Tensors among arguments, those in lists included."""
     for arg in args:
         if isinstance(arg, torch.Tensor):
             yield arg
         elif isinstance(arg, (list, tuple)):
-            yield from _tensors(arg)
+            yield from tensors(arg)

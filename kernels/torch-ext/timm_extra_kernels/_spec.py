@@ -1,30 +1,37 @@
-"""All operations in one list, which tests, compile gates and benchmarks read."""
+"""All operations in one list, which tests, compile gates, `doctor`, FLOP counts, layers and benchmarks read."""
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
-from ._cases import Case
-from ._dispatch import Path, why_not
+import torch
+
+from ._cases import Benchmark, Case, Work
+from ._dispatch import Limits, Path, arguments, why_not
+from ._ops import ops
 
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operation: a package of this one with `reference`, `kernel` and `cases`.
+    """One operation: a package of this one with the modules `naive`, `eager`, `kernel` and `cases`.
 
     Attributes:
         name: Name of operation, operator, function and package.
-        outputs: How many of the operator's outputs its definition has; what follows is for the backward pass.
+        layer: Name of its stateless layer.
+        outputs: How many of the operator's outputs its naive form has; what follows is for the backward pass.
+        counted: Whether its products are part of a model's FLOPs.
     """
 
     name: str
+    layer: str
     outputs: int = 1
+    counted: bool = False
 
     @property
     def package(self) -> ModuleType:
-        """Its `prepare` checks the arguments of the public function and puts them into the order of the operator;
-        `limits` says what the kernels cannot do."""
+        """Its `prepare` checks the arguments of the public function and puts them into the order of the operator."""
         return importlib.import_module(f'.{self.name}', __package__)
 
     @property
@@ -33,29 +40,67 @@ class OpSpec:
         return getattr(self.package, self.name)
 
     @property
-    def reference(self) -> ModuleType:
-        """`forward` and `backward` in PyTorch."""
-        return self._module('reference')
+    def operator(self) -> Callable:
+        """The operator that the function calls."""
+        return getattr(ops, self.name)
+
+    @property
+    def backward_operator(self) -> Callable:
+        """The operator that its backward pass calls."""
+        return getattr(ops, f'{self.name}_backward')
+
+    @property
+    def limits(self) -> Limits:
+        """Says what the kernels cannot do, from arguments of either operator that it picks by their names."""
+        return self.package.limits
+
+    @property
+    def naive(self) -> ModuleType:
+        """`forward`: the mathematics in a few differentiable lines; what errors are measured by."""
+        return self._module('naive')
+
+    @property
+    def eager(self) -> ModuleType:
+        """`forward` and `backward` in PyTorch, fast and in bounded memory."""
+        return self._module('eager')
 
     @property
     def kernel(self) -> ModuleType:
-        """Launchers `forward` and `backward` of the kernels, same arguments as the reference. Imports triton."""
+        """Launchers `forward` and `backward` of the kernels, same arguments as the eager form. Imports triton."""
         return self._module('kernel')
-
-    @property
-    def definition(self) -> Callable:
-        """The mathematics in a few differentiable lines, same arguments as `forward`; what errors are measured by."""
-        return self._module('cases').definition
 
     @property
     def inputs(self) -> Callable[..., Tuple[Any, ...]]:
         """Arguments of the operator for a case, a dtype and a device."""
         return self._module('cases').inputs
 
+    def backward_args(self, grad: torch.Tensor, args: Sequence[Any], outs: Any) -> List[Any]:
+        """Arguments of the backward operator, for the gradients of all inputs.
+
+        Args:
+            grad: Gradient of the first output.
+            args: Arguments of the operator.
+            outs: What it returned.
+        """
+        operators = self.package.OPERATORS
+        return [grad, *operators.kept(args, outs), *(True for _ in operators.flags)]
+
     @property
-    def backward_args(self) -> Callable[..., Tuple[Any, ...]]:
-        """Arguments of `backward` from the gradient of the output and the arguments and outputs of `forward`."""
-        return self._module('cases').backward_args
+    def example(self) -> Callable[..., Tuple[Tuple[Any, ...], Dict[str, Any]]]:
+        """Arguments and keyword arguments of the function on a device, of the shapes that a model has."""
+        return self._module('cases').example
+
+    def work(self, args: Sequence[Any]) -> Work:
+        """What a call takes at least.
+
+        Args:
+            args: Arguments of the operator; shapes may stand in the place of tensors.
+        """
+        return self._module('cases').work(*_shapes(args))
+
+    def flops(self, *args: Any, **kwargs: Any) -> int:
+        """Operations of products, called as `torch.utils.flop_counter` does."""
+        return self.work(args).flops
 
     @property
     def cases(self) -> List[Case]:
@@ -69,20 +114,29 @@ class OpSpec:
 
     @property
     def compiled(self) -> List[Case]:
-        """Inputs of the models' sizes, for which the kernels are compiled ahead of time and measured."""
+        """Inputs of the models' sizes, for which the kernels are compiled ahead of time."""
         return self._module('cases').COMPILED
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """What is measured, and what it is compared with."""
+        return self._module('cases').BENCHMARK
 
     def _module(self, name: str) -> ModuleType:
         return importlib.import_module(f'.{self.name}.{name}', __package__)
 
 
 SPECS = [
-    OpSpec('class_attention'),
-    OpSpec('fourier_cross_attention'),
-    OpSpec('latent_cross_attention'),
-    OpSpec('leff_depthwise'),
-    OpSpec('leff_depthwise_train', outputs=5),
+    OpSpec('class_attention', 'ClassAttention'),
+    OpSpec('fourier_cross_attention', 'FourierCrossAttention', counted=True),
+    OpSpec('latent_cross_attention', 'LatentCrossAttention', counted=True),
+    OpSpec('leff_depthwise', 'LeFFDepthwise'),
+    OpSpec('leff_depthwise_train', 'LeFFDepthwiseTrain', outputs=5),
 ]
+
+
+def _shapes(args: Sequence[Any]) -> List[Any]:
+    return [a.shape if isinstance(a, torch.Tensor) else _shapes(a) if isinstance(a, (list, tuple)) else a for a in args]
 
 
 def explain(function: Callable, *args: Any, **kwargs: Any) -> Path:
@@ -101,7 +155,10 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> Path:
     """
     for spec in SPECS:
         if spec.function is function:
-            reason = why_not(spec.package.limits, spec.package.prepare(*args, **kwargs))
+            given = inspect.signature(function).bind(*args, **kwargs)
+            given.apply_defaults()
+            named = dict(zip(arguments(spec.eager.forward), spec.package.prepare(**given.arguments)))
+            reason = why_not(spec.limits, named)
             return Path(spec.name, reason is None, reason or '')
     names: Sequence[str] = [spec.name for spec in SPECS]
     raise ValueError(f'explain knows {", ".join(names)}, not {getattr(function, "__name__", function)!r}')

@@ -1,106 +1,29 @@
 """The operations as stateless layers, for `kernels.kernelize` to put in the place of functions of equal signature."""
 
-from typing import Optional, Sequence, Tuple
+import inspect
+from typing import Any, Type
 
-import torch
 from torch import nn
 
-from .class_attention import class_attention
-from .fourier_cross_attention import fourier_cross_attention
-from .latent_cross_attention import latent_cross_attention
-from .leff_depthwise import leff_depthwise
-from .leff_depthwise_train import leff_depthwise_train
+from ._spec import SPECS, OpSpec
 
-__all__ = ['ClassAttention', 'FourierCrossAttention', 'LatentCrossAttention', 'LeFFDepthwise', 'LeFFDepthwiseTrain']
+__all__ = [spec.layer for spec in SPECS]
 
 
-class ClassAttention(nn.Module):
-    """`class_attention`."""
+def _layer(spec: OpSpec) -> Type[nn.Module]:
+    """A layer without state, whose forward pass is the operation."""
+    function = spec.function
 
-    has_backward = True
-    can_torch_compile = True
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
-        return class_attention(q, k, v, scale=scale)
-
-
-class LatentCrossAttention(nn.Module):
-    """`latent_cross_attention`."""
-
-    has_backward = True
-    can_torch_compile = True
-
-    def forward(
-        self,
-        q: torch.Tensor,
-        x: torch.Tensor,
-        *,
-        scale: float,
-        eps: Optional[float] = 1e-5,
-        mask: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        return latent_cross_attention(q, x, scale=scale, eps=eps, mask=mask)
+    signature = inspect.signature(function)
+    itself = inspect.Parameter('self', inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])
+    forward.__doc__ = function.__doc__
+    # no other attributes: `kernels` refuses a layer with more
+    members = dict(forward=forward, has_backward=True, can_torch_compile=True, __doc__=f'`{spec.name}`.')
+    return type(spec.layer, (nn.Module,), {**members, '__module__': __name__})
 
 
-class FourierCrossAttention(nn.Module):
-    """`fourier_cross_attention`."""
-
-    has_backward = True
-    can_torch_compile = True
-
-    def forward(
-        self,
-        q: torch.Tensor,
-        content: torch.Tensor,
-        axes: Sequence[torch.Tensor],
-        *,
-        scale: float,
-        eps: Optional[float] = 1e-5,
-        mask: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        return fourier_cross_attention(q, content, axes, scale=scale, eps=eps, mask=mask)
-
-
-class LeFFDepthwise(nn.Module):
-    """`leff_depthwise`."""
-
-    has_backward = True
-    can_torch_compile = True
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        grid: Tuple[int, int],
-        scale1: torch.Tensor,
-        shift1: torch.Tensor,
-        scale2: torch.Tensor,
-        shift2: torch.Tensor,
-    ) -> torch.Tensor:
-        return leff_depthwise(x, weight, bias, grid=grid, scale1=scale1, shift1=shift1, scale2=scale2, shift2=shift2)
-
-
-class LeFFDepthwiseTrain(nn.Module):
-    """`leff_depthwise_train`."""
-
-    has_backward = True
-    can_torch_compile = True
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        grid: Tuple[int, int],
-        gamma1: torch.Tensor,
-        beta1: torch.Tensor,
-        gamma2: torch.Tensor,
-        beta2: torch.Tensor,
-        eps: float,
-    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        return leff_depthwise_train(
-            x, weight, bias, grid=grid, gamma1=gamma1, beta1=beta1, gamma2=gamma2, beta2=beta2, eps=eps
-        )
+globals().update({spec.layer: _layer(spec) for spec in SPECS})

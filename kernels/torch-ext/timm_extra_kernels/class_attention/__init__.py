@@ -5,53 +5,25 @@ from typing import Optional, Tuple
 import torch
 
 from .._checks import check_floating
-from .._dispatch import implement, no_second_derivative
-from .._ops import add_op_namespace_prefix, ops
+from .._ops import ops
+from .._register import Operators
 
 __all__ = ['class_attention']
 
-_FORWARD = add_op_namespace_prefix('class_attention')
-_BACKWARD = add_op_namespace_prefix('class_attention_backward')
-torch.library.define(_FORWARD, '(Tensor q, Tensor k, Tensor v, float scale) -> Tensor')
-torch.library.define(_BACKWARD, '(Tensor grad, Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor, Tensor)')
 
-
-def limits(*args) -> Optional[str]:
+def limits(*, k: torch.Tensor) -> Optional[str]:
     """What the kernels cannot do."""
-    k = args[-2]
     return f'{k.shape[-1]} channels per head are more than 256' if k.shape[-1] > 256 else None
 
 
-implement(_FORWARD, __name__, 'forward', limits)
-implement(_BACKWARD, __name__, 'backward', limits)
-
-
-@torch.library.register_fake(_FORWARD)
-def _forward_fake(q, k, v, scale):
+def _fake(q, k, v, scale):
     return q.new_empty(q.shape)
 
 
-@torch.library.register_fake(_BACKWARD)
-def _backward_fake(grad, q, k, v, scale):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+OPERATORS = Operators(__name__, limits, _fake)
 
 
-def _setup_context(ctx, inputs, output):
-    q, k, v, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v)
-
-
-def _backward(ctx, grad):
-    return (*ops.class_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None)
-
-
-torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
-torch.library.register_autograd(_BACKWARD, no_second_derivative)
-
-
-def prepare(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+def prepare(q, k, v, scale) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     """Check the arguments of `class_attention` and bring them into the operator's order."""
     check_floating('class_attention', q=q, k=k, v=v)
     if k.ndim != 4 or k.shape != v.shape:
@@ -81,4 +53,4 @@ def class_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale:
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    return ops.class_attention(*prepare(q, k, v, scale=scale))
+    return ops.class_attention(*prepare(q, k, v, scale))

@@ -1,13 +1,9 @@
 """Inputs on which `class_attention` is tested, compiled and measured."""
 
 import torch
+import torch.nn.functional as F
 
-from .._cases import Case, randn
-
-
-def definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(scale · q kᵀ) v, as in the paper."""
-    return ((q @ k.mT) * scale).softmax(-1) @ v
+from .._cases import LIBRARY, Benchmark, Case, Route, Sweep, Work, randn
 
 
 def inputs(case: Case, dtype: torch.dtype, device: torch.device):
@@ -18,9 +14,20 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device):
     return q[:, :, -1:], k, v, D**-0.5
 
 
-def backward_args(grad, args, out):
-    """Arguments of the backward operator."""
-    return grad, *args
+def work(q, k, v, scale) -> Work:
+    """What it takes at least, with shapes in the place of tensors."""
+    B, H, L, D = k
+    return Work(flops=4 * B * H * L * D, special=B * H * L)
+
+
+def example(device):
+    """Arguments of the public function as in `ceit_small`, for one image."""
+    q, k = torch.empty(1, 6, 1, 64, device=device), torch.empty(1, 6, 12, 64, device=device)
+    return (q, k, torch.empty_like(k)), dict(scale=0.125)
+
+
+def _library(q, k, v, scale):
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 CASES = [
@@ -32,3 +39,16 @@ CASES = [
 ]
 SIZES = dict(B=(1, 3), H=(1, 4), L=(1, 50), D=(1, 100))
 COMPILED = [Case('ceit', dict(B=256, H=6, L=12, D=64)), Case('wide', dict(B=256, H=6, L=12, D=192))]
+BENCHMARK = Benchmark(
+    COMPILED,
+    routes=dict(library=Route(LIBRARY, _library)),
+    speedups={('ceit', 'forward'): dict(eager=3)},
+    sweep=Sweep(
+        dict(B=8, H=6, L=197, D=64),
+        {
+            'L': {n: dict(L=n) for n in (12, 96, 768, 3072)},
+            'D': {d: dict(D=d) for d in (32, 64, 128)},
+        },
+        model=dict(B=32, H=6, L=12, D=64),
+    ),
+)

@@ -96,7 +96,7 @@ def _class_attention_bwd_kernel(
 
 
 def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """As `reference.forward`."""
+    """As `eager.forward`."""
     B, H, L, D = k.shape
     out = q.new_empty(B, H, 1, D)
     _class_attention_fwd_kernel[(B * H,)](
@@ -109,7 +109,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> 
 def backward(
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `reference.backward`."""
+    """As `eager.backward`."""
     B, H, L, D = k.shape
     dq, dk, dv = q.new_empty(B, H, 1, D), k.new_empty(B, H, L, D), v.new_empty(B, H, L, D)
     _class_attention_bwd_kernel[(B * H,)](

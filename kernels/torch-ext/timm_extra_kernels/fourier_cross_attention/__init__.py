@@ -1,87 +1,36 @@
 """Cross-attention from few queries to a grid of inputs with position features that depend on one axis each."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 
 from .._checks import check_mask, check_queries
-from .._dispatch import implement, no_second_derivative
-from .._ops import add_op_namespace_prefix, ops
-from . import reference
+from .._ops import ops
+from .._register import Operators
+from .._tiles import compute_dtype
 
 __all__ = ['fourier_cross_attention']
 
-_FORWARD = add_op_namespace_prefix('fourier_cross_attention')
-_BACKWARD = add_op_namespace_prefix('fourier_cross_attention_backward')
-torch.library.define(
-    _FORWARD,
-    '(Tensor q, Tensor content, Tensor[] axes, float scale, float? eps, Tensor? mask) -> (Tensor, Tensor)',
-)
-torch.library.define(
-    _BACKWARD,
-    '(Tensor grad, Tensor q, Tensor content, Tensor[] axes, Tensor out, Tensor lse, float scale, float? eps, '
-    'Tensor? mask, bool needs_inputs) -> (Tensor, Tensor, Tensor[])',
-)
 
-
-def limits(*args) -> Optional[str]:
+def limits(*, q: torch.Tensor, content: torch.Tensor, needs_inputs: bool = False) -> Optional[str]:
     """What the kernels cannot do."""
-    backward = len(args) == 10
-    q, content = args[1:3] if backward else args[:2]
     channels = content.shape[1]
-    if backward and args[-1] and q.dtype == torch.float32 and channels > 12:
+    if needs_inputs and q.dtype == torch.float32 and channels > 12:
         return f'gradients of {channels} content channels in float32 are more than 12'
     most = 40 if q.dtype == torch.float16 else 120
     return f'{channels} content channels are more than {most}' if channels > most else None
 
 
-implement(_FORWARD, __name__, 'forward', limits)
-implement(_BACKWARD, __name__, 'backward', limits)
-
-
-@torch.library.register_fake(_FORWARD)
-def _forward_fake(q, content, axes, scale, eps, mask):
-    dtype = reference.compute_dtype(q, content, *axes)
+def _fake(q, content, axes, scale, eps, mask):
+    dtype = compute_dtype(q, content, *axes)
     shape = (content.shape[0], *q.shape[1:])
     return content.new_empty(shape, dtype=dtype), content.new_empty(shape[:-1], dtype=dtype)
 
 
-@torch.library.register_fake(_BACKWARD)
-def _backward_fake(grad, q, content, axes, out, lse, scale, eps, mask, needs_inputs):
-    if not needs_inputs:
-        return q.new_empty(q.shape), content.new_empty(0), []
-    return q.new_empty(q.shape), content.new_empty(content.shape), [t.new_empty(t.shape) for t in axes]
+OPERATORS = Operators(__name__, limits, _fake, outputs=('out', 'lse'), flags=dict(needs_inputs=('content', 'axes')))
 
 
-def _setup_context(ctx, inputs, output):
-    q, content, axes, ctx.scale, ctx.eps, mask = inputs
-    ctx.save_for_backward(q, content, *output, mask, *axes)
-    ctx.needs_inputs = content.requires_grad or any(t.requires_grad for t in axes)
-
-
-def _backward(ctx, grad, _):
-    q, content, out, lse, mask, *axes = ctx.saved_tensors
-    dq, dcontent, daxes = ops.fourier_cross_attention_backward(
-        grad, q, content, axes, out, lse, ctx.scale, ctx.eps, mask, ctx.needs_inputs
-    )
-    if not ctx.needs_inputs:
-        return dq, None, [None] * len(axes), None, None, None
-    return dq, dcontent, daxes, None, None, None
-
-
-torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
-torch.library.register_autograd(_BACKWARD, no_second_derivative)
-
-
-def prepare(
-    q: torch.Tensor,
-    content: torch.Tensor,
-    axes: Sequence[torch.Tensor],
-    *,
-    scale: float,
-    eps: Optional[float] = 1e-5,
-    mask: Optional[torch.Tensor] = None,
-) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor], float, Optional[float], Optional[torch.Tensor]]:
+def prepare(q, content, axes, scale, eps, mask) -> Tuple[Any, ...]:
     """Check the arguments of `fourier_cross_attention` and bring them into the operator's order."""
     check_queries('fourier_cross_attention', q, 'content', content)
     axes = list(axes)
@@ -120,7 +69,7 @@ def fourier_cross_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    out, _ = ops.fourier_cross_attention(*prepare(q, content, axes, scale=scale, eps=eps, mask=mask))
+    out, _ = ops.fourier_cross_attention(*prepare(q, content, axes, scale, eps, mask))
     return out.to(q.dtype)
 
 

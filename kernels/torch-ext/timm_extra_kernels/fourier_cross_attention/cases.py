@@ -1,33 +1,13 @@
 """Inputs on which `fourier_cross_attention` is tested, compiled and measured."""
 
-from typing import List, Optional
+import math
 
 import torch
 
-from .._cases import Case, randn
-from ..latent_cross_attention.cases import definition as attend
-
-
-def tokens(content: torch.Tensor, axes: List[torch.Tensor]) -> torch.Tensor:
-    """Tokens (B, N, C), built in full."""
-    B, _, *sizes = content.shape
-    parts = [content.movedim(1, -1)]
-    for i, table in enumerate(axes):
-        along = table[tuple(slice(None) if j == i else None for j in range(len(sizes)))]
-        parts.append(along.expand(B, *sizes, -1))
-    return torch.cat(parts, -1).flatten(1, -2)
-
-
-def definition(
-    q: torch.Tensor,
-    content: torch.Tensor,
-    axes: List[torch.Tensor],
-    scale: float,
-    eps: Optional[float],
-    mask: Optional[torch.Tensor],
-) -> torch.Tensor:
-    """softmax(scale · q x̂ᵀ) x̂ with every matrix in full; zeros where nothing is attended to."""
-    return attend(q, tokens(content, axes), scale, eps, None if mask is None else mask.flatten(1))
+from .._cases import LIBRARY, MATMUL, Benchmark, Case, MemoryCase, Route, Sweep, Work, randn
+from ..latent_cross_attention.cases import normalised, zero_padded
+from ..latent_cross_attention.naive import forward as attend
+from .naive import tokens
 
 
 def inputs(case: Case, dtype: torch.dtype, device: torch.device):
@@ -44,10 +24,26 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device):
     return q, content, axes, C**-0.5, sizes.get('eps', 1e-5), mask
 
 
-def backward_args(grad, args, outs):
-    """Arguments of the backward operator, for the gradients of all inputs."""
-    q, content, axes, scale, eps, mask = args
-    return grad, q, content, axes, *outs, scale, eps, mask, True
+def work(q, content, axes, scale, eps, mask) -> Work:
+    """What it takes at least, with shapes in the place of tensors.
+
+    Separated: every position costs products with its content and its mean, the features cost those with their tables.
+    """
+    B, c, *spatial = content
+    rows = B * q[1] * q[2]
+    scores = rows * math.prod(spatial)
+    return Work(flops=4 * (scores * (c + 1) + rows * sum(size * features for size, features in axes)), special=scores)
+
+
+def example(device):
+    """Arguments of the public function as in `perceiver_base`, for one image."""
+    q, content = torch.empty(1, 1, 512, 261, device=device), torch.empty(1, 3, 224, 224, device=device)
+    return (q, content, [torch.empty(224, 129, device=device) for _ in range(2)]), dict(scale=0.1)
+
+
+def _with_tokens(q, content, axes, scale, eps, mask):
+    """The arguments as those of `latent_cross_attention`."""
+    return q, tokens(content, axes), scale, eps, None if mask is None else mask.flatten(1)
 
 
 CASES = [
@@ -69,3 +65,24 @@ COMPILED = [
     Case('audio', dict(B=8, M=512, c=1, S=(10240,), F=385)),
     Case('video', dict(B=2, M=512, c=3, S=(16, 224, 224), F=(129, 129, 129))),
 ]
+BENCHMARK = Benchmark(
+    COMPILED,
+    routes=dict(library=Route(LIBRARY, lambda *args: zero_padded(*_with_tokens(*args)))),
+    forward_routes=dict(matmul=Route(MATMUL, attend, lambda *args: normalised(*_with_tokens(*args)))),
+    speedups={('perceiver 261', 'forward'): dict(library=5), ('perceiver 261', 'step'): dict(library=4)},
+    sweep=Sweep(
+        dict(B=1, M=128, c=3, S=(112, 112), F=33),
+        {
+            'pixels': {s * s: dict(S=(s, s)) for s in (28, 56, 112, 224, 448)},
+            'M': {m: dict(M=m) for m in (32, 128, 512)},
+            'F': {f: dict(F=f) for f in (9, 33, 129)},
+        },
+        model=dict(B=1, M=256, c=3, S=(112, 112), F=129),
+    ),
+    # four million positions, whose tokens alone would take 2 GB; the goal is a billion bytes
+    memory=MemoryCase(
+        Case('2048x2048', dict(B=1, M=512, c=3, S=(2048, 2048), F=129)),
+        'batch 1 at 2048 × 2048, 512 queries',
+        gib=0.93,
+    ),
+)

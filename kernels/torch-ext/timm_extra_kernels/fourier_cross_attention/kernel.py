@@ -469,7 +469,7 @@ def forward(
     eps: Optional[float],
     mask: Optional[torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """As `reference.forward`."""
+    """As `eager.forward`."""
     H, M, C = q.shape[1:]
     B, layout = content.shape[0], slots(content.shape[1], q.dtype)
     vectors = centred(q, scale * LOG2E, eps is not None)  # their scores are powers of 2
@@ -502,7 +502,7 @@ def backward(
     mask: Optional[torch.Tensor],
     needs_inputs: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
-    """As `reference.backward`."""
+    """As `eager.backward`."""
     layout = slots(content.shape[1], q.dtype)
     vectors, grad = centred(q, scale * LOG2E, eps is not None), centred(grad, 1.0, eps is not None)
     delta = (grad * out.flatten(1, 2)).sum(-1).contiguous()  # (B, R)

@@ -5,67 +5,30 @@ from typing import Optional, Tuple
 import torch
 
 from .._checks import check_mask, check_queries
-from .._dispatch import implement, no_second_derivative
-from .._ops import add_op_namespace_prefix, ops
-from . import reference
+from .._ops import ops
+from .._register import Operators
+from .._tiles import compute_dtype
 
 __all__ = ['latent_cross_attention']
 
-_FORWARD = add_op_namespace_prefix('latent_cross_attention')
-_BACKWARD = add_op_namespace_prefix('latent_cross_attention_backward')
-torch.library.define(_FORWARD, '(Tensor q, Tensor x, float scale, float? eps, Tensor? mask) -> (Tensor, Tensor)')
-torch.library.define(
-    _BACKWARD,
-    '(Tensor grad, Tensor q, Tensor x, Tensor out, Tensor lse, float scale, float? eps, Tensor? mask, bool needs_x)'
-    ' -> (Tensor, Tensor)',
-)
 
-
-def limits(*args) -> Optional[str]:
+def limits(*, x: torch.Tensor) -> Optional[str]:
     """What the kernels cannot do."""
-    channels = args[1].shape[-1]  # of x, or of q after the gradient
+    channels = x.shape[-1]
     return f'{channels} channels are more than 1024' if channels > 1024 else None
 
 
-implement(_FORWARD, __name__, 'forward', limits)
-implement(_BACKWARD, __name__, 'backward', limits)
-
-
-@torch.library.register_fake(_FORWARD)
-def _forward_fake(q, x, scale, eps, mask):
-    dtype = reference.compute_dtype(q, x)
+def _fake(q, x, scale, eps, mask):
+    dtype = compute_dtype(q, x)
     shape = (x.shape[0], *q.shape[1:])
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape[:-1], dtype=dtype)
 
 
-@torch.library.register_fake(_BACKWARD)
-def _backward_fake(grad, q, x, out, lse, scale, eps, mask, needs_x):
-    return q.new_empty(q.shape), x.new_empty(x.shape if needs_x else 0)
-
-
-def _setup_context(ctx, inputs, output):
-    q, x, ctx.scale, ctx.eps, mask = inputs
-    ctx.save_for_backward(q, x, *output, mask)
-
-
-def _backward(ctx, grad, _):
-    q, x, out, lse, mask = ctx.saved_tensors
-    needs_x = ctx.needs_input_grad[1]
-    dq, dx = ops.latent_cross_attention_backward(grad, q, x, out, lse, ctx.scale, ctx.eps, mask, needs_x)
-    return dq, dx if needs_x else None, None, None, None
-
-
-torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
-torch.library.register_autograd(_BACKWARD, no_second_derivative)
+OPERATORS = Operators(__name__, limits, _fake, outputs=('out', 'lse'), flags=dict(needs_x=('x',)))
 
 
 def prepare(
-    q: torch.Tensor,
-    x: torch.Tensor,
-    *,
-    scale: float,
-    eps: Optional[float] = 1e-5,
-    mask: Optional[torch.Tensor] = None,
+    q, x, scale, eps, mask
 ) -> Tuple[torch.Tensor, torch.Tensor, float, Optional[float], Optional[torch.Tensor]]:
     """Check the arguments of `latent_cross_attention` and bring them into the operator's order."""
     check_queries('latent_cross_attention', q, 'x', x)
@@ -107,5 +70,5 @@ def latent_cross_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    out, _ = ops.latent_cross_attention(*prepare(q, x, scale=scale, eps=eps, mask=mask))
+    out, _ = ops.latent_cross_attention(*prepare(q, x, scale, eps, mask))
     return out.to(q.dtype)

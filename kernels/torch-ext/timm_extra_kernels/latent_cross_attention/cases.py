@@ -1,24 +1,11 @@
 """Inputs on which `latent_cross_attention` is tested, compiled and measured."""
 
-from typing import Optional
-
 import torch
+import torch.nn.functional as F
 
-from .._cases import Case, randn
-
-
-def definition(
-    q: torch.Tensor, x: torch.Tensor, scale: float, eps: Optional[float], mask: Optional[torch.Tensor]
-) -> torch.Tensor:
-    """softmax(scale · q x̂ᵀ) x̂ with every matrix in full; zeros where nothing is attended to."""
-    if eps is not None:
-        x = torch.nn.functional.layer_norm(x, x.shape[-1:], None, None, eps)
-    scores = q @ x.unsqueeze(1).mT * scale  # (B, H, M, N)
-    if mask is None:
-        return scores.softmax(-1) @ x.unsqueeze(1)
-    lowest = torch.finfo(scores.dtype).min  # finite: an item without any inputs is not NaN
-    p = scores.masked_fill(~mask[:, None, None], lowest).softmax(-1)
-    return (p * mask.any(1)[:, None, None, None]) @ x.unsqueeze(1)
+from .._cases import LIBRARY, MATMUL, Benchmark, Case, Route, Sweep, Work, randn
+from .eager import normalise
+from .naive import forward as naive
 
 
 def inputs(case: Case, dtype: torch.dtype, device: torch.device):
@@ -33,10 +20,32 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device):
     return q, x, C**-0.5, sizes.get('eps', 1e-5), mask
 
 
-def backward_args(grad, args, outs):
-    """Arguments of the backward operator, for the gradients of both tensors."""
-    q, x, scale, eps, mask = args
-    return grad, q, x, *outs, scale, eps, mask, True
+def work(q, x, scale, eps, mask) -> Work:
+    """What it takes at least, with shapes in the place of tensors."""
+    B, N, C = x
+    scores = B * q[1] * q[2] * N
+    return Work(flops=4 * scores * C, special=scores)
+
+
+def example(device):
+    """Arguments of the public function as in `perceiver_base`, for one image."""
+    return (torch.empty(1, 1, 512, 261, device=device), torch.empty(1, 50176, 261, device=device)), dict(scale=0.1)
+
+
+def zero_padded(q, x, scale, eps, mask):
+    """The best that a library has: normalised inputs, padded to a width that fused attention takes."""
+    C = q.shape[-1]
+    x = normalise(x, eps)
+    pad = -C % 8
+    q, x = F.pad(q, (0, pad)).expand(x.shape[0], -1, -1, -1), F.pad(x, (0, pad)).unsqueeze(1)
+    x = x.expand(-1, q.shape[1], -1, -1)
+    out = F.scaled_dot_product_attention(q, x, x, None if mask is None else mask[:, None, None], scale=scale)
+    return out[..., :C]
+
+
+def normalised(q, x, scale, eps, mask):
+    """The arguments for which no normalisation is left to do."""
+    return q, normalise(x, eps), scale, None, mask
 
 
 CASES = [
@@ -56,3 +65,23 @@ COMPILED = [
     Case('masked 261', dict(B=64, Q=1, M=512, C=261, N=50176, mask=True)),
     Case('decoder 1024', dict(B=64, M=1, C=1024, N=512)),
 ]
+BENCHMARK = Benchmark(
+    [COMPILED[0], Case('perceiver 512 batch 1', {**COMPILED[0].sizes, 'B': 1}), *COMPILED[1:]],
+    routes=dict(library=Route(LIBRARY, zero_padded)),
+    forward_routes=dict(
+        matmul=Route(MATMUL, naive, normalised, applies=lambda sizes: sizes.get('eps', 1e-5) is not None)
+    ),
+    speedups={
+        ('perceiver 512', 'forward'): dict(library=2),
+        ('perceiver 512 batch 1', 'forward'): dict(library=3),
+    },
+    sweep=Sweep(
+        dict(B=1, M=128, C=128, N=8192),
+        {
+            'N': {n: dict(N=n) for n in (1024, 4096, 16384, 65536)},
+            'M': {m: dict(M=m) for m in (32, 128, 512)},
+            'C': {c: dict(C=c) for c in (64, 192, 512)},
+        },
+        model=dict(B=1, M=256, C=261, N=112 * 112),
+    ),
+)

@@ -346,7 +346,7 @@ def _latent_normalise_bwd_kernel(
 def forward(
     q: torch.Tensor, x: torch.Tensor, scale: float, eps: Optional[float], mask: Optional[torch.Tensor]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """As `reference.forward`, with products in the dtype of q."""
+    """As `eager.forward`, with products in the dtype of q."""
     H, M, C = q.shape[1:]
     B, N = x.shape[:2]
     R = H * M
@@ -381,7 +381,7 @@ def backward(
     mask: Optional[torch.Tensor],
     needs_x: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """As `reference.backward`, with products in the dtype of q."""
+    """As `eager.backward`, with products in the dtype of q."""
     CP = triton.cdiv(q.shape[-1], 16) * 16
     rows, g = _padded_rows(q, CP, q.dtype), _padded_rows(grad, CP, q.dtype)
     xh, rstd = _normalise(x, eps, CP, q.dtype, needs_x)

@@ -5,56 +5,23 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 
 from .._checks import check_floating
-from .._dispatch import implement, no_second_derivative
-from .._ops import add_op_namespace_prefix, ops
+from .._ops import ops
+from .._register import Operators
 
 __all__ = ['leff_depthwise']
 
-_FORWARD = add_op_namespace_prefix('leff_depthwise')
-_BACKWARD = add_op_namespace_prefix('leff_depthwise_backward')
-_ARGS = 'Tensor x, Tensor weight, Tensor bias, int H, int W, Tensor scale1, Tensor shift1, Tensor scale2, Tensor shift2'
-torch.library.define(_FORWARD, f'({_ARGS}) -> Tensor')
-torch.library.define(_BACKWARD, f'(Tensor grad, {_ARGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)')
 
-
-def limits(*args) -> Optional[str]:
+def limits(*, weight: torch.Tensor) -> Optional[str]:
     """What the kernels cannot do."""
-    return kernel_limits(args[-8])
-
-
-def kernel_limits(weight: torch.Tensor) -> Optional[str]:
-    """What the kernels cannot convolve with."""
     k = weight.shape[-1]
     return None if k in (3, 5) else f'a {k}×{k} convolution has no kernel, only 3×3 and 5×5'
 
 
-implement(_FORWARD, __name__, 'forward', limits)
-implement(_BACKWARD, __name__, 'backward', limits)
-
-
-@torch.library.register_fake(_FORWARD)
-def _forward_fake(x, weight, bias, H, W, scale1, shift1, scale2, shift2):
+def _fake(x, weight, bias, H, W, scale1, shift1, scale2, shift2):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake(_BACKWARD)
-def _backward_fake(grad, x, weight, bias, H, W, *affines):
-    return tuple(t.new_empty(t.shape) for t in (x, weight, bias, *affines))
-
-
-def _setup_context(ctx, inputs, output):
-    x, weight, bias, *ctx.grid = inputs[:5]
-    ctx.save_for_backward(x, weight, bias, *inputs[5:])
-
-
-def _backward(ctx, grad):
-    x, weight, bias, *affines = ctx.saved_tensors
-    dx, dweight, dbias, *rest = ops.leff_depthwise_backward(grad, x, weight, bias, *ctx.grid, *affines)
-    return (dx, dweight, dbias, None, None, *rest)
-
-
-torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
-torch.library.register_autograd(_BACKWARD, no_second_derivative)
+OPERATORS = Operators(__name__, limits, _fake)
 
 
 def check(op: str, x: torch.Tensor, weight: torch.Tensor, grid: Tuple[int, int], vectors: Dict[str, Any]) -> None:
@@ -74,17 +41,7 @@ def check(op: str, x: torch.Tensor, weight: torch.Tensor, grid: Tuple[int, int],
             raise ValueError(f'{op}: {label} must be ({C},), got {tuple(vector.shape)}')
 
 
-def prepare(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    grid: Tuple[int, int],
-    scale1: torch.Tensor,
-    shift1: torch.Tensor,
-    scale2: torch.Tensor,
-    shift2: torch.Tensor,
-) -> Tuple[Any, ...]:
+def prepare(x, weight, bias, grid, scale1, shift1, scale2, shift2) -> Tuple[Any, ...]:
     """Check the arguments of `leff_depthwise` and bring them into the operator's order."""
     vectors = dict(bias=bias, scale1=scale1, shift1=shift1, scale2=scale2, shift2=shift2)
     check('leff_depthwise', x, weight, grid, vectors)
@@ -122,5 +79,4 @@ def leff_depthwise(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    affines = dict(scale1=scale1, shift1=shift1, scale2=scale2, shift2=shift2)
-    return ops.leff_depthwise(*prepare(x, weight, bias, grid=grid, **affines))
+    return ops.leff_depthwise(*prepare(x, weight, bias, grid, scale1, shift1, scale2, shift2))

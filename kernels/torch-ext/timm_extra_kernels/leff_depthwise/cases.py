@@ -1,18 +1,10 @@
 """Inputs on which `leff_depthwise` is tested, compiled and measured."""
 
+import math
+
 import torch
-import torch.nn.functional as F
 
-from .._cases import Case, randn
-
-
-def definition(x, weight, bias, H, W, scale1, shift1, scale2, shift2):
-    """Affine, GELU, depthwise convolution, affine, GELU, as in the paper."""
-    B, _, C = x.shape
-    x = x.mT.reshape(B, C, H, W)
-    h = F.gelu(x * scale1.view(C, 1, 1) + shift1.view(C, 1, 1))
-    z = F.conv2d(h, weight, bias, padding=weight.shape[-1] // 2, groups=C)
-    return F.gelu(z * scale2.view(C, 1, 1) + shift2.view(C, 1, 1)).flatten(2).mT
+from .._cases import Benchmark, Case, Sweep, Work, randn
 
 
 def inputs(case: Case, dtype: torch.dtype, device: torch.device):
@@ -25,9 +17,16 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device):
     return x, weight, randn((C,), dtype, device), H, W, 1 + 0.3 * scale1, shift1, 1 + 0.3 * scale2, shift2
 
 
-def backward_args(grad, args, out):
-    """Arguments of the backward operator."""
-    return grad, *args
+def work(x, weight, *rest) -> Work:
+    """What it takes at least, with shapes in the place of tensors."""
+    elements = math.prod(x)
+    return Work(flops=2 * elements * weight[-1] ** 2, special=2 * elements)
+
+
+def example(device):
+    """Arguments of the public function as in `ceit_small`, for one image."""
+    x, weight, *vectors = (torch.empty(shape, device=device) for shape in EXAMPLE)
+    return (x, weight, vectors[0]), dict(zip(('scale1', 'shift1', 'scale2', 'shift2'), vectors[1:]), grid=(14, 14))
 
 
 CASES = [
@@ -38,6 +37,7 @@ CASES = [
     Case('large kernel', dict(B=2, H=3, W=2, C=40, P=2)),
     Case('large kernel, wide', dict(B=1, H=1, W=15, C=3, P=2)),
 ]
+EXAMPLE = [(1, 196, 1536), (1536, 1, 3, 3), *[(1536,)] * 5]  # shapes of tokens, weight, bias and vectors
 SIZES = dict(B=(1, 3), H=(1, 2), W=(1, 15), C=(1, 40), P=(1, 2))
 COMPILED = [
     Case('ceit', dict(B=256, H=14, W=14, C=1536, P=1)),
@@ -45,3 +45,15 @@ COMPILED = [
     Case('large kernel', dict(B=256, H=14, W=14, C=1536, P=2)),
     Case('large kernel 384', dict(B=64, H=24, W=24, C=1536, P=2)),
 ]
+BENCHMARK = Benchmark(
+    COMPILED,
+    speedups={('ceit', 'forward'): dict(eager=5, compile=2)},
+    sweep=Sweep(
+        dict(B=4, H=14, W=14, C=384, P=1),
+        {
+            'tokens': {s * s: dict(H=s, W=s) for s in (7, 14, 28, 56)},
+            'C': {c: dict(C=c) for c in (96, 384, 1536)},
+        },
+        model=dict(B=4, H=14, W=14, C=1536, P=1),
+    ),
+)

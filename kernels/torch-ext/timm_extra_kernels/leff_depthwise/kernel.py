@@ -282,7 +282,7 @@ def forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
     scale1: torch.Tensor, shift1: torch.Tensor, scale2: torch.Tensor, shift2: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
-    """As `reference.forward`."""
+    """As `eager.forward`."""
     x, weight, *vectors = (t.contiguous() for t in (x, weight, bias, scale1, shift1, scale2, shift2))
     B, _, C = x.shape
     out = x.new_empty(x.shape)
@@ -295,7 +295,7 @@ def backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
     scale1: torch.Tensor, shift1: torch.Tensor, scale2: torch.Tensor, shift2: torch.Tensor,
 ) -> Tuple[torch.Tensor, ...]:  # fmt: skip
-    """As `reference.backward`."""
+    """As `eager.backward`."""
     args = weight, bias, scale1, shift1, scale2, shift2
     grad, x, w, b, s1, t1, s2, t2 = (t.contiguous() for t in (grad, x, *args))
     B, _, C = x.shape

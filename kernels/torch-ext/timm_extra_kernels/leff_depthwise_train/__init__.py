@@ -1,81 +1,26 @@
 """The depthwise stage of LeFF in training: the affines are BatchNorms by the statistics of the batch."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Tuple
 
 import torch
 
-from .._dispatch import implement, no_second_derivative
-from .._ops import add_op_namespace_prefix, ops
+from .._ops import ops
+from .._register import Operators
 from .._tiles import compute_dtype
-from ..leff_depthwise import check, kernel_limits
+from ..leff_depthwise import check, limits
 
 __all__ = ['leff_depthwise_train']
 
-_FORWARD = add_op_namespace_prefix('leff_depthwise_train')
-_BACKWARD = add_op_namespace_prefix('leff_depthwise_train_backward')
-_ARGS = (
-    'Tensor x, Tensor weight, Tensor bias, int H, int W, '
-    'Tensor gamma1, Tensor beta1, Tensor gamma2, Tensor beta2, float eps'
-)
-_SAVED = 'Tensor mean1, Tensor var1, Tensor mean2, Tensor var2, Tensor z'
-torch.library.define(_FORWARD, f'({_ARGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)')
-torch.library.define(
-    _BACKWARD, f'(Tensor grad, {_ARGS}, {_SAVED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)'
-)
 
-
-def limits(*args) -> Optional[str]:
-    """What the kernels cannot do."""
-    return kernel_limits(args[1] if args[1].ndim == 4 else args[2])
-
-
-implement(_FORWARD, __name__, 'forward', limits)
-implement(_BACKWARD, __name__, 'backward', limits)
-
-
-@torch.library.register_fake(_FORWARD)
-def _forward_fake(x, weight, bias, H, W, gamma1, beta1, gamma2, beta2, eps):
+def _fake(x, weight, bias, H, W, gamma1, beta1, gamma2, beta2, eps):
     statistics = (x.new_empty(x.shape[2], dtype=compute_dtype(x)) for _ in range(4))
     return x.new_empty(x.shape), *statistics, x.new_empty(x.shape)
 
 
-@torch.library.register_fake(_BACKWARD)
-def _backward_fake(grad, x, weight, bias, H, W, gamma1, beta1, gamma2, beta2, *rest):
-    return tuple(t.new_empty(t.shape) for t in (x, weight, bias, gamma1, beta1, gamma2, beta2))
+OPERATORS = Operators(__name__, limits, _fake, outputs=('y', 'mean1', 'var1', 'mean2', 'var2', 'z'))
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.eps = inputs
-    ctx.grid = tensors[3:5]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors[:3], *tensors[5:], *output[1:])
-
-
-def _backward(ctx, grad, *_):
-    x, weight, bias, gamma1, beta1, gamma2, beta2, *saved = ctx.saved_tensors
-    params = gamma1, beta1, gamma2, beta2
-    dx, dweight, dbias, *rest = ops.leff_depthwise_train_backward(
-        grad, x, weight, bias, *ctx.grid, *params, ctx.eps, *saved
-    )
-    return (dx, dweight, dbias, None, None, *rest, None)
-
-
-torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
-torch.library.register_autograd(_BACKWARD, no_second_derivative)
-
-
-def prepare(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    grid: Tuple[int, int],
-    gamma1: torch.Tensor,
-    beta1: torch.Tensor,
-    gamma2: torch.Tensor,
-    beta2: torch.Tensor,
-    eps: float,
-) -> Tuple[Any, ...]:
+def prepare(x, weight, bias, grid, gamma1, beta1, gamma2, beta2, eps) -> Tuple[Any, ...]:
     """Check the arguments of `leff_depthwise_train` and bring them into the operator's order."""
     vectors = dict(bias=bias, gamma1=gamma1, beta1=beta1, gamma2=gamma2, beta2=beta2)
     check('leff_depthwise_train', x, weight, grid, vectors)
@@ -121,5 +66,4 @@ def leff_depthwise_train(
     Raises:
         ValueError: A shape, dtype or device does not fit, or there is only one token; the message names it.
     """
-    params = dict(gamma1=gamma1, beta1=beta1, gamma2=gamma2, beta2=beta2, eps=eps)
-    return ops.leff_depthwise_train(*prepare(x, weight, bias, grid=grid, **params))[:5]
+    return ops.leff_depthwise_train(*prepare(x, weight, bias, grid, gamma1, beta1, gamma2, beta2, eps))[:5]

@@ -280,7 +280,7 @@ def forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
     gamma1: torch.Tensor, beta1: torch.Tensor, gamma2: torch.Tensor, beta2: torch.Tensor, eps: float,
 ) -> Tuple[torch.Tensor, ...]:  # fmt: skip
-    """As `reference.forward`."""
+    """As `eager.forward`."""
     args = x, weight, bias, gamma1, beta1, gamma2, beta2
     x, weight, bias, gamma1, beta1, gamma2, beta2 = (t.contiguous() for t in args)
     B, L, C = x.shape
@@ -309,7 +309,7 @@ def backward(
     gamma1: torch.Tensor, beta1: torch.Tensor, gamma2: torch.Tensor, beta2: torch.Tensor, eps: float,
     mean1: torch.Tensor, var1: torch.Tensor, mean2: torch.Tensor, var2: torch.Tensor, z: torch.Tensor,
 ) -> Tuple[torch.Tensor, ...]:  # fmt: skip
-    """As `reference.backward`."""
+    """As `eager.backward`."""
     like = weight, bias, gamma1, beta1, gamma2, beta2
     grad, x, weight, _, gamma1, beta1, gamma2, beta2 = (t.contiguous() for t in (grad, x, *like))
     B, L, C = x.shape

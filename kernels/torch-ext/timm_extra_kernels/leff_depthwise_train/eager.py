@@ -5,15 +5,16 @@ from typing import Tuple
 import torch
 
 from .._tiles import compute_dtype
-from ..leff_depthwise.reference import as_map, as_tokens, depthwise, depthwise_backward
+from ..leff_depthwise.eager import Gradients, as_map, as_tokens, depthwise, depthwise_backward
 
 aten = torch.ops.aten
+Outputs = Tuple[(torch.Tensor,) * 6]
 
 
 def forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
     gamma1: torch.Tensor, beta1: torch.Tensor, gamma2: torch.Tensor, beta2: torch.Tensor, eps: float,
-) -> Tuple[torch.Tensor, ...]:  # fmt: skip
+) -> Outputs:  # fmt: skip
     """GELU(norm(conv(GELU(norm(x))))), padded with zeros, each norm by the statistics of all tokens.
 
     Args:
@@ -43,7 +44,7 @@ def backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
     gamma1: torch.Tensor, beta1: torch.Tensor, gamma2: torch.Tensor, beta2: torch.Tensor, eps: float,
     mean1: torch.Tensor, var1: torch.Tensor, mean2: torch.Tensor, var2: torch.Tensor, z: torch.Tensor,
-) -> Tuple[torch.Tensor, ...]:  # fmt: skip
+) -> Gradients:  # fmt: skip
     """Gradients of the first output of `forward`, from activations computed again.
 
     Args:

@@ -7,6 +7,7 @@ import torch
 from .._tiles import compute_dtype
 
 aten = torch.ops.aten
+Gradients = Tuple[(torch.Tensor,) * 7]
 
 
 def as_map(x: torch.Tensor, H: int, W: int) -> torch.Tensor:
@@ -50,7 +51,7 @@ def forward(
 def backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, H: int, W: int,
     scale1: torch.Tensor, shift1: torch.Tensor, scale2: torch.Tensor, shift2: torch.Tensor,
-) -> Tuple[torch.Tensor, ...]:  # fmt: skip
+) -> Gradients:  # fmt: skip
     """Gradients of `forward`, from activations computed again.
 
     Args:

@@ -18,7 +18,7 @@ SUMMARY = 'summary'  # name of the section with pictures and all families; other
 EXAMPLES = """examples:
   python -m benchmarks report benchmarks/results/cpu.json
   python -m benchmarks report benchmarks/results/cpu.json --only ceit/
-  python -m benchmarks report benchmarks/results/cpu.json --into README.md docs/glom.md docs/pretraining.md"""
+  python -m benchmarks report benchmarks/results/cpu.json --into docs/benchmarks.md docs/glom.md docs/pretraining.md"""
 
 
 def pictures(result: Result, file: Path, folder: Path) -> List[str]:

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 RESULT = ROOT / 'benchmarks' / 'results' / 'cpu.json'
-STATING = [ROOT / 'README.md', ROOT / 'docs' / 'glom.md', ROOT / 'docs' / 'pretraining.md']
+MODELS = (ROOT / 'docs' / 'models.md').read_text()
+STATING = [ROOT / 'docs' / 'benchmarks.md', ROOT / 'docs' / 'glom.md', ROOT / 'docs' / 'pretraining.md']
 BLOCKS = [
     pytest.param(block, id=f'{page.stem}-{number}')
     for page in PAGES
@@ -43,7 +44,7 @@ def test_blocks_run_as_written(block, folder):
 
 @pytest.mark.parametrize('name', list_names())
 def test_the_model_table_states_what_is_counted(name):
-    row = next(line for line in README.splitlines() if line.startswith(f'| `{name}` '))
+    row = next(line for line in MODELS.splitlines() if line.startswith(f'| `{name}` '))
     info = model_info(name)
     cells = [c.strip() for c in row.split('|')]
     assert cells[2] == f'{info.params:,}'
@@ -55,6 +56,20 @@ def test_the_model_table_states_what_is_counted(name):
 def test_stated_speeds_are_those_committed(page):
     text = page.read_text()
     assert text == pages.splice(text, load(RESULT), RESULT, page.parent)
+
+
+def test_speeds_in_the_readme_are_those_committed():
+    rows = {row['name']: row for row in load(RESULT)['rows']}
+    stated = re.findall(r'(\d+\.\d)× as fast[^(]*\(`([\w/-]+)`\)', README)
+    assert len(stated) == 3
+    for speed, name in stated:
+        sides = rows[name]['sides']
+        (peer,) = [s for key, s in sides.items() if key != 'ours' and s.get('same', True)]
+        assert f'{peer["speed"]["median"]:.1f}' == speed, name
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_committed_report_is_of_the_committed_result():

@@ -59,7 +59,7 @@ def test_the_block_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     done = inference.Export('ceit_small.onnx', 'onnx', (3, 224, 224), 1e-6, (1, 3), 97.0, False)
     monkeypatch.setattr(inference, 'export', lambda *args, **kwargs: calls.append(args[1:]) or done)
     readme = (ROOT / 'README.md').read_text()
-    section = readme[readme.index('## Command line') : readme.index('## How it compares')]
+    section = readme[readme.index('## Command line') : readme.index('## Which model')]
     for argv in lines(section):
         assert cli.main(argv) == 0, argv
     assert calls == [

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,6 +22,7 @@ from timm_extra.pretrain import PretrainConfig, checkpoints, pretrain
 from timm_extra.pretrain.log import read_log
 from timm_extra.pretrain.recipes import Schedule, build_optimizer, settings
 from timm_extra.pretrain.tasks import BYOL, SimSiam, without_batchnorm
+from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train import STEPS, images, run
@@ -56,6 +59,9 @@ def test_it_leaves_what_it_says(method, tmp_path):
     best = max((float(r['knn']), -int(r['step'])) for r in rows if r['knn'])
     assert set(checkpoints.steps(tmp_path / 'checkpoints')) == {21, 24, 1 - best[1]}
     assert list((tmp_path / 'tensorboard').iterdir())
+    saved = PretrainConfig.load(tmp_path / 'args.yaml')
+    assert (saved.method, saved.probes, saved.num_train_steps) == (method, ('knn', 'linear'), STEPS)
+    assert yaml.safe_load((tmp_path / 'args.yaml').read_text())['images'] == len(images())
     config = json.loads((tmp_path / 'model' / 'config.json').read_text())
     assert config['pretrained_cfg']['input_size'] == [1, 16, 16]
     assert (tmp_path / 'best' / 'model.safetensors').exists()
@@ -186,6 +192,19 @@ def test_where_views_are_made_does_not_matter(tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_scale_sets_the_area_of_the_crops(tmp_path):
+    own = {
+        f'view{number}': RandomView(replace(recipe, scale=(0.5, 0.9)), (1, 16, 16), mean=(0.5,), std=(0.5,))
+        for number, recipe in enumerate(BYOL_VIEWS, 1)
+    }
+    run(tmp_path / 'scale', num_train_steps=3, mean=(0.5,), std=(0.5,), scale=(0.5, 0.9))
+    run(tmp_path / 'views', num_train_steps=3, mean=(0.5,), std=(0.5,), **own)
+    run(tmp_path / 'paper', num_train_steps=3, mean=(0.5,), std=(0.5,))
+    assert losses(tmp_path / 'scale') == losses(tmp_path / 'views') != losses(tmp_path / 'paper')
+    with pytest.raises(ValueError, match="the crops of the method's own views: leave out scale or view2"):
+        run(tmp_path / 'both', scale=(0.5, 0.9), view2=_flipped)
+
+
 def test_mixed_precision(tmp_path):
     """In a process of its own: Accelerate keeps one precision per process."""
     # not smaller: PyTorch's bfloat16 convolutions on the CPU leave gradients of taps that see padding alone unset
@@ -253,6 +272,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         (dict(batch_size=0), 'batch_size must be positive, got 0'),
         (dict(batch_size=1), 'a batch of one image'),
         (dict(checkpoint_interval=0), 'checkpoint_interval must be positive, got 0'),
+        (dict(probes=['knn']), 'probes need labelled images'),
         (dict(probes=['svm']), "one of knn, linear, got 'svm'"),
         (
             dict(task_args=dict(input_size=(1, 8, 8))),

@@ -71,7 +71,7 @@ class PretrainConfig:
     )
     scale: Optional[Tuple[float, float]] = option(
         None,
-        "Smallest and largest area of the crops, as fractions of the image. Not with views of one's own.",
+        'Smallest and largest area of the crops, as fractions of the image. Not together with view1 or view2.',
         none="the method's",
         metavar=('MIN', 'MAX'),
     )
@@ -163,7 +163,9 @@ class PretrainConfig:
         values = dict(zip(FACTS, (model, images), strict=True))
         values.update((one.name, getattr(self, one.name)) for one in fields(self))
         with atomic_file(file) as aside:
-            aside.write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+            aside.write_text(
+                yaml.dump(values, Dumper=_Dumper, default_flow_style=None, sort_keys=False, allow_unicode=True)
+            )
 
     @classmethod
     def load(cls, file: PathLike) -> 'PretrainConfig':

@@ -84,11 +84,13 @@ def pretrain(
         FileExistsError: `output` has checkpoints and `resume` is False.
         OSError: A checkpoint cannot be written; earlier ones stay.
     """
+    if config.probes and probe is None:
+        raise ValueError('probes need labelled images: pass probe=(training images, test images)')
     accelerator = create_accelerator(config.mixed_precision, config.cpu)
     views = _views(config, model, view1=view1, view2=view2)
     planned = plan(config, model, dataset, accelerator.num_processes)
     torch.manual_seed(config.seed)
-    arguments = dict(decay=planned.recipe.decay, num_steps=planned.steps)
+    arguments = dict(decay=planned.recipe.decay, num_steps=planned.steps, hidden_layer=None)
     arguments = {name: value for name, value in arguments.items() if name in task_parameters(config.method)}
     arguments.update(config.task_arguments(), **views)
     task = METHODS[config.method](model.to(accelerator.device), **arguments)

@@ -163,6 +163,12 @@ def test_values_that_cannot_be_are_refused(options, message):
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match='keep'):
         PretrainConfig(epochs=1, keep=2)
+    message = "projecton_size in task_args: the task of 'byol' has projection_size, projection_hidden_size, decay,"
+    with pytest.raises(TypeError, match=message):
+        PretrainConfig(epochs=1, task_args=dict(projecton_size=8))
+    args = parser_of(PretrainConfig).parse_args(['byol', '--epochs', '1', '--task-args', 'projecton_size=8'])
+    with pytest.raises(ValueError, match=message):
+        options_from(args, PretrainConfig)
 
 
 if __name__ == '__main__':

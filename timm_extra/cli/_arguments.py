@@ -37,7 +37,10 @@ def option_arguments(parser: argparse.ArgumentParser, options: type) -> None:
 
 def options_from(args: argparse.Namespace, options: Type[Options]) -> Options:
     """The dataclass of options that a command line gives."""
-    return options(**{one.name: getattr(args, one.name) for one in fields(options)})
+    try:
+        return options(**{one.name: getattr(args, one.name) for one in fields(options)})
+    except TypeError as e:  # of words among the options
+        raise ValueError(str(e)) from e
 
 
 def _reading(annotation: Any) -> Dict[str, Any]:

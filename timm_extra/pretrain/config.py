@@ -29,6 +29,7 @@ class PretrainConfig:
     Raises:
         ValueError: A value is out of range, the method has no such option, or neither or both of `epochs` and
             `num_train_steps` are given.
+        TypeError: `task_args` has what the method's task does not have.
     """
 
     method: str = option('byol', 'BYOL, SimSiam, or denoising with a GLOM.', choices=METHODS, flags=('method',))
@@ -146,6 +147,12 @@ class PretrainConfig:
         if twice:
             raise ValueError(f'{", ".join(twice)} in task_args are arguments of PretrainConfig or pretrain')
         check_parameters(self.method, [name for name in TASK_OPTIONS if getattr(self, name) is not None])
+        unknown = [name for name in self.task_args or {} if name not in task_parameters(self.method)]
+        if unknown:
+            raise TypeError(
+                f'{", ".join(unknown)} in task_args: the task of {self.method!r} has '
+                f'{", ".join(name for name in task_parameters(self.method) if name not in (*TASK_OPTIONS, *VIEWS))}'
+            )
 
     def task_arguments(self) -> Dict[str, Any]:
         """Arguments of the method's task that were given, by option or in `task_args`."""

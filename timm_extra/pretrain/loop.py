@@ -234,7 +234,7 @@ class _Run:
         with _bar(start, total, accelerator.is_main_process) as bar:
             for step in range(start, total):
                 rate = self.schedule.set(step)
-                # what a model draws (dropout, drop path) depends on the step alone, too
+                # random numbers of the model (dropout, drop path) depend on the step alone, too
                 torch.manual_seed(config.seed + (step * accelerator.num_processes + accelerator.process_index))
                 loss, std = self._step(incoming, views, step)
                 stds.append(std)
@@ -299,7 +299,7 @@ class _Run:
         return torch.stack(losses).mean(), _mean(stds)
 
     def _skipped_by_all(self) -> int:
-        """Images left out by all processes; all have to ask."""
+        """Images left out by all processes, each of which has to call this."""
         if self.accelerator.num_processes == 1:
             return self.skipped
         count = torch.tensor(self.skipped, device=self.accelerator.device)

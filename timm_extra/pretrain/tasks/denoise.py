@@ -43,7 +43,8 @@ class Denoise(PretrainingTask):
 
     Args:
         model: `timm_extra.models.GLOM`, or any module with its interface.
-        noise: Standard deviation of the noise, in units of normalised pixels; of a pair, a range, every image gets its own.
+        noise: Standard deviation of the noise, in units of normalised pixels; two values are a range, from which every
+            image gets its own.
         iteration: After how many iterations the level is read. When None one more than half of the model's, 7 of 12, or
             as many as the level needs to see the image.
         level: Which level is read; the top when −1.

@@ -22,7 +22,7 @@ from benchmarks.environment import environment
 from benchmarks.learning import load_data, read_idx, train
 from timm_extra.models.glom.islands import island_counts, neighbour_cosine
 from timm_extra.plot import island_sheet
-from timm_extra.pretrain import checkpoints, pretrain
+from timm_extra.pretrain import PretrainConfig, checkpoints, pretrain
 from timm_extra.pretrain.tasks import Denoise
 
 MEAN, STD = 0.2860, 0.3530
@@ -31,7 +31,7 @@ MODELS = {
     'noise': dict(img_size=28, patch_size=2, in_chans=1, num_classes=0, embed_dim=96, num_levels=3),
 }
 CLASSES = dict(batch_size=128, lr=2e-3, weight_decay=0.05, warmup_epochs=0.5, clip_grad=1.0)
-NOISE = dict(batch_size=64, learning_rate=2e-3, weight_decay=0.05, clip_grad=1.0)
+NOISE = dict(batch_size=64, lr=2e-3, weight_decay=0.05, clip_grad=1.0)
 SHOWN = (0, 1, 12)  # of the test images
 THRESHOLD = 0.9
 
@@ -102,12 +102,9 @@ def learn_noise(args: argparse.Namespace) -> Dict[str, Any]:
     begin = time.thread_time()
     task = Denoise(model, mean=(MEAN,), std=(STD,), verbose=False)
     with tempfile.TemporaryDirectory() as output:
-        pretrain(
-            model,
-            TensorDataset(x),
-            output,
+        config = PretrainConfig(
             method='glom',
-            keep=1,
+            checkpoint_hist=1,
             epochs=args.noise_epochs,
             mean=(MEAN,),
             std=(STD,),
@@ -116,6 +113,7 @@ def learn_noise(args: argparse.Namespace) -> Dict[str, Any]:
             cpu=True,
             **NOISE,
         )
+        pretrain(model, TensorDataset(x), output, config)
         seconds = time.thread_time() - begin
         (file,) = Path(output, 'checkpoints').glob('*.pt')
         state = checkpoints.read(file)

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from benchmarks.environment import environment
 from benchmarks.learning import read_idx
 from timm_extra.plot import new_figure
-from timm_extra.pretrain import pretrain
+from timm_extra.pretrain import PretrainConfig, pretrain
 from timm_extra.pretrain.log import read_log
 from timm_extra.pretrain.probe import accuracies
 from timm_extra.pretrain.views import PlainView, RandomView, Recipe
@@ -25,7 +25,7 @@ SIZE = (1, 56, 56)
 NORM = dict(mean=(0.286,), std=(0.353,))
 VIEW = Recipe(scale=(0.5, 1.0), blur=0.0, contrast=0.2, brightness=0.2)
 MODEL = ('resnet18', dict(layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), in_chans=1, num_classes=0))
-RECIPE: Dict[str, Any] = dict(optimizer='adamw', learning_rate=1e-3, weight_decay=1e-2, warmup_epochs=1)
+RECIPE: Dict[str, Any] = dict(opt='adamw', lr=1e-3, weight_decay=1e-2, warmup_epochs=1)
 HEADS = {
     'byol': dict(projection_hidden_size=1024, decay=0.98),
     'simsiam': dict(projection_size=1024, prediction_hidden_size=256),
@@ -56,26 +56,21 @@ def run(method: str, args: argparse.Namespace) -> Dict[str, Any]:
     begin, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as output:
         view = RandomView(VIEW, SIZE, **NORM)
-        done = pretrain(
-            model,
-            train,
-            output,
+        config = PretrainConfig(
             method=method,
             epochs=args.epochs,
             batch_size=args.batch_size,
             input_size=SIZE,
             **NORM,
-            view1=view,
-            view2=view,
             task_args=HEADS[method],
-            probe=(train, test),
-            probe_every=args.probe_every,
+            probe_interval=args.probe_interval,
             channels_last=True,
             workers=0,
             seed=args.seed,
             cpu=True,
             **RECIPE,
         )
+        done = pretrain(model, train, output, config, probe=(train, test), view1=view, view2=view)
         rows = read_log(Path(output) / 'log.csv')
     return dict(
         method=method,
@@ -112,7 +107,7 @@ def main() -> None:
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--num-train', type=int, default=10_000)
     parser.add_argument('--num-test', type=int, default=2_000)
-    parser.add_argument('--probe-every', type=int, default=2)
+    parser.add_argument('--probe-interval', type=int, default=2)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=1, help='of each run (%(default)s)')
     parser.add_argument('--jobs', type=int, default=2, help='runs side by side (%(default)s)')

@@ -143,7 +143,7 @@ MODEL = ['--model', 'test_resnet', '--input-size', '1', '32', '32', '-j', '0']
 def test_pretrain_then_probe(method, photos, tmp_path, capsys):
     output = tmp_path / method
     command = ['pretrain', method, *MODEL, '--data-dir', str(photos), '--output', str(output), '--cpu', '-b', '8']
-    assert cli.main([*command, '--epochs', '1', '--probe', 'knn', '--mean', '0.4', '--std', '0.3']) == 0
+    assert cli.main([*command, '--epochs', '1', '--probes', 'knn', '--mean', '0.4', '--std', '0.3']) == 0
     printed = capsys.readouterr().out
     assert '3 steps done; knn accuracy ' in printed
     assert f"timm.create_model('local-dir:{output}/model', pretrained=True)" in printed
@@ -165,7 +165,8 @@ GLOM = ['--model', 'test_glom', '--input-size', '1', '28', '28', '-j', '0']
 
 def test_pretrain_glom(photos, tmp_path, capsys):
     command = ['pretrain', 'glom', *GLOM, '--data-dir', str(photos), '--cpu', '-b', '8', '--epochs', '1']
-    more = ['--noise', '0.5', '1.5', '--noise-schedule', 'cosine', '--iteration', '5', '--level', '1', '--probe', 'knn']
+    more = ['--noise', '0.5', '1.5', '--noise-schedule', 'cosine', '--iteration', '5', '--level', '1']
+    more += ['--probes', 'knn']
     assert cli.main([*command, *more, '--output', str(tmp_path / 'whole')]) == 0
     assert '3 steps done; knn accuracy ' in capsys.readouterr().out
     loaded = timm.create_model(f'local-dir:{tmp_path}/whole/model', pretrained=True)
@@ -179,13 +180,15 @@ def test_pretrain_glom(photos, tmp_path, capsys):
         return capsys.readouterr().err.strip()
 
     assert refused('--iteration', '0') == 'timm-extra: iteration must be positive, got 0'
-    assert 'noise must be a standard deviation or two, the smaller first, got [1.0, 2.0, 3.0]' in refused(
+    assert 'noise must be a standard deviation or two, the smaller first, got (1.0, 2.0, 3.0)' in refused(
         '--noise', '1', '2', '3'
     )
     assert 'level 3 is out of range' in refused('--level', '3')
     assert "method 'glom' has no hidden_layer" in refused('--hidden-layer', 'levels')
     command[1] = 'byol'
-    assert refused('--noise', '1', '--level', '0') == 'timm-extra: byol takes no --noise, --level, which glom does'
+    assert refused('--noise', '1', '--level', '0').startswith(
+        "timm-extra: method 'byol' has no noise, level; it has hidden_layer, "
+    )
     command[1:3] = ['glom', '--model']
     command[3] = 'test_resnet'
     assert 'ResNet is no GLOM' in refused()
@@ -203,7 +206,7 @@ def test_pretrain_says_what_is_wrong(photos, tmp_path, capsys):
     (broken / 'train' / 'class0' / '2.png').write_bytes(b'no image')
     run = ['--data-dir', str(broken), '-b', '8', '--epochs', '1']
     assert '2.png) cannot be read: cannot identify image file' in refused(*run)
-    whole = ['pretrain', 'byol', *MODEL, *run, '--output', str(tmp_path / 'skip'), '--cpu', '--skip-unreadable']
+    whole = ['pretrain', 'byol', *MODEL, *run, '--output', str(tmp_path / 'skip'), '--cpu', '--unreadable', 'skip']
     assert cli.main(whole) == 0
     assert '; 1 unreadable images left out' in capsys.readouterr().out
 

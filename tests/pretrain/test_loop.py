@@ -7,19 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 
 import timm_extra
-from timm_extra.pretrain import checkpoints, pretrain
+from timm_extra.pretrain import PretrainConfig, checkpoints, pretrain
 from timm_extra.pretrain.log import read_log
 from timm_extra.pretrain.recipes import Schedule, build_optimizer, settings
 from timm_extra.pretrain.tasks import BYOL, SimSiam, without_batchnorm
+from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train import STEPS, images, run
@@ -56,6 +59,9 @@ def test_it_leaves_what_it_says(method, tmp_path):
     best = max((float(r['knn']), -int(r['step'])) for r in rows if r['knn'])
     assert set(checkpoints.steps(tmp_path / 'checkpoints')) == {21, 24, 1 - best[1]}
     assert list((tmp_path / 'tensorboard').iterdir())
+    saved = PretrainConfig.load(tmp_path / 'args.yaml')
+    assert (saved.method, saved.probes, saved.num_train_steps) == (method, ('knn', 'linear'), STEPS)
+    assert yaml.safe_load((tmp_path / 'args.yaml').read_text())['images'] == len(images())
     config = json.loads((tmp_path / 'model' / 'config.json').read_text())
     assert config['pretrained_cfg']['input_size'] == [1, 16, 16]
     assert (tmp_path / 'best' / 'model.safetensors').exists()
@@ -92,10 +98,11 @@ def test_the_backbone_loads_everywhere(finished):
 
 def test_other_modules_are_saved_as_tensors(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8))
-    done = pretrain(
-        net, images(), tmp_path, num_train_steps=2, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0,
-        cpu=True, task_args=dict(projection_size=8, projection_hidden_size=16),
+    config = PretrainConfig(
+        num_train_steps=2, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0, cpu=True,
+        task_args=dict(projection_size=8, projection_hidden_size=16),
     )  # fmt: skip
+    done = pretrain(net, images(), tmp_path, config)
     held = load_file(tmp_path / 'model' / 'model.safetensors')
     assert all(torch.equal(v, held[k]) for k, v in done.model.state_dict().items())
 
@@ -158,12 +165,12 @@ def test_accumulation_is_a_larger_batch_without_batch_statistics(tmp_path):
         torch.manual_seed(1)
         model = without_batchnorm(timm.create_model('test_resnet', num_classes=0, in_chans=1)).double()
         heads = dict(projection_size=16, projection_hidden_size=32, head_norm='group')
+        config = PretrainConfig(
+            num_train_steps=4, opt='momentum', lr=0.05, workers=0, cpu=True, input_size=(1, 16, 16), log_interval=1,
+            task_args=heads, clip_grad=1.0, **kwargs,
+        )  # fmt: skip
         with pytest.warns(UserWarning, match='gets the tensors alone: the configuration'):
-            pretrain(
-                model, images(), tmp_path / name, num_train_steps=4, optimizer='momentum', learning_rate=0.05,
-                workers=0, cpu=True, input_size=(1, 16, 16), log_every=1, task_args=heads, clip_grad=1.0, **kwargs,
-                view1=_double, view2=_flipped,
-            )  # fmt: skip
+            pretrain(model, images(), tmp_path / name, config, view1=_double, view2=_flipped)
         found.append(model.state_dict())
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], atol=1e-9, rtol=1e-7)
@@ -185,6 +192,19 @@ def test_where_views_are_made_does_not_matter(tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_scale_sets_the_area_of_the_crops(tmp_path):
+    own = {
+        f'view{number}': RandomView(replace(recipe, scale=(0.5, 0.9)), (1, 16, 16), mean=(0.5,), std=(0.5,))
+        for number, recipe in enumerate(BYOL_VIEWS, 1)
+    }
+    run(tmp_path / 'scale', num_train_steps=3, mean=(0.5,), std=(0.5,), scale=(0.5, 0.9))
+    run(tmp_path / 'views', num_train_steps=3, mean=(0.5,), std=(0.5,), **own)
+    run(tmp_path / 'paper', num_train_steps=3, mean=(0.5,), std=(0.5,))
+    assert losses(tmp_path / 'scale') == losses(tmp_path / 'views') != losses(tmp_path / 'paper')
+    with pytest.raises(ValueError, match="the crops of the method's own views: leave out scale or view2"):
+        run(tmp_path / 'both', scale=(0.5, 0.9), view2=_flipped)
+
+
 def test_mixed_precision(tmp_path):
     """In a process of its own: Accelerate keeps one precision per process."""
     # not smaller: PyTorch's bfloat16 convolutions on the CPU leave gradients of taps that see padding alone unset
@@ -196,7 +216,7 @@ def test_mixed_precision(tmp_path):
     run(tmp_path / 'no', **options)
     for a, b in zip(losses(tmp_path / 'bf16'), losses(tmp_path / 'no'), strict=True):
         assert a[1] != b[1] and float(a[1]) == pytest.approx(float(b[1]), abs=0.2)
-    with pytest.raises(ValueError, match="has used another mixed precision than 'bf16': start anew"):
+    with pytest.raises(ValueError, match="has used another mixed precision than 'bf16': start a new process"):
         run(tmp_path / 'again', mixed_precision='bf16')
 
 
@@ -222,8 +242,9 @@ def test_two_processes_are_one_with_the_double_batch(method, tmp_path):
 
 
 def test_what_cannot_be_is_refused(tmp_path):
+    run(tmp_path, method='byol', num_train_steps=1)
     with pytest.raises(ValueError, match=r"method must be one of byol, simsiam, glom, got 'dino'"):
-        run(tmp_path, method='byol', num_train_steps=1) and pretrain(None, images(), tmp_path, method='dino')
+        PretrainConfig(method='dino')
     with pytest.raises(FileExistsError, match='has checkpoints up to step 1: resume, or choose another folder'):
         run(tmp_path, num_train_steps=1)
     for kwargs, message in (
@@ -242,22 +263,27 @@ def test_what_cannot_be_is_refused(tmp_path):
         run(tmp_path, num_train_steps=1, batch_size=16, resume=True)
     other = timm.create_model('test_vit', num_classes=0, in_chans=1, img_size=16)
     with pytest.raises(ValueError, match="model was 'test_resnet' and is 'test_vit'"):
-        pretrain(other, images(), tmp_path, num_train_steps=1, batch_size=8, resume=True, workers=0, cpu=True)
+        config = PretrainConfig(num_train_steps=1, batch_size=8, resume=True, workers=0, cpu=True)
+        pretrain(other, images(), tmp_path, config)
     for kwargs, message in (
         (dict(epochs=1), 'give epochs or num_train_steps, got 1 and 24'),
         (dict(num_train_steps=None), 'give epochs or num_train_steps, got None and None'),
         (dict(num_train_steps=0), 'number of steps must be positive, got 0'),
         (dict(batch_size=0), 'batch_size must be positive, got 0'),
         (dict(batch_size=1), 'a batch of one image'),
-        (dict(checkpoint_every=0), 'checkpoint_every must be positive, got 0'),
+        (dict(checkpoint_interval=0), 'checkpoint_interval must be positive, got 0'),
+        (dict(probes=['knn']), 'probes need labelled images'),
         (dict(probes=['svm']), "one of knn, linear, got 'svm'"),
-        (dict(task_args=dict(input_size=(1, 8, 8))), 'input_size in task_args are arguments of pretrain itself'),
-        (dict(learning_rate=None, optimizer='lion'), "no learning rate is published for byol with 'lion'"),
+        (
+            dict(task_args=dict(input_size=(1, 8, 8))),
+            'input_size in task_args are arguments of PretrainConfig or pretrain',
+        ),
+        (dict(lr=None, opt='lion'), "no learning rate is published for byol with 'lion'"),
         (dict(probe=([pictures()], images())), 'image 0 has no class, a number, but None'),
         (dict(batch_size=65), 'the data set has 64 images, fewer than the 65 of a step'),
-        (dict(keep=0), 'keep must be positive, got 0'),
+        (dict(checkpoint_hist=0), 'checkpoint_hist must be positive, got 0'),
         (
-            dict(learning_rate=1e9, num_train_steps=24, clip_grad=None, optimizer='momentum', warmup_epochs=0),
+            dict(lr=1e9, num_train_steps=24, clip_grad=None, opt='momentum', warmup_epochs=0),
             'the training diverged at step',
         ),
     ):
@@ -267,9 +293,8 @@ def test_what_cannot_be_is_refused(tmp_path):
 
 def test_a_batch_of_the_wrong_images_is_named(tmp_path):
     with pytest.raises(ValueError, match=r'must have shape \(3, H, W\), got \(1, 20, 20\)'):
-        pretrain(
-            timm.create_model('test_resnet'), images(), tmp_path, num_train_steps=1, batch_size=8, workers=0, cpu=True
-        )
+        config = PretrainConfig(num_train_steps=1, batch_size=8, workers=0, cpu=True)
+        pretrain(timm.create_model('test_resnet'), images(), tmp_path, config)
 
 
 def pictures():
@@ -277,7 +302,7 @@ def pictures():
 
 
 def test_divergence_leaves_the_good_checkpoints(tmp_path):
-    run(tmp_path, checkpoint_every=1, keep=STEPS)
+    run(tmp_path, checkpoint_interval=1, checkpoint_hist=STEPS)
     folder = tmp_path / 'checkpoints'
     for step in range(5, STEPS + 1):
         (folder / checkpoints.NAME.format(step)).unlink()
@@ -285,7 +310,7 @@ def test_divergence_leaves_the_good_checkpoints(tmp_path):
     state['optimizer']['state'][0]['momentum_buffer'].fill_(torch.inf)  # the next step ruins the weights
     checkpoints.write(state, folder / checkpoints.NAME.format(4))
     with pytest.raises(ValueError, match='the training diverged at step 4'):
-        run(tmp_path, checkpoint_every=1, log_every=100, resume=True)
+        run(tmp_path, checkpoint_interval=1, log_interval=100, resume=True)
     assert checkpoints.steps(folder) == [1, 2, 3, 4]
 
 
@@ -293,17 +318,18 @@ def test_tied_weights_and_float64_images(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 256), nn.Linear(256, 256))
     net[2].weight = net[1].weight
     dataset = [x.double().div(255) for x, _ in images()]
-    pretrain(
-        net, dataset, tmp_path, num_train_steps=1, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0,
-        cpu=True, task_args=dict(projection_size=8, projection_hidden_size=16),
+    config = PretrainConfig(
+        num_train_steps=1, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0, cpu=True,
+        task_args=dict(projection_size=8, projection_hidden_size=16),
     )  # fmt: skip
+    pretrain(net, dataset, tmp_path, config)
     assert len(load_file(tmp_path / 'model' / 'model.safetensors')) == 3
 
 
 def test_denoising(tmp_path, capsys):
-    """Trains, leaves a plain GLOM, says nothing of spreads, and goes on bit for bit from any checkpoint."""
+    """Trains, leaves a plain GLOM, says nothing of collapse, and goes on bit for bit from any checkpoint."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    done = run(whole, 'glom', probe=(images(), images()), task_args=dict(noise=0.2))
+    done = run(whole, 'glom', probe=(images(), images()), noise=0.2, noise_schedule=None)
     rows = [row for row in read_log(whole / 'log.csv') if row['loss']]
     assert len(rows) == STEPS and not any(row['std'] for row in rows)
     assert sum(float(row['loss']) for row in rows[-3:]) < 0.8 * sum(float(row['loss']) for row in rows[:3])
@@ -313,13 +339,13 @@ def test_denoising(tmp_path, capsys):
     assert loaded.pretrained_cfg['architecture'] == 'test_glom' and held.keys() == loaded.state_dict().keys()
     assert all(torch.equal(tensor, held[name]) for name, tensor in loaded.state_dict().items())
 
-    run(parts / 'whole', 'glom')  # noise that is drawn for every image, and grows; drop path
-    run(parts / 'cut', 'glom', keep=STEPS)
+    run(parts / 'whole', 'glom')  # noise of another std for every image, which grows; drop path
+    run(parts / 'cut', 'glom', checkpoint_hist=STEPS)
     for left in (19, 5):
         for step in checkpoints.steps(parts / 'cut' / 'checkpoints'):
             if step > left:
                 (parts / 'cut' / 'checkpoints' / checkpoints.NAME.format(step)).unlink()
-        run(parts / 'cut', 'glom', keep=STEPS, resume=True)
+        run(parts / 'cut', 'glom', checkpoint_hist=STEPS, resume=True)
     assert losses(parts / 'cut') == losses(parts / 'whole')
     last = (parts / name / 'checkpoints' / checkpoints.NAME.format(STEPS) for name in ('cut', 'whole'))
     _equal(*map(checkpoints.read, last))
@@ -329,7 +355,7 @@ def test_what_denoising_has_not_is_refused(tmp_path):
     for kwargs, message in (
         (dict(view2=_flipped), "method 'glom' has no view2; it has noise, iteration, level"),
         (dict(hidden_layer=-1), "method 'glom' has no hidden_layer; it has noise, iteration, level"),
-        (dict(learning_rate=None, optimizer='sgd'), "no learning rate is published for glom with 'sgd'"),
+        (dict(lr=None, opt='sgd'), "no learning rate is published for glom with 'sgd'"),
     ):
         with pytest.raises(ValueError, match=message):
             run(tmp_path, 'glom', **kwargs)
@@ -337,7 +363,7 @@ def test_what_denoising_has_not_is_refused(tmp_path):
         run(tmp_path, 'glom', task_args=dict(projection_size=8))
     with pytest.raises(ValueError, match='ResNet is no GLOM'):
         net = timm.create_model('test_resnet', in_chans=1)
-        pretrain(net, images(), tmp_path, method='glom', num_train_steps=1, batch_size=8, cpu=True)
+        pretrain(net, images(), tmp_path, PretrainConfig(method='glom', num_train_steps=1, batch_size=8, cpu=True))
 
 
 def test_collapse_raises_an_alarm(tmp_path, capsys):
@@ -345,11 +371,11 @@ def test_collapse_raises_an_alarm(tmp_path, capsys):
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8))
     nn.init.zeros_(net[1].weight)
     heads = dict(projection_size=16, projection_hidden_size=32, head_norm='group')
-    pretrain(
-        net, images(), tmp_path, num_train_steps=1, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0,
-        cpu=True, task_args=heads,
+    config = PretrainConfig(
+        num_train_steps=1, batch_size=8, hidden_layer=-1, input_size=(1, 16, 16), workers=0, cpu=True, task_args=heads,
     )  # fmt: skip
-    assert 'the projections have collapsed, their spread is 0.000 of 1' in capsys.readouterr().err
+    pretrain(net, images(), tmp_path, config)
+    assert 'the projections have collapsed, their std is 0.000 of 1' in capsys.readouterr().err
 
 
 def test_recipes_are_those_published():

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch.utils.data import TensorDataset
 
-from timm_extra.pretrain import pretrain
+from timm_extra.pretrain import PretrainConfig, pretrain
 
 STEPS = 24
 
@@ -18,7 +18,7 @@ def images(n=64, exact=False):
     return TensorDataset(x.double() if exact else (255 * x).to(torch.uint8), torch.arange(n) % 4)
 
 
-def run(output, method='byol', batch_size=8, exact=False, **kwargs):
+def run(output, method='byol', batch_size=8, exact=False, probe=None, view1=None, view2=None, **options):
     """Train with all that has a state: drop path, momentum, schedule, target, probe.
 
     `exact` trains in float64 and without drop path, whose draws are for places in a batch.
@@ -26,17 +26,18 @@ def run(output, method='byol', batch_size=8, exact=False, **kwargs):
     torch.manual_seed(1)
     net = dict(name='test_glom', img_size=16, patch_size=4) if method == 'glom' else dict(name='test_resnet')
     model = timm.create_model(net.pop('name'), **net, num_classes=3, in_chans=1, drop_path_rate=0.0 if exact else 0.2)
-    heads = dict(
-        byol=dict(projection_size=8, projection_hidden_size=16),
-        simsiam=dict(projection_size=16),
+    own = dict(
+        byol=dict(task_args=dict(projection_size=8, projection_hidden_size=16)),
+        simsiam=dict(task_args=dict(projection_size=16)),
         glom=dict(noise=(0.1, 0.5), noise_schedule='linear'),
     )
-    options = dict(
-        num_train_steps=STEPS, log_every=1, checkpoint_every=3, workers=0, seed=2, cpu=True, input_size=(1, 16, 16),
-        learning_rate=0.01 if method == 'glom' else 0.05, task_args=heads[method],
+    defaults = dict(
+        num_train_steps=STEPS, log_interval=1, checkpoint_interval=3, workers=0, seed=2, cpu=True,
+        input_size=(1, 16, 16), lr=0.01 if method == 'glom' else 0.05, batch_size=batch_size, **own[method],
     )  # fmt: skip
-    options.update(batch_size=batch_size, **kwargs)
-    return pretrain(model.double() if exact else model, images(exact=exact), output, method=method, **options)
+    config = PretrainConfig(method=method, **{**defaults, **options})
+    model = model.double() if exact else model
+    return pretrain(model, images(exact=exact), output, config, probe=probe, view1=view1, view2=view2)
 
 
 if __name__ == '__main__':

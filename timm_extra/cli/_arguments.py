@@ -1,20 +1,84 @@
 """Arguments that several verbs share, and what they name: a model, a data set."""
 
 import argparse
+import collections.abc
 import contextlib
 import os
-from typing import Any, Callable, Dict, Iterator
+from dataclasses import fields
+from typing import Any, Callable, Dict, Iterator, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Options = TypeVar('Options')
+
+
+def option_arguments(parser: argparse.ArgumentParser, options: type) -> None:
+    """Declare the options of a dataclass whose fields are of `timm_extra.pretrain.options.option`."""
+    from timm_extra.pretrain.options import default_of, flags_of
+
+    types = get_type_hints(options)
+    groups: Dict[str, Any] = {None: parser}
+    for one in fields(options):
+        title, metavar, flags = one.metadata['group'], one.metadata['metavar'], flags_of(one)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        keywords = _reading(types[one.name])
+        choices = one.metadata['choices']
+        if types[one.name] is bool:
+            keywords = dict(action=argparse.BooleanOptionalAction if one.default else 'store_true')
+        elif choices:
+            keywords['choices'] = choices
+        if metavar:
+            keywords['metavar'] = metavar
+        default = '' if one.default is False or not flags[0].startswith('-') else default_of(one)
+        # after the action is made: BooleanOptionalAction of some Pythons adds the default itself
+        groups[title].add_argument(*flags, default=one.default, **keywords).help = (
+            one.metadata['help'] + (f' Default: {default}.' if default else '')
+        ).replace('%', '%%')
+
+
+def options_from(args: argparse.Namespace, options: Type[Options]) -> Options:
+    """The dataclass of options that a command line gives."""
+    try:
+        return options(**{one.name: getattr(args, one.name) for one in fields(options)})
+    except TypeError as e:  # of words among the options
+        raise ValueError(str(e)) from e
+
+
+def _reading(annotation: Any) -> Dict[str, Any]:
+    """How argparse reads a type."""
+    origin = get_origin(annotation) or annotation
+    parts = [part for part in get_args(annotation) if part not in (type(None), Ellipsis)]
+    if origin is Union and len(parts) == 1:
+        return _reading(parts[0])
+    if origin is Union and set(parts) == {str, int}:
+        return dict(type=_name_or_index)
+    if origin is Union:  # one number, or a tuple of them
+        return dict(_reading(parts[0]), nargs='+')
+    if origin is tuple:
+        return dict(_reading(parts[0]), nargs='+' if Ellipsis in get_args(annotation) else len(parts))
+    if origin is collections.abc.Mapping:
+        from timm.utils import ParseKwargs
+
+        return dict(action=ParseKwargs, nargs='*')
+    return dict(type=origin)
+
+
+def _name_or_index(word: str) -> Union[str, int]:
+    return int(word) if word.lstrip('-').isdigit() else word
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
+    name_arguments(parser)
+    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the model's")
+    parser.add_argument('--mean', type=float, nargs='+', help="per channel (default: the model's)")
+    parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
+
+
+def name_arguments(parser: argparse.ArgumentParser) -> None:
     from timm.utils import ParseKwargs
 
     parser.add_argument('--model', required=True, help='name of a timm model, or local-dir:FOLDER, hf-hub:OWNER/NAME')
     parser.add_argument('--pretrained', action='store_true', help='start from its published weights')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE')
-    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help="default: the model's")
-    parser.add_argument('--mean', type=float, nargs='+', help="per channel (default: the model's)")
-    parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
 
 
 def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +86,15 @@ def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
+    dataset_arguments(parser)
+    parser.add_argument('-j', '--workers', type=int, default=4, help='processes that read images (%(default)s)')
+    parser.add_argument('-b', '--batch-size', type=int, default=256, help='images per process (%(default)s)')
+
+
+def dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data-dir', help='folder of images, or of the data set')
     parser.add_argument('--dataset', default='', help="timm's name of a data set, as torch/cifar10 (default: a folder)")
     parser.add_argument('--dataset-download', action='store_true', help='download a torch/ data set')
-    parser.add_argument('-j', '--workers', type=int, default=4, help='processes that read images (%(default)s)')
-    parser.add_argument('-b', '--batch-size', type=int, default=256, help='images per process (%(default)s)')
 
 
 def create_model(args: argparse.Namespace, **options):

@@ -1,6 +1,17 @@
 """Pretraining without labels: tasks (losses), views, data, optimizer and schedule, processes, checkpoints, probes."""
 
-from .loop import METHODS, Pretrained, pretrain
-from .tasks import BYOL, Denoise, Encoder, SimSiam, without_batchnorm
+from .config import PretrainConfig
+from .loop import Pretrained, pretrain
+from .tasks import BYOL, METHODS, Denoise, Encoder, SimSiam, without_batchnorm
 
-__all__ = ['BYOL', 'METHODS', 'Denoise', 'Encoder', 'Pretrained', 'SimSiam', 'pretrain', 'without_batchnorm']
+__all__ = [
+    'BYOL',
+    'METHODS',
+    'Denoise',
+    'Encoder',
+    'PretrainConfig',
+    'Pretrained',
+    'SimSiam',
+    'pretrain',
+    'without_batchnorm',
+]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
+from torch import nn
 
 from timm_extra._files import atomic_file
 
@@ -70,6 +71,17 @@ def prune(folder: Path, keep: int, best: Optional[int]) -> None:
     for step in steps(folder)[:-keep]:
         if step != best:
             (folder / NAME.format(step)).unlink()
+
+
+def described(value: Any) -> Any:
+    """An argument as something that a checkpoint can hold and that is the same in another process."""
+    if isinstance(value, (tuple, list)):
+        return [described(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, nn.Module):
+        return ' '.join(repr(value).split())
+    return getattr(value, '__qualname__', type(value).__name__)
 
 
 def differences(saved: Dict[str, Any], now: Dict[str, Any]) -> List[str]:

@@ -19,7 +19,7 @@ ON_UNREADABLE = ('raise', 'skip')
 
 
 class Sample(NamedTuple):
-    """An image (C, H, W), or None if it could not be read, its class, and the epoch and index that it was asked for."""
+    """An image (C, H, W), or None if it could not be read, its class, and its epoch and index."""
 
     image: Optional[torch.Tensor]
     label: int
@@ -174,7 +174,7 @@ class MakeViews:
         self.seed = seed
 
     def __call__(self, images: Images, at: Sequence[Tuple[int, int]]) -> Tuple[torch.Tensor, ...]:
-        """All views of images (B, C, H, W), or B images (C, H, W), asked for by (epoch, index)."""
+        """All views of images (B, C, H, W), or B images (C, H, W), by their (epoch, index)."""
         out = []
         for number, view in enumerate(self.views):
             keys = [(self.seed, epoch, index, number) for epoch, index in at]

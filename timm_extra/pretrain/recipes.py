@@ -1,13 +1,17 @@
 """Optimizers and schedules as published."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
+from torch.utils.data import Dataset
+
+from .config import PretrainConfig
+from .data import steps_per_epoch
 
 # BYOL's code, configs/byol.py: epochs to learning rate for 256 images, weight decay, τ₀
 BYOL_PRESETS = {
@@ -81,6 +85,48 @@ def settings(
     if method == 'byol' and optimizer in LARS:
         return Settings(optimizer, preset[0] * scale, preset[1], min(10, epochs / 10), decay)
     return Settings(optimizer, math.nan, preset[1], min(10, epochs / 10), decay)
+
+
+class Plan(NamedTuple):
+    """How long a training is, and how it is optimized.
+
+    Attributes:
+        steps: Optimizer steps.
+        steps_per_epoch: Of them in an epoch.
+        images_per_step: Images of all processes and forward passes of a step.
+        recipe: Settings of the optimizer.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    images_per_step: int
+    recipe: Settings
+
+
+def plan(config: PretrainConfig, model: nn.Module, dataset: Dataset, processes: int) -> Plan:
+    """The published settings, but for what the options set.
+
+    Args:
+        config: The options.
+        model: The model.
+        dataset: The images.
+        processes: How many processes share a step.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: There is no published learning rate and none in the options, or the data set is too small.
+    """
+    images = config.batch_size * processes * config.grad_accum_steps
+    each = steps_per_epoch(len(dataset), images) if hasattr(dataset, '__len__') else 1
+    steps = config.epochs * each if config.num_train_steps is None else config.num_train_steps
+    given = dict(learning_rate=config.lr, weight_decay=config.weight_decay, warmup_epochs=config.warmup_epochs)
+    recipe = settings(config.method, model, steps / each, images, config.opt)
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    if math.isnan(recipe.learning_rate):
+        raise ValueError(f'no learning rate is published for {config.method} with {recipe.optimizer!r}: give lr')
+    return Plan(steps, each, images, recipe)
 
 
 def build_optimizer(online: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -1,7 +1,7 @@
 """Random views of images for self-supervised learning: batched, with draws of their own for every image.
 
 The operations are those of BYOL's code, https://github.com/google-deepmind/deepmind-research/tree/master/byol
-(Apache-2.0): brightness is a summand, contrast acts on each channel around its mean, saturation and hue in HSV, values
+(Apache-2.0): brightness is a shift, contrast acts on each channel around its mean, saturation and hue in HSV, values
 are clipped after each. Two differences: crops are resized with antialiasing, as PIL and torchvision do, and blurring
 renormalises at the border instead of mixing in black.
 """
@@ -31,8 +31,8 @@ class Recipe:
         ratio: Width over height of the crop.
         hflip: Probability of mirroring.
         jitter: Probability of changing colours, in an order drawn for each image.
-        brightness: Largest summand.
-        contrast: Largest change of the factor, which is 1 in the middle.
+        brightness: Largest shift.
+        contrast: Largest change of the scale, which is 1 in the middle.
         saturation: Likewise.
         hue: Largest rotation, in turns.
         grey: Probability of taking the colours away.
@@ -74,7 +74,7 @@ class Recipe:
 BYOL_VIEWS = Recipe(), Recipe(blur=0.1, solarize=0.2)
 _SIMSIAM = Recipe(scale=(0.2, 1.0), saturation=0.4, blur=0.5)  # MoCo v2's
 SIMSIAM_VIEWS = _SIMSIAM, _SIMSIAM
-DENOISE_VIEW = Recipe(scale=(0.35, 1.0), jitter=0.0, grey=0.0, blur=0.0)  # colours stay: they are to be told
+DENOISE_VIEW = Recipe(scale=(0.35, 1.0), jitter=0.0, grey=0.0, blur=0.0)  # colours stay: they are to be decoded
 RECIPES = dict(byol=BYOL_VIEWS, simsiam=SIMSIAM_VIEWS, glom=(DENOISE_VIEW,))
 
 
@@ -390,8 +390,8 @@ def _jitter(x: torch.Tensor, draws: _Draws) -> None:
             _on(x, which, lambda part, f=function, a=amounts: f(part, a).clamp_(0, 1))
 
 
-def _brightness(x: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
-    return x + summand
+def _brightness(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return x + shift
 
 
 def _contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -298,7 +298,7 @@ def test_views_of_ones_own():
     assert seen == ['function', 'function']  # the second as the first
 
 
-def test_spread_tells_collapse():
+def test_std_shows_collapse():
     task = make('simsiam').train()
     x, y = views(32, torch.float32)
     assert 0.5 < task((x, y))['std'] < 1.1

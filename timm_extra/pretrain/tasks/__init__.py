@@ -6,4 +6,6 @@ from .encoder import Encoder
 from .simsiam import SimSiam
 from .without_batchnorm import without_batchnorm
 
-__all__ = ['BYOL', 'Denoise', 'Encoder', 'SimSiam', 'without_batchnorm']
+METHODS = {'byol': BYOL, 'simsiam': SimSiam, 'glom': Denoise}
+
+__all__ = ['BYOL', 'METHODS', 'Denoise', 'Encoder', 'SimSiam', 'without_batchnorm']

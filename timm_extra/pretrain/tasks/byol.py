@@ -17,8 +17,8 @@ from .two_views import Online, Output, TwoViewTask, cosine
 class BYOL(TwoViewTask):
     """Predict a slowly moving copy's projection of one view from another view of the same image.
 
-    Construction changes nothing in the model: no forward pass, no statistics, no random state but that which the heads'
-    initial weights are drawn from.
+    Construction changes nothing in the model: no forward pass, no statistics, no random state but that of the
+    heads' initial weights.
 
     Args:
         model: Any timm model, or any module together with `hidden_layer`.

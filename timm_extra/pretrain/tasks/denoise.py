@@ -37,17 +37,18 @@ class Denoiser(nn.Module):
 
 
 class Denoise(PretrainingTask):
-    """Tell images from noisy copies, by what one level of a GLOM holds in the middle of its iterations.
+    """Decode images from noisy copies, from what one level of a GLOM holds in the middle of its iterations.
 
-    Construction changes nothing in the model. Noise is drawn from PyTorch's random state on the images' device.
+    Construction changes nothing in the model. Noise comes from PyTorch's random state on the images' device.
 
     Args:
         model: `timm_extra.models.GLOM`, or any module with its interface.
-        noise: Standard deviation of the noise, in units of normalised pixels; a pair is drawn between for every image.
+        noise: Standard deviation of the noise, in units of normalised pixels; two values are a range, from which every
+            image gets its own.
         iteration: After how many iterations the level is read. When None one more than half of the model's, 7 of 12, or
             as many as the level needs to see the image.
         level: Which level is read; the top when −1.
-        noise_schedule: None for constant noise; 'linear' or 'cosine' let it grow from nothing over `num_steps`.
+        noise_schedule: None for constant noise; 'linear' or 'cosine' let it grow from 0 over `num_steps`.
         num_steps: Steps of the training.
         view1: Augmentation, any callable or module on images (B, C, H, W); a crop and a flip when None.
         input_size: Channels, height and width of a view; the model's own when None.

@@ -44,7 +44,7 @@ def mlp(
         sizes: Features of the input and after every linear layer.
         norm: 'batch', or 'group' with standardised weights.
         bias: Biases of the layers that a norm follows.
-        last_norm: End with a norm that learns neither factor nor summand.
+        last_norm: End with a norm that learns neither scale nor shift.
         last_bias: Bias of the last layer; as the others when None.
         device: Device.
         dtype: Dtype.

@@ -20,8 +20,8 @@ class PretrainingTask(TrainingTask):
     """A task that trains a model without labels, on views of images.
 
     A subclass sets `trainable_module`, whose child `encoder` is the `Encoder` of the model and whose other children are
-    heads, which evaluation leaves out. `forward` gives `loss` and `output`, and may give `std`, the spread of what it
-    learns, by which collapse is noticed.
+    heads, which evaluation leaves out. `forward` gives `loss` and `output`, and may give `std`, by which
+    collapse is noticed.
 
     Attributes:
         trainable_module: The network that learns, or its DDP wrapper.

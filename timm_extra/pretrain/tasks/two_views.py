@@ -84,7 +84,7 @@ class TwoViewTask(PretrainingTask):
             return_embedding: Give (projection (B, P), embedding (B, D)) of the images as they are instead.
 
         Returns:
-            `loss`, a scalar; `output`, the embeddings of the first view (B, D); `std`, how much projections spread, 1
+            `loss`, a scalar; `output`, the embeddings of the first view (B, D); `std` of the projections, 1
             if they fill all directions and 0 if all are the same (collapse).
 
         Raises:
@@ -97,7 +97,7 @@ class TwoViewTask(PretrainingTask):
         if self.training and len(views[0]) < 2 and _normalises_batches(self._online().projector):
             raise ValueError('a batch of one image has no batch statistics: give two or more')
         online = self.trainable_module(*views)
-        return dict(loss=self._loss(online, views), output=online[0][0].detach(), std=spread(online[0][1]))
+        return dict(loss=self._loss(online, views), output=online[0][0].detach(), std=projection_std(online[0][1]))
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -107,10 +107,10 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def spread(z: torch.Tensor) -> torch.Tensor:
+def projection_std(z: torch.Tensor) -> torch.Tensor:
     """Standard deviation over the batch of projections (B, D) of length one, averaged over features, times √D.
 
-    SimSiam, section 4.1: it is 1 where projections are spread over the sphere, and 0 where they have collapsed.
+    SimSiam, section 4.1: it is 1 where projections fill the whole sphere, and 0 where they have collapsed.
     """
     z = F.normalize(z.detach().float(), dim=-1)
     return z.std(0, correction=0).mean() * z.shape[1] ** 0.5

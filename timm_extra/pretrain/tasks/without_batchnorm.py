@@ -11,7 +11,7 @@ def without_batchnorm(model: nn.Module, groups: int = 16) -> nn.Module:
     """A copy with group norm for batch norm, and standardised weights in the convolutions.
 
     As in "BYOL works even without batch statistics" (https://arxiv.org/abs/2010.10241), 16 groups there. Weights,
-    factors and summands are kept; convolutions whose inputs per output are fewer than two (depthwise 1×1) stay.
+    scales and shifts are kept; convolutions whose inputs per output are fewer than two (depthwise 1×1) stay.
 
     Args:
         model: Model with BatchNorm.

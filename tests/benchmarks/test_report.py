@@ -7,7 +7,8 @@ import struct
 import pytest
 
 from benchmarks import asked as goals
-from benchmarks import pages, plots, report, roofline
+from benchmarks import floors as floor_tables
+from benchmarks import pages, plots, report
 from benchmarks.environment import environment
 from benchmarks.harness import slopes
 
@@ -161,7 +162,7 @@ def whole():
 @pytest.fixture(autouse=True)
 def floors(monkeypatch):
     """Floors have tests of their own; here the rows that they get are of interest."""
-    monkeypatch.setattr(roofline, 'sheet', lambda result: [f'floors of {len(result["rows"])} rows'])
+    monkeypatch.setattr(floor_tables, 'sheet', lambda result: [f'floors of {len(result["rows"])} rows'])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from timm_extra._version import __version__
 SECRET = 'hf_averysecrettoken'
 
 
-def test_command(monkeypatch, capsys):
+def test_doctor_prints_versions_and_paths(monkeypatch, capsys):
     monkeypatch.setenv('TIMM_EXTRA_FUSED', '0')
     assert cli.main(['doctor', '--no-hub']) == 0
     out = capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_login(error, expected, monkeypatch, capsys):
 
 def test_nobody_is_asked_without_a_token(monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'get_token', lambda: None)
-    monkeypatch.setattr(huggingface_hub, 'whoami', lambda token: pytest.fail('asked'))
+    monkeypatch.setattr(huggingface_hub, 'whoami', lambda token: pytest.fail('the Hub was queried'))
     assert doctor.hub_login() == 'not logged in: public models only (hf auth login)'
 
 

@@ -40,12 +40,12 @@ def test_it_holds_two_packages_and_nothing_else(wheel):
 
 
 def test_it_works_outside_the_repository(wheel, tmp_path):
-    """The virtual environment holds the wheel; its dependencies are lent by this one."""
+    """The virtual environment holds the wheel; its dependencies come from this one."""
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'venv'], check=True)
     python = tmp_path / 'venv' / 'bin' / 'python'
     subprocess.run([sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', wheel], check=True)
     (site,) = (tmp_path / 'venv' / 'lib').glob('python*/site-packages')
-    (site / 'lent.pth').write_text(sysconfig.get_path('purelib'))
+    (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
     done = subprocess.run([python, '-c', SMOKE], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == '(1, 1000)'

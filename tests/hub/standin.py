@@ -42,7 +42,7 @@ class Fault:
         times: How many requests it meets.
         status: Status to answer with; None breaks the connection.
         headers: Of that answer.
-        after: Break the connection only after doing what was asked.
+        after: Break the connection only after doing what was requested.
         spoil: Changes the content that a GET answers with, instead.
     """
 
@@ -196,11 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(200)
         self._reply(200, self.hub.blobs[oid], ETag=f'"{oid}"')
 
-    def _create(self, asked: Dict[str, Any]) -> None:
-        repo_id = f'{asked["organization"]}/{asked["name"]}'
+    def _create(self, request: Dict[str, Any]) -> None:
+        repo_id = f'{request["organization"]}/{request["name"]}'
         new = repo_id not in self.hub.repos
         if new:
-            self.hub.repos[repo_id] = Repo(asked.get('visibility') == 'private')
+            self.hub.repos[repo_id] = Repo(request.get('visibility') == 'private')
         self._reply(200 if new else 409, {'url': f'{self.hub.url}/{repo_id}', 'name': repo_id, 'id': repo_id})
 
     def _preupload(self, repo: Repo, match: Any, query: Any, body: bytes) -> None:

@@ -150,7 +150,7 @@ class Trap:
         return print, ('executed',)
 
 
-def test_what_is_refused(tmp_path, capfd):
+def test_unsuitable_checkpoints_and_folders_are_refused(tmp_path, capfd):
     def refused(src, match, model='test_ceit', error=ValueError, dst='out'):
         with pytest.raises(error, match=match):
             convert(src, tmp_path / dst, model)

@@ -135,7 +135,7 @@ def test_command_warns_of_random_weights_and_of_outputs_that_say_nothing(tmp_pat
         (['onnx', 'm.onnx', '--model', 'test_glom', '--pretrained'], 'test_glom has no published weights: give '),
     ],
 )
-def test_command_says_what_is_wrong(more, message, tmp_path, monkeypatch, capsys):
+def test_export_reports_errors_in_one_line(more, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(['export', *more]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith(f'timm-extra: {message}')

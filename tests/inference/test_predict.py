@@ -85,12 +85,12 @@ TINY = dict(num_latents=8, latent_dim=16, num_heads=2, num_blocks=1, block_depth
         ('perceiver_audio', TINY, {}, 'takes no images'),
     ],
 )
-def test_what_is_refused(name, kwargs, options, message, photos):
+def test_unsuitable_models_and_options_are_refused(name, kwargs, options, message, photos):
     with pytest.raises(ValueError, match=message):
         predict(timm.create_model(name, **kwargs), [photos], **options)
 
 
-def test_command(photos, folder, capsys):
+def test_predict_prints_classes_and_json(photos, folder, capsys):
     model = ['--model', f'local-dir:{folder}']
     assert cli.main(['predict', str(photos / 'a.png'), *model, '--topk', '2']) == 0
     path, *guesses = capsys.readouterr().out.splitlines()
@@ -138,7 +138,7 @@ def test_a_checkpoint_brings_its_classes(photos, tmp_path, capsys):
         (['--topk', '0', '--model', 'FOLDER'], 'topk must be at least 1, got 0'),
     ],
 )
-def test_command_says_what_is_wrong(more, message, photos, folder, capsys):
+def test_predict_reports_errors_in_one_line(more, message, photos, folder, capsys):
     more = [f'local-dir:{folder}' if word == 'FOLDER' else word for word in more]
     assert cli.main(['predict', str(photos / 'a.png'), *more]) == 1
     captured = capsys.readouterr()

@@ -8,11 +8,11 @@ from sklearn.decomposition import PCA
 from timm_extra import plot
 from timm_extra.models.glom.islands import adjusted_rand_index, island_labels, neighbour_cosine
 
-TOY = dict(img_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3)
+SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3)
 
 
 def test_lca_attention_is_what_the_layer_uses():
-    model = timm.create_model('test_ceit', **TOY).eval()
+    model = timm.create_model('test_ceit', **SMALL).eval()
     x = torch.randn(2, 3, 32, 32)
     inputs = []
     hook = model.lca.attn.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -42,7 +42,7 @@ def test_the_backend_of_the_caller_stays(tmp_path):
 
 
 def test_a_model_in_training_is_refused_and_left_alone():
-    model = timm.create_model('test_ceit', **TOY).train()
+    model = timm.create_model('test_ceit', **SMALL).train()
     with pytest.raises(ValueError, match='eval'):
         plot.lca_attention(model, torch.randn(2, 3, 32, 32))
     assert model.patch_embed.bn.num_batches_tracked == 0
@@ -50,7 +50,7 @@ def test_a_model_in_training_is_refused_and_left_alone():
 
 def test_a_model_without_lca_has_none_to_show():
     with pytest.raises(ValueError, match='no layer-wise'):
-        plot.lca_attention(timm.create_model('test_ceit', use_lca=False, **TOY), torch.randn(1, 3, 32, 32))
+        plot.lca_attention(timm.create_model('test_ceit', use_lca=False, **SMALL), torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize('chans, count', [(1, 1), (3, 4)])

@@ -65,7 +65,7 @@ def test_accuracies():
     assert found == dict(knn=100, linear=100)
 
 
-def test_bad_input_is_named():
+def test_probes_name_bad_arguments():
     dataset = TensorDataset(torch.rand(3, 1, 4, 4))
     with pytest.raises(ValueError, match='image 0 has no class, a number, but None'):
         features(nn.Flatten(), dataset, VIEW, workers=0)

@@ -183,7 +183,7 @@ def test_plain_view_is_the_middle():
     assert PlainView((3, 16, 16))([x[0], x[1, :, :20]]).shape == (2, 3, 16, 16)
 
 
-def test_bad_input_is_named():
+def test_views_name_bad_arguments():
     view = RandomView(BYOL_VIEWS[0], (3, 16, 16))
     with pytest.raises(ValueError, match=r'shape \(B, 3, H, W\), got \(2, 1, 8, 8\)'):
         view(images(2, 1, 8, 8))

@@ -142,7 +142,7 @@ def _of_size(build: Callable, args: argparse.Namespace, kwargs: Dict[str, Any]):
 
 @contextlib.contextmanager
 def known_arguments(model: str) -> Iterator[None]:
-    """Tell a word of `--model-kwargs` that the model does not know as bad input."""
+    """Report an unknown name in `--model-kwargs` as bad input."""
     try:
         yield
     except TypeError as e:

@@ -27,7 +27,7 @@ def write(state: Dict[str, Any], file: Path) -> None:
     try:
         with atomic_file(file) as aside:
             torch.save(state, aside)
-    except (OSError, RuntimeError) as e:  # RuntimeError: what torch makes of a full disk
+    except (OSError, RuntimeError) as e:  # RuntimeError: what torch raises on a full disk
         raise OSError(f'{file} could not be written ({e}); earlier checkpoints are as they were') from e
 
 

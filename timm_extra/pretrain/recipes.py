@@ -52,7 +52,7 @@ class Settings:
 def settings(
     method: str, model: nn.Module, epochs: float, images_per_step: int = 256, optimizer: Optional[str] = None
 ) -> Settings:
-    """The published settings of BYOL and SimSiam; ours of denoising, for which nobody has published any.
+    """The published settings of BYOL and SimSiam; for denoising our own, as none are published.
 
     Models with BatchNorm: LARS for BYOL, by the nearest shorter preset of `BYOL_PRESETS`; SGD for SimSiam, whose
     predictor keeps its rate and whose weight decay is on everything. Models without, as ViTs, and `optimizer='adamw'`:
@@ -67,7 +67,7 @@ def settings(
 
     Returns:
         The settings; warm-ups of 10 epochs (BYOL, denoising) and 40 (MoCo v3) are shortened to a tenth of shorter
-        trainings. The rate is NaN for an optimizer that there is none for: LARS for BYOL, SGD for SimSiam, Adam's kin
+        trainings. The rate is NaN for an optimizer that there is none for: LARS for BYOL, SGD for SimSiam, Adam's
         for all.
     """
     preset = BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))]

@@ -10,11 +10,11 @@ from torch import nn
 import timm_extra  # noqa: F401
 from benchmarks.peers.ceit import OfficialCeiT, randomize
 
-TOY = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=7)
+SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=7)
 
 
-def toy(**kwargs) -> nn.Module:
-    return timm.create_model('test_ceit', **{**TOY, **kwargs})
+def small_model(**kwargs) -> nn.Module:
+    return timm.create_model('test_ceit', **{**SMALL, **kwargs})
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_training_equals_the_straightforward_implementation():
 
 
 def test_first_token_is_the_normed_layerwise_class_token():
-    model = toy().eval()
+    model = small_model().eval()
     x = torch.randn(2, 3, 32, 32)
     seen = []
     model.lca.register_forward_hook(lambda module, args, out: seen.append(out))
@@ -87,7 +87,7 @@ def test_first_token_is_the_normed_layerwise_class_token():
 
 @pytest.mark.parametrize('kwargs', [{}, dict(cls_bypass=True), dict(use_lca=False), dict(depth=1)])
 def test_logits_skip_the_last_leff_and_stay_equal(kwargs):
-    model = toy(**kwargs).eval()
+    model = small_model(**kwargs).eval()
     x = torch.randn(2, 3, 32, 32)
     calls = []
     model.blocks[-1].leff.register_forward_hook(lambda *args: calls.append(1))
@@ -102,7 +102,7 @@ def test_logits_skip_the_last_leff_and_stay_equal(kwargs):
 
 def test_every_block_is_called_as_a_module():
     """What wraps blocks (hooks, FSDP, compile) must see each of them, with and without gradients."""
-    model = toy().eval()
+    model = small_model().eval()
     calls = []
     for i, block in enumerate(model.blocks):
         block.register_forward_hook(lambda module, args, out, i=i: calls.append(i))
@@ -114,7 +114,7 @@ def test_every_block_is_called_as_a_module():
 
 
 def test_average_pooling_needs_the_last_leff():
-    model = toy(global_pool='avg').eval()
+    model = small_model(global_pool='avg').eval()
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x)))
@@ -135,7 +135,7 @@ def test_average_pooling_needs_the_last_leff():
     ],
 )
 def test_every_switch_trains(kwargs):
-    model = toy(**kwargs)
+    model = small_model(**kwargs)
     height, width = model.patch_embed.img_size
     logits = model(torch.randn(2, model.in_chans, height, width))
     assert logits.shape == (2, 7)
@@ -144,24 +144,24 @@ def test_every_switch_trains(kwargs):
 
 
 def test_images_of_a_batch_do_not_mix():
-    model = toy().eval()
+    model = small_model().eval()
     x = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(model(x), torch.cat([model(i[None]) for i in x]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [(32, 32), (64, 64), (24, 56), (8, 8)])
 def test_dynamic_sizes(size):
-    model = toy(dynamic_img_size=True).eval()
+    model = small_model(dynamic_img_size=True).eval()
     x = torch.randn(2, 3, *size)
     assert model.forward_features(x).shape == (2, 1 + size[0] * size[1] // 64, 24)
     if size == (32, 32):
-        fixed = toy().eval()
+        fixed = small_model().eval()
         fixed.load_state_dict(model.state_dict())
         torch.testing.assert_close(model(x), fixed(x))
 
 
 def test_set_input_size_equals_dynamic():
-    dynamic, model = toy(dynamic_img_size=True).eval(), toy().eval()
+    dynamic, model = small_model(dynamic_img_size=True).eval(), small_model().eval()
     model.load_state_dict(dynamic.state_dict())
     model.set_input_size((48, 24))
     x = torch.randn(2, 3, 48, 24)
@@ -175,12 +175,12 @@ def test_set_input_size_equals_dynamic():
 )
 def test_unfit_images_are_named(shape, message):
     with pytest.raises(AssertionError, match=message):
-        toy()(torch.randn(shape))
+        small_model()(torch.randn(shape))
 
 
 def test_unfit_dynamic_images_are_named():
     with pytest.raises(AssertionError, match=r'height \(36\)'):
-        toy(dynamic_img_size=True)(torch.randn(1, 3, 36, 32))
+        small_model(dynamic_img_size=True)(torch.randn(1, 3, 36, 32))
 
 
 @pytest.mark.parametrize(
@@ -202,17 +202,17 @@ def test_unfit_dynamic_images_are_named():
 )
 def test_unfit_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        toy(**kwargs)
+        small_model(**kwargs)
 
 
 def test_unknown_arguments_are_refused():
     with pytest.raises(TypeError, match='embed_dims'):
-        toy(embed_dims=24)
+        small_model(embed_dims=24)
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(conv_stem=False)])
 def test_a_refused_size_changes_nothing(kwargs):
-    model = toy(**kwargs).eval()
+    model = small_model(**kwargs).eval()
     x = torch.randn(1, 3, 32, 32)
     expected = model(x)
     with pytest.raises(ValueError, match='50×50'):
@@ -221,14 +221,14 @@ def test_a_refused_size_changes_nothing(kwargs):
 
 
 def test_wrong_pooling_keeps_the_classifier():
-    model = toy()
+    model = small_model()
     with pytest.raises(ValueError, match='max'):
         model.reset_classifier(3, 'max')
     assert model.global_pool == 'token'
 
 
 def test_fuse_keeps_logits_and_returns_the_model():
-    model = toy()
+    model = small_model()
     model(torch.randn(8, 3, 32, 32) * 2 + 1)  # statistics other than the initial ones
     model.eval()
     x = torch.randn(2, 3, 32, 32)
@@ -242,7 +242,7 @@ def test_fuse_keeps_logits_and_returns_the_model():
 
 
 def test_fuse_in_training_changes_nothing():
-    model = toy().train()
+    model = small_model().train()
     keys = list(model.state_dict())
     with pytest.raises(RuntimeError, match='eval'):
         model.fuse()
@@ -254,7 +254,7 @@ def test_grad_checkpointing_trains_the_same_model():
     results = []
     for enable in (False, True):
         torch.manual_seed(0)
-        model = toy().train()
+        model = small_model().train()
         model.set_grad_checkpointing(enable)
         model(x).square().sum().backward()
         results.append(([p.grad for p in model.parameters()], list(model.buffers())))
@@ -263,14 +263,14 @@ def test_grad_checkpointing_trains_the_same_model():
 
 def test_init_weights_after_to_empty():
     with torch.device('meta'):
-        model = toy()
+        model = small_model()
     model = model.to_empty(device='cpu')
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.fill_(float('nan') if tensor.is_floating_point() else 99)
     model.init_weights()
     assert all(torch.isfinite(p).all() for p in model.parameters())
-    fresh = toy()
+    fresh = small_model()
     for (name, given), expected in zip(model.state_dict().items(), fresh.state_dict().values(), strict=True):
         if expected.unique().numel() == 1:  # constants: biases, norms, statistics, layer embedding
             assert torch.equal(given, expected), name
@@ -301,7 +301,7 @@ def test_initialisation_is_the_official_one():
 @pytest.mark.parametrize('prune_head', [True, False])
 @pytest.mark.parametrize('indices', [[0], [1], [0, 2], 2])
 def test_pruning_keeps_intermediates_and_uses_every_parameter(indices, prune_head):
-    model = toy()
+    model = small_model()
     x = torch.randn(2, 3, 32, 32)
     expected = model.eval().forward_intermediates(x, indices=indices, intermediates_only=True)
     taken = model.prune_intermediate_layers(indices, prune_norm=prune_head, prune_head=prune_head)
@@ -317,7 +317,7 @@ def test_pruning_keeps_intermediates_and_uses_every_parameter(indices, prune_hea
 
 
 def test_intermediates():
-    model = toy().eval()
+    model = small_model().eval()
     x = torch.randn(2, 3, 32, 32)
     out, maps = model.forward_intermediates(x)
     torch.testing.assert_close(out, model.forward_features(x))
@@ -340,7 +340,7 @@ def test_intermediates():
 )
 def test_torchscript(kwargs):
     with timm.layers.set_scriptable(True):
-        model = toy(**kwargs).eval()
+        model = small_model(**kwargs).eval()
     x = torch.randn(2, 3, 32, 32)
     script = torch.jit.script(model)
     with torch.no_grad():
@@ -350,7 +350,7 @@ def test_torchscript(kwargs):
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning', 'ignore::torch.jit.TracerWarning')
 def test_traces():
-    model = toy().eval()
+    model = small_model().eval()
     x = torch.randn(2, 3, 32, 32)
     trace = torch.jit.trace(model, x)  # checks itself without gradients
     torch.testing.assert_close(trace(x), model(x))
@@ -361,7 +361,7 @@ def test_checkpointing_compiles():
     results = []
     for enable in (False, True):
         torch.manual_seed(0)
-        model = toy(depth=1).train()
+        model = small_model(depth=1).train()
         model.set_grad_checkpointing(enable)
         torch.compile(model, backend='aot_eager')(x).square().sum().backward()
         results.append(([p.grad for p in model.parameters()], list(model.buffers())))
@@ -369,13 +369,13 @@ def test_checkpointing_compiles():
 
 
 def test_no_images_give_no_logits():
-    model = toy().eval()
+    model = small_model().eval()
     with torch.no_grad():
         assert model(torch.randn(0, 3, 32, 32)).shape == (0, 7)
 
 
 def test_compiles_without_graph_breaks():
-    model = toy().eval()
+    model = small_model().eval()
     compiled = torch.compile(model, fullgraph=True, backend='eager')
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(compiled(x), model(x))
@@ -384,7 +384,7 @@ def test_compiles_without_graph_breaks():
 
 
 def test_exports():
-    model = toy().eval()
+    model = small_model().eval()
     x = torch.randn(2, 3, 32, 32)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=8)},))
     y = torch.randn(5, 3, 32, 32)
@@ -393,16 +393,16 @@ def test_exports():
 
 @pytest.mark.parametrize('kwargs', [{}, dict(conv_stem=False)])
 def test_dtype_and_device_reach_every_tensor(kwargs):
-    model = toy(device='meta', dtype=torch.float64, **kwargs)
+    model = small_model(device='meta', dtype=torch.float64, **kwargs)
     tensors = [*model.parameters(), *model.buffers()]
     assert {t.device.type for t in tensors} == {'meta'}
     assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
 
 
 def test_bfloat16():
-    model = toy(dtype=torch.bfloat16).eval()
+    model = small_model(dtype=torch.bfloat16).eval()
     assert model(torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
-    model = toy().train()
+    model = small_model().train()
     with torch.autocast('cpu', dtype=torch.bfloat16):
         model(torch.randn(2, 3, 32, 32)).float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -411,7 +411,7 @@ def test_bfloat16():
 def test_optimizer_groups():
     from timm.optim import param_groups_layer_decay
 
-    model = toy()
+    model = small_model()
     groups = param_groups_layer_decay(model, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay())
     assert len({g['lr_scale'] for g in groups}) == 3 + 2  # stem, three blocks, head
     undecayed = [p for g in groups if g['weight_decay'] == 0 for p in g['params']]
@@ -426,4 +426,4 @@ def test_no_hosted_weights_is_said_plainly():
 def test_creating_a_model_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        toy()
+        small_model()

@@ -8,11 +8,11 @@ from torch import nn
 import timm_extra  # noqa: F401
 from timm_extra import hub
 
-TOY = dict(img_size=28, patch_size=7, embed_dim=16, num_levels=4, num_classes=5)
+SMALL = dict(img_size=28, patch_size=7, embed_dim=16, num_levels=4, num_classes=5)
 
 
-def toy(**kwargs) -> nn.Module:
-    return timm.create_model('test_glom', **{**TOY, **kwargs})
+def small_model(**kwargs) -> nn.Module:
+    return timm.create_model('test_glom', **{**SMALL, **kwargs})
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def plain_states(model, x, iters):
 
 @pytest.mark.parametrize('kwargs', [{}, dict(consensus_self=True), dict(learned_mean=True), dict(compat='lucidrains')])
 def test_states_are_what_the_definition_says(kwargs):
-    model = toy(**kwargs).double()
+    model = small_model(**kwargs).double()
     if kwargs.get('learned_mean'):
         for level in model.levels:
             nn.init.uniform_(level.weights, 0.5, 1.5)
@@ -69,7 +69,7 @@ def test_leaving_out_states_changes_no_gradient():
     grads = []
     for one in (lambda m: m.forward_level(x, -1), lambda m: plain_states(m, x, 8)[-1][:, :, -1]):
         torch.manual_seed(1)
-        model = toy(num_classes=0).double()
+        model = small_model(num_classes=0).double()
         one(model).square().mul(torch.arange(16)).sum().backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if 'norm' not in n})
     assert all(g is not None for g in grads[0].values())
@@ -78,7 +78,7 @@ def test_leaving_out_states_changes_no_gradient():
 
 def test_what_cannot_matter_is_not_computed():
     """Counted by calls and images of bottom-up nets: L = 4, 8 iterations, read from the top."""
-    model = toy().eval()
+    model = small_model().eval()
     seen = []
     for net in (model.patch_up, *(level.bottom_up for level in model.levels[1:])):
         net.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
@@ -95,7 +95,7 @@ def test_what_cannot_matter_is_not_computed():
 
 
 def test_random_draws_differ_between_images_from_the_first_iteration():
-    model = toy(proj_drop_rate=0.5).train()
+    model = small_model(proj_drop_rate=0.5).train()
     x = torch.randn(1, 3, 28, 28).expand(2, -1, -1, -1)
     states = model.forward_state(x, iters=1)
     assert not torch.equal(states[0, :, 1:], states[1, :, 1:])
@@ -120,7 +120,7 @@ def test_states_keep_their_length(name):
 
 
 def test_states_keep_their_length_while_learning():
-    model = toy().train()
+    model = small_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     x, y = torch.randn(16, 3, 28, 28), torch.randint(5, (16,))
     for _ in range(30):
@@ -135,7 +135,7 @@ def test_states_keep_their_length_while_learning():
 
 @pytest.mark.parametrize('compat', [None, 'lucidrains'])
 def test_going_on_equals_going_through(compat):
-    model = toy(compat=compat).eval()
+    model = small_model(compat=compat).eval()
     x = torch.randn(2, 3, 28, 28)
     half = model.forward_state(x, iters=5)
     torch.testing.assert_close(model.forward_state(x, state=half, iters=3), model.forward_state(x, iters=8))
@@ -145,7 +145,7 @@ def test_going_on_equals_going_through(compat):
 
 
 def test_local_consensus_sees_its_neighbours_alone():
-    model = toy(local_consensus_radius=1, num_levels=2, img_size=(21, 35)).eval()
+    model = small_model(local_consensus_radius=1, num_levels=2, img_size=(21, 35)).eval()
     state = torch.randn(1, 15, 2, 16)
     changed = state.clone()
     changed[:, 0, 1] += 1.0  # top level, corner (0, 0)
@@ -156,7 +156,7 @@ def test_local_consensus_sees_its_neighbours_alone():
 
 
 def test_features_by_level():
-    model = toy(img_size=(21, 35)).eval()
+    model = small_model(img_size=(21, 35)).eval()
     x = torch.randn(2, 3, 21, 35)
     state = model.forward_state(x)
     features, maps = model.forward_intermediates(x, indices=[0, 2])
@@ -185,7 +185,7 @@ def test_features_only():
 
 
 def test_classifying_by_all_levels():
-    model = toy(concat_levels=True).eval()
+    model = small_model(concat_levels=True).eval()
     x = torch.randn(2, 3, 28, 28)
     torch.testing.assert_close(model.forward_features(x), model.forward_state(x).flatten(2))
     assert model.num_features == model.head_hidden_size == model.head.in_features == 4 * 16
@@ -208,15 +208,15 @@ def test_classifying_by_all_levels():
     ],
 )
 def test_every_switch_trains(kwargs):
-    model = toy(**kwargs)
+    model = small_model(**kwargs)
     model(torch.randn(2, model.in_chans, *model.patch_embed.img_size)).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
 def test_other_sizes():
-    model = toy(dynamic_img_size=True).eval()
+    model = small_model(dynamic_img_size=True).eval()
     assert model(torch.randn(1, 3, 42, 21)).shape == (1, 5)
-    fixed = toy().eval()
+    fixed = small_model().eval()
     fixed.load_state_dict(model.state_dict())
     fixed.set_input_size((42, 21))
     x = torch.randn(1, 3, 42, 21)
@@ -225,7 +225,7 @@ def test_other_sizes():
 
 
 def test_checkpointing_keeps_gradients_and_forgets_activations():
-    model = toy().train()
+    model = small_model().train()
     x = torch.randn(2, 3, 28, 28)
     grads, kept = [], []
     for enable in (False, True):
@@ -251,7 +251,7 @@ def test_checkpointing_keeps_gradients_and_forgets_activations():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision(kwargs, dtype):
     """States are within a few roundings of float32, by the root mean square, where images differ by far more."""
-    model = toy(**kwargs).eval()
+    model = small_model(**kwargs).eval()
     if kwargs.get('compat'):
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -273,7 +273,7 @@ def test_half_precision(kwargs, dtype):
 
 
 def test_states_of_other_precision_are_taken():
-    model = toy().eval()
+    model = small_model().eval()
     x = torch.randn(1, 3, 28, 28)
     state = model.forward_state(x, iters=3)
     expected = model.forward_state(x, state, iters=2)
@@ -283,7 +283,7 @@ def test_states_of_other_precision_are_taken():
 
 @pytest.mark.parametrize('kwargs', [{}, dict(local_consensus_radius=1, dynamic_img_size=True, concat_levels=True)])
 def test_compiles_exports_and_scripts(kwargs):
-    model = toy(num_levels=2, iters=3, **kwargs).eval()
+    model = small_model(num_levels=2, iters=3, **kwargs).eval()
     x = torch.randn(2, 3, 28, 28)
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
@@ -297,7 +297,7 @@ def test_compiles_exports_and_scripts(kwargs):
 
 
 def test_layers_of_parameters():
-    model = toy(learned_mean=True)
+    model = small_model(learned_mean=True)
     from timm.models import group_parameters
 
     groups = group_parameters(model, model.group_matcher(), reverse=True)
@@ -318,14 +318,14 @@ def test_an_image_reaches_the_top_of_a_new_model():
 
 
 def test_iterations_set_later_are_checked():
-    model = toy().eval()
+    model = small_model().eval()
     model.iters = 2
     with pytest.raises(ValueError, match='after iters 2 level 3 has not seen the image'):
         model(torch.randn(3, 3, 28, 28))
 
 
 def test_draws_of_dropout_in_evaluation_differ_between_images():
-    model = toy(proj_drop_rate=0.5).eval()
+    model = small_model(proj_drop_rate=0.5).eval()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.train()
@@ -343,7 +343,7 @@ def test_draws_of_dropout_in_evaluation_differ_between_images():
     ],
 )
 def test_saved_models_come_back(kwargs, tmp_path):
-    model = toy(**kwargs)
+    model = small_model(**kwargs)
     model.set_input_size((21, 42))
     model.reset_classifier(3)
     hub.save(model.eval(), tmp_path / 'glom')
@@ -355,7 +355,7 @@ def test_saved_models_come_back(kwargs, tmp_path):
 
 def test_meta_device_and_init():
     with torch.device('meta'):
-        model = toy(learned_mean=True)
+        model = small_model(learned_mean=True)
     model.to_empty(device='cpu')
     for p in model.parameters():
         nn.init.constant_(p, float('nan'))
@@ -381,16 +381,16 @@ def test_meta_device_and_init():
 )
 def test_arguments_out_of_range(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        toy(**kwargs)
+        small_model(**kwargs)
 
 
 def test_unknown_arguments():
     with pytest.raises(TypeError, match='levels'):
-        toy(levels=3)
+        small_model(levels=3)
 
 
 def test_inputs_that_do_not_fit():
-    model = toy()
+    model = small_model()
     x = torch.randn(2, 3, 28, 28)
     with pytest.raises(ValueError, match=r'state must have shape \[2, 16, 4, 16\], got \[1, 16, 4, 16\]'):
         model.forward_state(x, state=torch.randn(1, 16, 4, 16))
@@ -405,6 +405,6 @@ def test_inputs_that_do_not_fit():
     with pytest.raises(AssertionError, match=r"Input height \(42\) doesn't match model \(28\)"):
         model(torch.randn(1, 3, 42, 28))
     with pytest.raises(AssertionError, match=r'Input width \(30\) should be divisible by patch size \(7\)'):
-        toy(dynamic_img_size=True)(torch.randn(1, 3, 28, 30))
+        small_model(dynamic_img_size=True)(torch.randn(1, 3, 28, 30))
     with pytest.raises(RuntimeError, match='to have 3 channels, but got 1'):
         model(torch.randn(1, 1, 28, 28))

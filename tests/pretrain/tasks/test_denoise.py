@@ -166,7 +166,7 @@ def test_the_loss_is_in_float32_under_autocast(dtype):
     assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
 
 
-def test_bad_input_is_named():
+def test_denoise_names_bad_arguments():
     with pytest.raises(ValueError, match='ResNet is no GLOM: it has no forward_level and no patch_embed'):
         Denoise(timm.create_model('test_resnet'))
     for kwargs, message in (

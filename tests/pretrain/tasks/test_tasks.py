@@ -248,7 +248,7 @@ def test_other_modules_than_timms():
     assert task(torch.rand(4, *SIZE))['output'].shape == (4, 8)
 
 
-def test_bad_input_is_named():
+def test_byol_and_simsiam_name_bad_arguments():
     with pytest.raises(ValueError, match=r'Tuples has no forward_features and no forward_head.*body, gate'):
         BYOL(Tuples(), input_size=SIZE)
     with pytest.raises(ValueError, match=r'gives a tuple, not a tensor.*body, gate'):

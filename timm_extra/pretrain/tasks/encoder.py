@@ -1,4 +1,4 @@
-"""What a model makes of an image before its classifier."""
+"""Embeddings: what a model computes before its classifier."""
 
 import copy
 from typing import Optional, Sequence, Union
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
             self._layer()
 
     def _layer(self) -> Optional[nn.Module]:
-        """The layer that is listened to; None for the model itself."""
+        """The layer whose output is the embedding; None for the model itself."""
         if isinstance(self.hidden_layer, int):
             children = list(self.model.children())
             if self.hidden_layer == -1:
@@ -90,15 +90,15 @@ class Encoder(nn.Module):
         layer = self._layer()
         if layer is None:
             return self.model(x)
-        heard = []
-        handle = layer.register_forward_hook(lambda module, args, out: heard.append(out))
+        outputs = []
+        handle = layer.register_forward_hook(lambda module, args, out: outputs.append(out))
         try:
             self.model(x)
         finally:
             handle.remove()
-        if len(heard) != 1:
-            raise ValueError(f'{self._place()} ran {len(heard)} times in a forward pass, its output is no embedding')
-        return heard[0]
+        if len(outputs) != 1:
+            raise ValueError(f'{self._place()} ran {len(outputs)} times in a forward pass, its output is no embedding')
+        return outputs[0]
 
     def _place(self) -> str:
         name = type(self.model).__name__
@@ -124,7 +124,7 @@ def embedding_size(encoder: Encoder, input_size: Sequence[int]) -> int:
 
 
 def output_shape(module: nn.Module, model: nn.Module, input_size: Sequence[int]) -> torch.Size:
-    """Shape of what a module makes of two images, found with a copy.
+    """Shape of the output of a module for two images, found with a copy.
 
     Args:
         module: Module on images (B, C, H, W).

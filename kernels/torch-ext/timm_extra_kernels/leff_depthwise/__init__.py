@@ -68,10 +68,10 @@ def leff_depthwise(
         weight: Depthwise kernels (C, 1, k, k), k odd.
         bias: (C,).
         grid: (H, W); the convolution pads it with k // 2 zeros, after the first activation.
-        scale1: Factor before the first GELU (C,).
-        shift1: Summand before the first GELU (C,).
-        scale2: Factor before the second GELU (C,).
-        shift2: Summand before the second GELU (C,).
+        scale1: Scale before the first GELU (C,).
+        shift1: Shift before the first GELU (C,).
+        scale2: Scale before the second GELU (C,).
+        shift2: Shift before the second GELU (C,).
 
     Returns:
         GELU(conv(GELU(x · scale1 + shift1)) · scale2 + shift2) (B, H·W, C).

@@ -53,10 +53,10 @@ def leff_depthwise_train(
         weight: Depthwise kernels (C, 1, k, k), k odd.
         bias: (C,).
         grid: (H, W); the convolution pads it with k // 2 zeros, after the first activation.
-        gamma1: Factor of the first norm (C,).
-        beta1: Summand of the first norm (C,).
-        gamma2: Factor of the second norm (C,).
-        beta2: Summand of the second norm (C,).
+        gamma1: Scale of the first norm (C,).
+        beta1: Shift of the first norm (C,).
+        gamma2: Scale of the second norm (C,).
+        beta2: Shift of the second norm (C,).
         eps: Added to the variances.
 
     Returns:

@@ -41,6 +41,6 @@ COMPILED = [
     Case('ceit 384', dict(B=64, H=24, W=24, C=1536, P=1)),
     Case('large kernel', dict(B=256, H=14, W=14, C=1536, P=2)),
 ]
-# Gradients that are not compared: the mean takes all of that of the bias away, and so much of the first norm's summand
+# Gradients that are not compared: the mean takes all of that of the bias away, and so much of the first norm's shift
 # that the naive form in bfloat16 errs by a fifth
 BENCHMARK = Benchmark(COMPILED, speedups={('ceit', 'step'): dict(eager=2.5)}, rounding=(3, 5))

@@ -102,6 +102,6 @@ def _norm_again(
 def _norm_backward(
     grad: torch.Tensor, x: torch.Tensor, gamma: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, eps: float
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of input, factor and summand of a norm by its own statistics."""
+    """Gradients of input, scale and shift of a norm by its own statistics."""
     statistics = None, None, mean, (var + eps).rsqrt()
     return aten.native_batch_norm_backward(grad, x, gamma.to(x.dtype), *statistics, True, eps, [True, True, True])

@@ -36,7 +36,7 @@ def test_it_holds_two_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {n.split('/')[0] for n in names}
     assert {t for t in tops if not t.endswith('.dist-info')} == {'timm_extra', 'timm_extra_kernels'}
-    assert 'timm_extra_kernels/_ops.py' in names
+    assert 'timm_extra_kernels/_ops.py' in names and 'timm_extra/py.typed' in names
 
 
 def test_it_works_outside_the_repository(wheel, tmp_path):

@@ -94,8 +94,8 @@ def test_latent_attention_is_what_the_layer_uses(name, kwargs):
         hook = attn.register_forward_hook(lambda module, args, output, calls=calls: calls.append((args, output)))
         model(x)
         hook.remove()
-        (_, content, axes, _, content_proj), output = calls[block - used]
-        values = attn._keys_values(content, axes, content_proj)[1]
+        (_, inputs), output = calls[block - used]
+        values = attn._keys_values(inputs)[1]
         gathered = (weights.flatten(-2) @ values).transpose(1, 2).flatten(2)
         torch.testing.assert_close(attn.proj(gathered), output[:, [4, 0]], rtol=0, atol=1e-5)
     assert torch.equal(plot.latent_attention(model, x, [1], -1), plot.latent_attention(model, x, [1], block))

@@ -24,7 +24,7 @@ def test_the_papers_audio_model_hears_a_recording():
         assert logits.shape == (1, 1024)
         torch.testing.assert_close(model(x[:, :, None]), logits)  # (B, 1, 1, samples), as timm's configuration has it
         assert not torch.allclose(model(x.flip(-1)), logits, atol=1e-2)
-        content, (table,), *_ = model.stem(x)
+        (content, (table,), _), _ = model.stem(x)
     assert content.shape == (1, 128, 480)
     assert table.shape == (480, 385)
     torch.testing.assert_close(content[0, :, 7], x[0, 0, 7 * 128 : 8 * 128])
@@ -56,7 +56,8 @@ def test_film(kwargs):
 def test_patches_of_a_film_are_blocks_of_it():
     model = timm.create_model('test_perceiver', input_shape=(8, 32, 32), stem='patches', patch_size=(2, 4, 4), **TOY)
     x = clip(8, 32)[None]
-    content, axes, *_ = model.stem(x)
+    (content, axes, _), grid = model.stem(x)
+    assert grid == [4, 8, 8]
     assert content.shape == (1, 96, 4, 8, 8)
     assert [t.shape[0] for t in axes] == [4, 8, 8]
     block = x[0, :, 2:4, 4:8, 8:12]

@@ -1,7 +1,7 @@
 """Perceiver (https://arxiv.org/abs/2103.03206) and Perceiver IO (https://arxiv.org/abs/2107.14795)."""
 
 from .checkpoint_filter import checkpoint_filter_fn
-from .cross_attention import CrossAttention
+from .cross_attention import CrossAttention, Inputs
 from .fourier import fourier_features, fourier_table, grid_tokens
 from .perceiver import (
     Perceiver,
@@ -20,6 +20,7 @@ from .perceiver import (
 
 __all__ = [
     'CrossAttention',
+    'Inputs',
     'Perceiver',
     'PerceiverIO',
     'checkpoint_filter_fn',

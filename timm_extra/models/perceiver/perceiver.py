@@ -31,8 +31,9 @@ from timm_extra.layers import checkpoint
 
 from .._build import build_model
 from .._checks import checked_pool
-from .blocks import STYLES, CrossAttend, SelfAttend
+from .blocks import STYLES, CrossAttentionBlock, SelfAttentionBlock
 from .checkpoint_filter import checkpoint_filter_fn
+from .cross_attention import Inputs, tokens_alone
 from .stem import PerceiverStem
 
 __all__ = ['Perceiver', 'PerceiverIO']
@@ -189,13 +190,13 @@ class Perceiver(nn.Module):
         drops = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
         cross = dict(num_heads=cross_num_heads, head_dim=cross_head_dim, style=style, route=cross_route, **drops, **dd)
         self.cross_attends = nn.ModuleList(
-            CrossAttend(latent_dim, self.stem.out_chans, mlp_ratio=mlp_ratio, drop_path=drop_path_rate, **cross)
+            CrossAttentionBlock(latent_dim, self.stem.out_chans, mlp_ratio=mlp_ratio, drop_path=drop_path_rate, **cross)
             for _ in range(min(unique_cross_attends, num_cross_attends))
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 *(
-                    SelfAttend(
+                    SelfAttentionBlock(
                         latent_dim, num_heads, head_dim, mlp_ratio, style, drop_path=drop_path_rate, **drops, **dd
                     )
                     for _ in range(block_depth)
@@ -216,7 +217,9 @@ class Perceiver(nn.Module):
                 self.query = nn.Parameter(torch.zeros(num_queries, self.head_hidden_size, **dd))
             residual = decoder_residual if style.decoder_residual is None else style.decoder_residual
             ratio = mlp_ratio if decoder_mlp else 0.0
-            self.decoder = CrossAttend(self.head_hidden_size, latent_dim, mlp_ratio=ratio, residual=residual, **cross)
+            self.decoder = CrossAttentionBlock(
+                self.head_hidden_size, latent_dim, mlp_ratio=ratio, residual=residual, **cross
+            )
         self.global_pool = self._checked_pool(global_pool)
         self._with_head_norm = style.head_norm and not decoder
         self.head_norm: nn.Module = nn.Identity()
@@ -380,23 +383,15 @@ class Perceiver(nn.Module):
             self.reset_classifier(0, '')
         return take_indices
 
-    def _cross_attend(
-        self,
-        i: int,
-        z: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor],
-        content_proj: Optional[torch.Tensor],
-    ) -> torch.Tensor:
+    def _cross_attend(self, i: int, z: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """The cross-attend that block i begins with. (TorchScript cannot index modules by a variable.)"""
         used = min(i, len(self.cross_attends) - 1)
         for j, attend in enumerate(self.cross_attends):
             if j == used:
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    z = checkpoint(attend, z, content, axes, mask, content_proj)
+                    z = checkpoint(attend, z, inputs)
                 else:
-                    z = attend(z, content, axes, mask, content_proj)
+                    z = attend(z, inputs)
         return z
 
     def _block(self, i: int, z: torch.Tensor) -> torch.Tensor:
@@ -415,13 +410,12 @@ class Perceiver(nn.Module):
         self, x: torch.Tensor, mask: Optional[torch.Tensor], take_indices: List[int], stop: int
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
-        content, axes, content_proj, grid = self.stem(x)
-        mask = flat_mask(mask, content, grid)
+        inputs, _ = self.stem(x, mask)
         z = self.latents.unsqueeze(0)
         intermediates: List[torch.Tensor] = []
         for i in range(stop):
             if i < self.num_cross_attends:
-                z = self._cross_attend(i, z, content, axes, mask, content_proj)
+                z = self._cross_attend(i, z, inputs)
             z = self._block(i, z)
             if i in take_indices:
                 intermediates.append(z)
@@ -445,8 +439,7 @@ class Perceiver(nn.Module):
 
     def _decode(self, z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Tensor:
         """Latents (B, M, D) to (B, Q, query_dim), or to (B, query_dim) with the one learned query."""
-        no_axes: List[torch.Tensor] = []
-        return without_single(self.decoder(given_or_learned(queries, self.query), z, no_axes), queries)
+        return without_single(self.decoder(given_or_learned(queries, self.query), tokens_alone(z)), queries)
 
     def forward(
         self, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None
@@ -462,18 +455,6 @@ class Perceiver(nn.Module):
             (B, num_classes), or (B, Q, num_classes) with `queries` or several learned ones.
         """
         return self.forward_head(self.forward_features(x, mask), False, queries)
-
-
-@register_notrace_function  # a name with an underscore would be traced all the same
-def flat_mask(mask: Optional[torch.Tensor], content: torch.Tensor, grid: List[int]) -> Optional[torch.Tensor]:
-    """A mask of inputs (B, *grid) as (B, N)."""
-    if mask is None:
-        return None
-    _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
-    expected = grid.copy()
-    expected.insert(0, content.shape[0])
-    _assert(list(mask.shape) == expected, f'Mask must be {expected}, as the inputs are, got {list(mask.shape)}.')
-    return mask.flatten(1)
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same

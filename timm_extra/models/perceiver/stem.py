@@ -9,8 +9,7 @@ from einops.layers.torch import Rearrange
 from timm.layers import _assert, register_notrace_module, trunc_normal_
 from torch import nn
 
-from timm_extra.layers.shortcuts import may_shortcut
-
+from .cross_attention import Inputs
 from .fourier import fourier_features, fourier_table
 
 STEMS = ('pixels', 'conv1x1', 'conv', 'patches', 'points', 'tokens')
@@ -195,25 +194,25 @@ class PerceiverStem(nn.Module):
             self.pos_embed = nn.Parameter(resized.contiguous(), requires_grad=self.pos_embed.requires_grad)
         self.input_shape, self.grid_size = shape, grid
 
-    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor], Optional[torch.Tensor], List[int]]:
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
         """Prepare inputs for cross-attention.
 
         Args:
             x: (B, in_chans, *spatial), for points and tokens (B, N, in_chans). An axis of size 1 may stand before the
                 last one or two, where timm's image shapes need one.
+            mask: Boolean (B, *grid), True where an input takes part.
 
         Returns:
-            Content, tables and `content_proj` as `CrossAttention` takes them, and the sizes of the grid, (N,) for
-            points and tokens. A 1×1 convolution beside learned positions is left to the attention to fold.
+            What `CrossAttention` takes, and the sizes of the grid, (N,) for points and tokens.
 
         Raises:
-            AssertionError: Rank, channels or size are not what the model takes.
+            AssertionError: Rank, channels or size of the input, or the mask, are not what the model takes.
         """
         axes: List[torch.Tensor] = []
-        content_proj: Optional[torch.Tensor] = None
         if self.kind == 'points' or self.kind == 'tokens':
             x = self._points(x)
-            return x, axes, content_proj, [x.shape[1]]
+            grid: List[int] = [x.shape[1]]
+            return Inputs(x, axes, self._flat(mask, x, grid)), grid
         if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
             x = x.squeeze(2)
         _assert(
@@ -224,17 +223,24 @@ class PerceiverStem(nn.Module):
         _assert(x[:1, :1].numel() > 0 or x.shape[0] == 0, 'Input has an empty spatial axis.')
         if self.grey_chans > 0:
             x = x.repeat_interleave(self.grey_chans, dim=1)
-        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
-            if self._conv_foldable():
-                conv = torch.cat([self.conv.weight.flatten(1), self.conv.bias.unsqueeze(1)], dim=1)
-                return x.flatten(2), [self._positions(x)], conv, list(x.shape[2:])
         x = self._content(x)
-        grid: List[int] = list(x.shape[2:])
+        grid = list(x.shape[2:])
         if self.pos_embed_type == 'fourier':
             for i, resolution in enumerate(self.max_resolution):
                 axes.append(fourier_table(x.shape[i + 2], self.num_bands, resolution, x.device, x.dtype))
-            return x, axes, content_proj, grid
-        return self._with_learned(x), axes, content_proj, grid
+        else:
+            x = self._with_learned(x)
+        return Inputs(x, axes, self._flat(mask, x, grid)), grid
+
+    def _flat(self, mask: Optional[torch.Tensor], content: torch.Tensor, grid: List[int]) -> Optional[torch.Tensor]:
+        """A mask of inputs (B, *grid) as (B, N)."""
+        if mask is None:
+            return None
+        _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
+        expected = grid.copy()
+        expected.insert(0, content.shape[0])
+        _assert(list(mask.shape) == expected, f'Mask must be {expected}, as the inputs are, got {list(mask.shape)}.')
+        return mask.flatten(1)
 
     def _points(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 4 and x.shape[1] == 1:
@@ -269,11 +275,6 @@ class PerceiverStem(nn.Module):
             total = max((-(-size // 2) - 1) * 2 + kernel - size, 0)
             pad += [total // 2, total - total // 2]
         return F.pad(x, pad, value=value)
-
-    @torch.jit.ignore
-    def _conv_foldable(self) -> bool:
-        plain = type(self.conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and may_shortcut(self.conv, operators=False)
-        return self.kind == 'conv1x1' and self.pos_embed is not None and plain
 
     def _with_learned(self, x: torch.Tensor) -> torch.Tensor:
         """Content (B, c, *grid) with learned positions, if any, as tokens (B, N, C)."""

@@ -159,7 +159,7 @@ def test_learned_positions_are_resampled():
     assert model.stem.pos_embed.shape == (24 * 32, 10)
     assert not model.stem.pos_embed.requires_grad
     torch.testing.assert_close(model(x), logits)
-    with pytest.raises(ValueError, match=r'sizes of the input must be positive whole numbers, got \(0, 32\)'):
+    with pytest.raises(ValueError, match=r'img_size must be positive whole numbers, got \(0, 32\)'):
         model.set_input_size((0, 32))
     assert model.stem.grid_size == (24, 32)
 
@@ -225,13 +225,33 @@ def test_inputs_that_do_not_fit():
         (dict(stem='resnet'), "stem must be one of .* got 'resnet'"),
         (dict(pos_embed='rotary'), "pos_embed must be one of .* got 'rotary'"),
         (dict(img_size=(8, -1)), r'positive whole numbers, got \(8, -1\)'),
-        (dict(input_shape=(2, 3, 4, 5)), 'input_shape must have 1 to 3 axes, got 4'),
-        (dict(stem='conv', input_shape=(8,)), "stem='conv' is for images"),
-        (dict(stem='patches'), "patch_size must be one number per axis with stem='patches'"),
+        (dict(img_size=(2, 3, 4, 5)), 'img_size must have 1 to 3 numbers, got 4'),
+        (dict(img_size=()), 'img_size must have 1 to 3 numbers, got 0'),
+        (dict(img_size=224.0), r'positive whole numbers, got \(224.0, 224.0\)'),
+        (dict(stem='conv', img_size=(8,)), "stem='conv' is for images, got an img_size of 1 numbers"),
+        (
+            dict(stem='tokens', pos_embed='none', img_size=(8, 8)),
+            "stem='tokens' needs .* of one number, got 2",
+        ),
+        (dict(stem='tokens', img_size=8), "stem='tokens' takes pos_embed='learned' or 'none', got 'fourier'"),
+        (
+            dict(stem='points', pos_embed='learned', img_size=8),
+            "stem='points' takes pos_embed='fourier', got 'learned'",
+        ),
+        (dict(stem='points', in_chans=2, img_size=8), "stem='points' needs 3 coordinates among in_chans, got 2"),
+        (dict(patch_size=4), "stem='pixels' takes no patch_size, got 4"),
+        (dict(stem_chs=8), "stem='pixels' takes no stem_chs, got 8"),
+        (dict(stem='conv', patch_size=(4, 4)), r"stem='conv' takes no patch_size, got \(4, 4\)"),
+        (dict(stem='patches', patch_size=4, stem_chs=8), "stem='patches' takes no stem_chs, got 8"),
+        (dict(stem='points', img_size=8, in_chans=1, grey_chans=3), "stem='points' takes no grey_chans, got 3"),
+        (dict(stem='tokens', img_size=8, in_chans=1, grey_chans=3), "stem='tokens' takes no grey_chans, got 3"),
+        (dict(stem='patches'), r"one positive number for each of 2 axes with stem='patches', got \(\)"),
+        (dict(stem='patches', patch_size=(4, 4, 4)), r'one positive number for each of 2 axes .* got \(4, 4, 4\)'),
+        (dict(stem='patches', patch_size=0), 'one positive number for each of 2 axes .* got 0'),
         (dict(stem='patches', patch_size=(3, 3)), r'multiples of patch_size \(3, 3\), got \(224, 224\)'),
         (dict(max_resolution=(1, 2, 3)), r'max_resolution must be positive, one number or 2, got \(1, 2, 3\)'),
         (dict(num_bands=0), 'num_bands must be at least 1, got 0'),
-        (dict(input_shape=(True, 8)), r'positive whole numbers, got \(True, 8\)'),
+        (dict(img_size=(True, 8)), r'positive whole numbers, got \(True, 8\)'),
         (dict(in_chans=0), 'in_chans must be at least 1, got 0'),
         (dict(in_chans=2, grey_chans=3), 'grey_chans repeats one channel'),
         (dict(global_pool='max'), "global_pool must be '' or 'avg', got 'max'"),
@@ -246,6 +266,28 @@ def test_unknown_arguments_are_not_swallowed():
     for cls in (Perceiver, PerceiverIO):
         with pytest.raises(TypeError, match='num_latentz'):
             cls(num_latentz=3)
+    with pytest.raises(TypeError, match='input_shape'):
+        timm.create_model('test_perceiver', input_shape=(8, 8))
+
+
+def test_perceiver_io_alone_has_a_decoder():
+    for name in ('decoder', 'num_queries', 'query_dim', 'decoder_residual', 'decoder_mlp'):
+        with pytest.raises(TypeError, match=name):
+            timm.create_model('test_perceiver', **{name: 1})
+    with pytest.raises(TypeError, match='decoder'):
+        timm.create_model('test_perceiver_io', decoder=True)
+    with pytest.raises(ValueError, match='num_queries must not be negative, got -1'):
+        timm.create_model('test_perceiver_io', num_queries=-1)
+    model = timm.create_model('test_perceiver')
+    assert not hasattr(model, 'decoder') and not hasattr(model, 'query')
+    with pytest.raises(TypeError, match='queries'):
+        model(torch.randn(1, 3, 8, 8), queries=torch.randn(2, 64))
+
+
+def test_a_stem_of_ones_own_leaves_the_named_stems_arguments():
+    model = timm.create_model('perceiver_io_base_learned', stem='pixels', img_size=8, num_blocks=1, block_depth=1)
+    assert model.stem.kind == 'pixels'
+    assert model.stem.out_chans == 3 + 256
 
 
 @pytest.mark.parametrize('name', TOYS)
@@ -336,13 +378,13 @@ def test_saved_and_loaded(name, kwargs, tmp_path):
     assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(LEARNED, input_shape=(24, 24)), dict(input_shape=(16, 16))])
+@pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(LEARNED, img_size=(24, 24)), dict(img_size=(16, 16))])
 def test_saved_at_another_size(kwargs, tmp_path):
     model = toy(**kwargs)
     model.set_input_size((40, 32))
     hub.save(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    assert again.stem.input_shape == (40, 32)
+    assert again.stem.img_size == (40, 32)
     x = torch.randn(1, 3, 40, 32)
     assert torch.equal(again(x), model(x))
 
@@ -354,15 +396,15 @@ def test_frequencies_that_came_from_the_size_survive_another(tmp_path):
     model.set_input_size(40)
     assert model.stem.max_resolution == resolution
 
-    film = timm.create_model('test_perceiver', input_shape=(4, 8, 8), num_classes=3).eval()
-    film.set_input_size((6, 10, 12))
-    hub.save(film, tmp_path)
+    video = timm.create_model('test_perceiver', img_size=(4, 8, 8), num_classes=3).eval()
+    video.set_input_size((6, 10, 12))
+    hub.save(video, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert again.stem.max_resolution == [4.0, 8.0, 8.0]
     x = torch.randn(1, 3, 6, 10, 12)
-    assert torch.equal(again(x), film(x))
+    assert torch.equal(again(x), video(x))
     with pytest.raises(ValueError, match=r'the input has 3 axes, got sizes \(6, 10\)'):
-        film.set_input_size((6, 10))
+        video.set_input_size((6, 10))
 
 
 def test_shared_weights_are_registered_once():

@@ -40,6 +40,17 @@ def tokens_alone(tokens: torch.Tensor) -> Inputs:
     return Inputs(tokens, no_axes, None)
 
 
+def flat_mask(mask: Optional[torch.Tensor], batch: int, grid: List[int]) -> Optional[torch.Tensor]:
+    """A mask of inputs (B, *grid) as (B, N)."""
+    if mask is None:
+        return None
+    _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
+    expected = grid.copy()
+    expected.insert(0, batch)
+    _assert(list(mask.shape) == expected, f'Mask must be {expected}, as the inputs are, got {list(mask.shape)}.')
+    return mask.flatten(1)
+
+
 @register_notrace_module  # the route depends on shapes
 class CrossAttention(nn.Module):
     """Attention of queries to layer-normalised inputs.

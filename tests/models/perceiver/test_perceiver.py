@@ -1,6 +1,7 @@
 """Perceiver and Perceiver IO: what timm's own suite does not ask."""
 
 import copy
+import json
 import warnings
 
 import pytest
@@ -405,6 +406,71 @@ def test_frequencies_that_came_from_the_size_survive_another(tmp_path):
     assert torch.equal(again(x), video(x))
     with pytest.raises(ValueError, match=r'the input has 3 axes, got sizes \(6, 10\)'):
         video.set_input_size((6, 10))
+
+
+def in_words_of_older_versions(folder, architecture, **model_args):
+    """Change what a folder says; arguments with None go."""
+    file = folder / 'config.json'
+    config = json.loads(file.read_text())
+    args = {**config['model_args'], **model_args}
+    config.update(architecture=architecture, model_args={k: v for k, v in args.items() if v is not None})
+    file.write_text(json.dumps(config))
+
+
+OLD_FOLDERS = {
+    'video': ('test_perceiver', dict(img_size=(4, 8, 8)), dict(img_size=None, input_shape=[4, 8, 8])),
+    'images': ('test_perceiver', dict(img_size=(8, 12)), dict(input_shape=[8, 12])),
+    'audio': (
+        'perceiver_audio',
+        dict(img_size=(640,), patch_size=16, num_latents=8, latent_dim=32, num_blocks=1, block_depth=1, num_bands=4),
+        dict(img_size=None, input_shape=[640], patch_size=[16]),
+    ),
+    'points': (
+        'perceiver_pointcloud',
+        dict(img_size=30, num_latents=8, latent_dim=32, block_depth=1, num_bands=4),
+        dict(img_size=None, input_shape=[30]),
+    ),
+    'learned video': (  # timm gave images' size to a model that is for a fixed one
+        'test_perceiver_io',
+        dict(LEARNED, img_size=(4, 6, 8)),
+        dict(img_size=[224, 224], input_shape=[4, 6, 8]),
+    ),
+    'decoder': (  # of a model with the Perceiver's name, where all blocks have a cross-attend
+        'test_perceiver_io',
+        dict(img_size=8, num_cross_attends=3),
+        dict(decoder=True, num_cross_attends=None),
+    ),
+    'unused': ('test_perceiver', dict(img_size=8), dict(num_queries=3, decoder=False, stem_chs=9)),
+}
+
+
+@pytest.mark.parametrize('kind', list(OLD_FOLDERS))
+def test_folders_of_older_versions_load(kind, tmp_path):
+    name, kwargs, old = OLD_FOLDERS[kind]
+    model = toy(name, **kwargs)
+    hub.save(model, tmp_path / 'old')
+    in_words_of_older_versions(tmp_path / 'old', 'test_perceiver' if kind == 'decoder' else name, **old)
+    x = torch.randn(2, *model.input_size)
+    again = timm.create_model(f'local-dir:{tmp_path}/old', pretrained=True).eval()
+    assert type(again) is type(model)
+    assert again.input_size == model.input_size
+    assert again.stem.max_resolution == model.stem.max_resolution
+    assert torch.equal(again(x), model(x))
+    again.set_input_size([2 * n for n in again.stem.img_size])
+    hub.save(again, tmp_path / 'new')
+    larger = timm.create_model(f'local-dir:{tmp_path}/new', pretrained=True).eval()
+    assert larger.input_size == again.input_size
+    x = torch.randn(2, *larger.input_size)
+    assert torch.equal(larger(x), again(x))
+
+
+def test_a_size_of_ones_own_goes_before_that_of_an_older_folder(tmp_path):
+    hub.save(toy('test_perceiver', img_size=(4, 8, 8)), tmp_path)
+    in_words_of_older_versions(tmp_path, 'test_perceiver', img_size=None, input_shape=[4, 8, 8])
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=(2, 6, 6))
+    assert model.input_size == (3, 2, 6, 6)
+    with pytest.raises(TypeError, match='input_shape'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, input_shape=(2, 6, 6))
 
 
 def test_shared_weights_are_registered_once():

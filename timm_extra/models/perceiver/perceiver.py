@@ -14,11 +14,13 @@ from .model import Perceiver
 from .perceiver_io import PerceiverIO
 from .stem import STEMS, PixelStem
 
+DECODER_ARGS = ('num_queries', 'query_dim', 'decoder_residual', 'decoder_mlp')
+
 
 def _create_perceiver(
     model_cls: Type[Perceiver], variant: str, pretrained: bool, model_args: Dict[str, Any], kwargs: Dict[str, Any]
 ) -> Perceiver:
-    model_cls, kwargs = _from_older_folder(model_cls, kwargs)
+    model_cls, kwargs = _from_older_folder(model_cls, model_args, kwargs)
     out_indices = kwargs.pop('out_indices', 3)
     saved = isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg))  # by us: it says itself what it needs
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
@@ -44,7 +46,9 @@ def _create_perceiver(
     return model
 
 
-def _from_older_folder(model_cls: Type[Perceiver], kwargs: Dict[str, Any]) -> Tuple[Type[Perceiver], Dict[str, Any]]:
+def _from_older_folder(
+    model_cls: Type[Perceiver], model_args: Dict[str, Any], kwargs: Dict[str, Any]
+) -> Tuple[Type[Perceiver], Dict[str, Any]]:
     """Arguments in today's words, where timm read them from a folder that an older version saved.
 
     There `input_shape` was the size of any inputs and went before `img_size`, a Perceiver with `decoder` was Perceiver
@@ -60,10 +64,8 @@ def _from_older_folder(model_cls: Type[Perceiver], kwargs: Dict[str, Any]) -> Tu
     if 'decoder' in old and kwargs.pop('decoder'):
         model_cls = PerceiverIO
         kwargs.setdefault('num_cross_attends', None)  # in all blocks
-    unused = set()
-    if model_cls is Perceiver:
-        unused |= {'num_queries', 'query_dim', 'decoder_residual', 'decoder_mlp'}
-    if kwargs.get('stem', 'conv') not in ('conv', 'conv1x1'):
+    unused = set() if issubclass(model_cls, PerceiverIO) else {*DECODER_ARGS}
+    if dict(model_args, **kwargs).get('stem') not in ('conv', 'conv1x1'):
         unused.add('stem_chs')
     return model_cls, {k: v for k, v in kwargs.items() if k not in unused & old}
 

@@ -1,542 +1,43 @@
-"""Perceiver and Perceiver IO: a few latents attend to very many inputs of any kind.
-
-Papers: `Perceiver: General Perception with Iterative Attention` by Andrew Jaegle, Felix Gimeno, Andrew Brock, Andrew
-Zisserman, Oriol Vinyals and Joao Carreira, https://arxiv.org/abs/2103.03206, and `Perceiver IO: A General Architecture
-for Structured Inputs & Outputs` by Andrew Jaegle et al., https://arxiv.org/abs/2107.14795
-
-Official code: https://github.com/google-deepmind/deepmind-research/tree/master/perceiver (Apache-2.0), whose behaviour
-these models have. `compat='hf'` computes what transformers computes, `compat='lucidrains'` what
-https://github.com/lucidrains/perceiver-pytorch (MIT) does.
-"""
+"""Perceiver and Perceiver IO as timm's registered models; the classes are in model.py and perceiver_io.py."""
 
 from functools import partial
-from typing import Any, Dict, Final, List, Optional, Sequence, Set, Tuple, Type, Union
+from typing import Any, Dict, Tuple, Type
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import (
-    _assert,
-    get_device_dtype,
-    lecun_normal_,
-    register_notrace_function,
-    to_2tuple,
-    trunc_normal_,
-    trunc_normal_tf_,
-)
-from timm.models import PretrainedCfg, generate_default_cfgs, named_apply, register_model
-from torch import nn
+from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 
-from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
-from timm_extra.layers import checkpoint
+from timm_extra._timm import update_model_args
 
 from .._build import build_model
-from .._checks import checked_pool
-from .blocks import STYLES, CrossAttend, SelfAttend
 from .checkpoint_filter import checkpoint_filter_fn
-from .stem import PerceiverStem
+from .model import Perceiver
+from .perceiver_io import PerceiverIO
+from .stem import STEMS, PixelStem
 
-__all__ = ['Perceiver', 'PerceiverIO']
-
-
-class Perceiver(nn.Module):
-    """Perceiver: latents that attend to the inputs again and again, and to themselves in between.
-
-    With `decoder` it decodes by queries that attend to the latents, which is Perceiver IO.
-
-    Weights are shared as in the paper: the first cross-attend has its own, all later ones share one set, and so do all
-    blocks of self-attends. Each shared set is registered once.
-
-    Args:
-        img_size: Image height and width in pixels, where `input_shape` is not given.
-        in_chans: Channels of the inputs; for points the 3 coordinates and further features together.
-        num_classes: Classes of the head; 0 for none.
-        global_pool: 'avg' (mean of the latents), 'token' (decoder queries), or '' (all latents); None for the one of
-            the first two that the model has.
-        input_shape: Sizes of the spatial axes: (samples,), (height, width), (frames, height, width) or (points,).
-        stem: 'pixels', 'conv1x1', 'conv', 'patches', 'points' or 'tokens'.
-        stem_chs: Channels of the stem's convolution.
-        patch_size: Inputs per patch along each axis, or along all, for 'patches'.
-        grey_chans: Repeat a single input channel to that many, as weights for colour images need it; 0 for no.
-        pos_embed: 'fourier', 'learned' or 'none'.
-        num_bands: Frequencies of the Fourier features per axis.
-        max_resolution: Samples per axis that the highest frequency can tell apart; the grid's size when None.
-        pos_dim: Channels of learned positions.
-        pos_proj_dim: Project learned positions to that many channels; not at all when None.
-        dynamic_img_size: Accept any size with learned positions, which are resampled; Fourier features always do.
-        num_latents: Latents M.
-        latent_dim: Channels D of a latent.
-        num_blocks: Blocks of self-attends.
-        block_depth: Self-attends in a block.
-        num_heads: Heads of the self-attends.
-        head_dim: Channels per head there; `latent_dim // num_heads` when None.
-        mlp_ratio: Hidden channels of every feed-forward over its width.
-        unique_blocks: Different sets of weights among the blocks; all blocks from there on share the last.
-        num_cross_attends: Blocks that begin with a cross-attend, the first ones; all when None.
-        unique_cross_attends: Different sets of weights among the cross-attends, likewise.
-        cross_num_heads: Heads of the cross-attends.
-        cross_head_dim: Channels per head there; the inputs' channels divided by the heads when None.
-        cross_route: 'separable', 'folded' or 'plain' cross-attention; the cheapest when None.
-        decoder: Decode by queries instead of averaging the latents.
-        num_queries: Learned queries Q of the decoder; with 0 every call must bring its own.
-        query_dim: Channels of the queries; `latent_dim` when None.
-        decoder_residual: Add the queries to what the decoder gathers.
-        decoder_mlp: Give the decoder a feed-forward.
-        compat: None (DeepMind's behaviour), 'hf' (transformers) or 'lucidrains' (perceiver-pytorch).
-        drop_rate: Dropout rate before the classifier.
-        proj_drop_rate: Dropout rate after projections.
-        attn_drop_rate: Dropout rate on attention weights.
-        drop_path_rate: Stochastic depth rate, the same everywhere, as shared weights are.
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
-
-    Raises:
-        ValueError: Arguments are out of range or exclude each other; the message names them.
-    """
-
-    num_blocks: Final[int]
-    num_cross_attends: Final[int]
-
-    def __init__(
-        self,
-        img_size: Union[int, Tuple[int, int]] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: Optional[str] = None,
-        input_shape: Union[int, Sequence[int], None] = None,
-        stem: str = 'pixels',
-        stem_chs: int = 64,
-        patch_size: Union[int, Sequence[int]] = (),
-        grey_chans: int = 0,
-        pos_embed: str = 'fourier',
-        num_bands: int = 64,
-        max_resolution: Union[float, Sequence[float], None] = None,
-        pos_dim: int = 256,
-        pos_proj_dim: Optional[int] = None,
-        dynamic_img_size: bool = False,
-        num_latents: int = 512,
-        latent_dim: int = 1024,
-        num_blocks: int = 8,
-        block_depth: int = 6,
-        num_heads: int = 8,
-        head_dim: Optional[int] = None,
-        mlp_ratio: float = 1.0,
-        unique_blocks: int = 1,
-        num_cross_attends: Optional[int] = None,
-        unique_cross_attends: int = 2,
-        cross_num_heads: int = 1,
-        cross_head_dim: Optional[int] = None,
-        cross_route: Optional[str] = None,
-        decoder: bool = False,
-        num_queries: int = 1,
-        query_dim: Optional[int] = None,
-        decoder_residual: bool = True,
-        decoder_mlp: bool = True,
-        compat: Optional[str] = None,
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        if compat not in STYLES:
-            raise ValueError(f'compat must be one of {tuple(STYLES)}, got {compat!r}')
-        style = STYLES[compat]
-        num_cross_attends = num_blocks if num_cross_attends is None else num_cross_attends
-        counts = dict(num_latents=num_latents, num_blocks=num_blocks, unique_blocks=unique_blocks)
-        counts.update(num_cross_attends=num_cross_attends, unique_cross_attends=unique_cross_attends)
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f'{name} must be at least 1, got {value}')
-        if max(num_cross_attends, unique_blocks) > num_blocks or block_depth < 0 or num_queries < 0:
-            raise ValueError(
-                f'{num_cross_attends} cross-attends and {unique_blocks} different blocks do not fit into {num_blocks} '
-                f'blocks of {block_depth} self-attends, decoded by {num_queries} queries'
-            )
-
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.compat = compat
-        self.num_blocks = num_blocks
-        self.num_cross_attends = num_cross_attends
-        self.num_features = self.embed_dim = self.head_hidden_size = latent_dim
-        self.num_prefix_tokens = 0
-        self.grad_checkpointing = False
-        self._named_by_shape = input_shape is not None
-
-        self.stem = PerceiverStem(
-            to_2tuple(img_size) if input_shape is None else _sizes(input_shape),
-            in_chans,
-            stem,
-            pos_embed,
-            stem_chs,
-            patch_size,
-            num_bands,
-            max_resolution,
-            pos_dim,
-            pos_proj_dim,
-            style.same_padding,
-            grey_chans,
-            dynamic_img_size,
-            **dd,
-        )
-        if stem == 'conv1x1' or stem == 'conv':
-            self._traits = dict(first_conv='stem.conv')
-        self.latents = nn.Parameter(torch.zeros(num_latents, latent_dim, **dd))
-
-        drops = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
-        cross = dict(num_heads=cross_num_heads, head_dim=cross_head_dim, style=style, route=cross_route, **drops, **dd)
-        self.cross_attends = nn.ModuleList(
-            CrossAttend(latent_dim, self.stem.out_chans, mlp_ratio=mlp_ratio, drop_path=drop_path_rate, **cross)
-            for _ in range(min(unique_cross_attends, num_cross_attends))
-        )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                *(
-                    SelfAttend(
-                        latent_dim, num_heads, head_dim, mlp_ratio, style, drop_path=drop_path_rate, **drops, **dd
-                    )
-                    for _ in range(block_depth)
-                )
-            )
-            for _ in range(unique_blocks)
-        )
-        self.feature_info = [
-            dict(num_chs=latent_dim, reduction=1, module=f'blocks.{min(i, unique_blocks - 1)}')
-            for i in range(num_blocks)
-        ]
-
-        self.query = None
-        self.decoder = None
-        if decoder:
-            self.head_hidden_size = latent_dim if query_dim is None else query_dim
-            if num_queries:
-                self.query = nn.Parameter(torch.zeros(num_queries, self.head_hidden_size, **dd))
-            residual = decoder_residual if style.decoder_residual is None else style.decoder_residual
-            ratio = mlp_ratio if decoder_mlp else 0.0
-            self.decoder = CrossAttend(self.head_hidden_size, latent_dim, mlp_ratio=ratio, residual=residual, **cross)
-        self.global_pool = self._checked_pool(global_pool)
-        self._with_head_norm = style.head_norm and not decoder
-        self.head_norm: nn.Module = nn.Identity()
-        if self._with_head_norm and (num_classes > 0 or self.global_pool):
-            self.head_norm = nn.LayerNorm(latent_dim, **dd)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
-
-        if self.latents.device.type != 'meta':
-            self.init_weights(needs_reset=False)
-
-    def _checked_pool(self, global_pool: Optional[str]) -> str:
-        own = 'avg' if self.decoder is None else 'token'
-        return own if global_pool is None else checked_pool(global_pool, ('', own))
-
-    def init_weights(self, needs_reset: bool = True) -> None:
-        """Initialise all parameters and buffers as DeepMind's code does.
-
-        Args:
-            needs_reset: Reset layers that initialise themselves on construction too; needed after `to_empty()`.
-        """
-        trunc_normal_(self.latents, std=0.02)
-        if self.query is not None:
-            trunc_normal_(self.query, std=0.02)
-        self.stem.init_weights()
-        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
-        self._init_head()
-
-    def _init_head(self) -> None:
-        if isinstance(self.head, nn.Identity):
-            return
-        if self.decoder is None and isinstance(self.head_norm, nn.Identity):
-            nn.init.zeros_(self.head.weight)  # it reads the mean of latents that no norm has tamed
-        else:
-            _init_as_haiku(self.head)
-        nn.init.zeros_(self.head.bias)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> Set[str]:
-        """Parameters that are not decayed. DeepMind's recipe decays them too."""
-        return {'latents', 'query', 'stem.pos_embed'}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        """Groups of parameters for layer-wise learning rates: inputs, cross-attends, self-attends, decoder."""
-        blocks = r'^blocks\.(\d+)' if coarse else r'^blocks\.(\d+)\.(\d+)'
-        return dict(
-            stem=r'^stem|^latents',
-            blocks=[(r'^cross_attends', None), (blocks, None), (r'^decoder|^query|^head_norm', (99998,))],
-        )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the activations of attends in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Replace the classifier.
-
-        Args:
-            num_classes: Classes of the new head; 0 for none.
-            global_pool: New pooling; unchanged when None.
-
-        Raises:
-            ValueError: `global_pool` is not one that this model can do.
-        """
-        dd = get_device_dtype(self)
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = self._checked_pool(global_pool)
-        if self._with_head_norm and num_classes > 0 and isinstance(self.head_norm, nn.Identity):
-            self.head_norm = nn.LayerNorm(self.num_features, **dd)
-        self.head = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        self.head.train(self.training)
-        if num_classes > 0 and self.head.weight.device.type != 'meta':
-            self._init_head()
-
-    def set_input_size(self, img_size: Union[int, Sequence[int], None] = None) -> None:
-        """Change the nominal size of the inputs, resampling learned positions.
-
-        Args:
-            img_size: One number per spatial axis, one for all, or None for no change.
-
-        Raises:
-            ValueError: Sizes are not positive, or not multiples of the patch size.
-        """
-        if img_size is None:
-            return
-        sizes = [img_size] * self.stem.num_axes if isinstance(img_size, int) else list(img_size)
-        resolution = self.stem.max_resolution
-        self.stem.set_input_size(sizes)
-        if len(sizes) == 2:
-            update_model_input_size(self, tuple(sizes))
-        if self._named_by_shape:
-            update_model_args(self, input_shape=list(sizes))
-        if resolution:  # frequencies stay those of the weights
-            update_model_args(self, max_resolution=list(resolution))
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NLC',
-        intermediates_only: bool = False,
-        mask: Optional[torch.Tensor] = None,
-    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Run the model and collect latents after blocks.
-
-        Args:
-            x: As in `forward`.
-            indices: The last n blocks if an int, all if None, else these blocks.
-            norm: Without effect: there is no final norm.
-            stop_early: With `intermediates_only`, do not run blocks after the last one asked for.
-            output_fmt: 'NLC': latents have no place in the image.
-            intermediates_only: Return the intermediates alone.
-            mask: As in `forward`.
-
-        Returns:
-            Latents (B, M, D) after each of the blocks, or what `forward_features` returns and these.
-        """
-        _assert(output_fmt == 'NLC', 'Output format must be NLC: latents are not on a grid.')
-        take_indices, max_index = feature_take_indices(self.num_blocks, indices)
-        stop = max_index + 1 if stop_early and intermediates_only else self.num_blocks
-        z, intermediates = self._run(x, mask, take_indices, stop)
-        if intermediates_only:
-            return intermediates
-        return z, intermediates
-
-    def prune_intermediate_layers(
-        self,
-        indices: Union[int, List[int]] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> List[int]:
-        """Remove what the given intermediates do not need.
-
-        Args:
-            indices: As in `forward_intermediates`.
-            prune_norm: Without effect: there is no final norm.
-            prune_head: Remove decoder, pooling and classifier.
-
-        Returns:
-            The indices as non-negative numbers.
-        """
-        take_indices, max_index = feature_take_indices(self.num_blocks, indices)
-        self.num_blocks = max_index + 1
-        self.num_cross_attends = min(self.num_cross_attends, self.num_blocks)
-        self.blocks = self.blocks[: self.num_blocks]
-        self.cross_attends = self.cross_attends[: self.num_cross_attends]
-        if prune_head:
-            self.decoder, self.query = None, None
-            self.head_hidden_size = self.num_features
-            self.head_norm = nn.Identity()
-            self.reset_classifier(0, '')
-        return take_indices
-
-    def _cross_attend(
-        self,
-        i: int,
-        z: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor],
-        content_proj: Optional[torch.Tensor],
-    ) -> torch.Tensor:
-        """The cross-attend that block i begins with. (TorchScript cannot index modules by a variable.)"""
-        used = min(i, len(self.cross_attends) - 1)
-        for j, attend in enumerate(self.cross_attends):
-            if j == used:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    z = checkpoint(attend, z, content, axes, mask, content_proj)
-                else:
-                    z = attend(z, content, axes, mask, content_proj)
-        return z
-
-    def _block(self, i: int, z: torch.Tensor) -> torch.Tensor:
-        """Self-attends of block i."""
-        used = min(i, len(self.blocks) - 1)
-        for j, block in enumerate(self.blocks):
-            if j == used:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    for attend in block:
-                        z = checkpoint(attend, z)
-                else:
-                    z = block(z)
-        return z
-
-    def _run(
-        self, x: torch.Tensor, mask: Optional[torch.Tensor], take_indices: List[int], stop: int
-    ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
-        """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
-        content, axes, content_proj, grid = self.stem(x)
-        mask = flat_mask(mask, content, grid)
-        z = self.latents.unsqueeze(0)
-        intermediates: List[torch.Tensor] = []
-        for i in range(stop):
-            if i < self.num_cross_attends:
-                z = self._cross_attend(i, z, content, axes, mask, content_proj)
-            z = self._block(i, z)
-            if i in take_indices:
-                intermediates.append(z)
-        return z, intermediates
-
-    def forward_features(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """Inputs to latents (B, M, D); inputs and mask as in `forward`."""
-        no_intermediates: List[int] = []
-        return self._run(x, mask, no_intermediates, self.num_blocks)[0]
-
-    def forward_head(
-        self, z: torch.Tensor, pre_logits: bool = False, queries: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
-        """Latents (B, M, D) to logits, or to pooled features with `pre_logits`; shapes as in `forward`."""
-        if self.global_pool == 'avg':
-            z = self.head_norm(z.mean(dim=1))
-        elif self.decoder is not None and self.global_pool == 'token':
-            z = self._decode(z, queries)
-        z = self.head_drop(z)
-        return z if pre_logits else self.head(z)
-
-    def _decode(self, z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Tensor:
-        """Latents (B, M, D) to (B, Q, query_dim), or to (B, query_dim) with the one learned query."""
-        no_axes: List[torch.Tensor] = []
-        return without_single(self.decoder(given_or_learned(queries, self.query), z, no_axes), queries)
-
-    def forward(
-        self, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
-        """Inputs to logits.
-
-        Args:
-            x: (B, in_chans, *spatial), for points and tokens (B, N, in_chans).
-            mask: Boolean (B, *grid), True where an input takes part. An item without any attends to nothing.
-            queries: (Q, query_dim) or (B, Q, query_dim) to decode by instead of the learned ones.
-
-        Returns:
-            (B, num_classes), or (B, Q, num_classes) with `queries` or several learned ones.
-        """
-        return self.forward_head(self.forward_features(x, mask), False, queries)
+DECODER_ARGS = ('num_queries', 'query_dim', 'decoder_residual', 'decoder_mlp')
 
 
-@register_notrace_function  # a name with an underscore would be traced all the same
-def flat_mask(mask: Optional[torch.Tensor], content: torch.Tensor, grid: List[int]) -> Optional[torch.Tensor]:
-    """A mask of inputs (B, *grid) as (B, N)."""
-    if mask is None:
-        return None
-    _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
-    expected = grid.copy()
-    expected.insert(0, content.shape[0])
-    _assert(list(mask.shape) == expected, f'Mask must be {expected}, as the inputs are, got {list(mask.shape)}.')
-    return mask.flatten(1)
-
-
-@register_notrace_function  # a name with an underscore would be traced all the same
-def given_or_learned(queries: Optional[torch.Tensor], learned: Optional[torch.Tensor]) -> torch.Tensor:
-    """Queries (B or 1, Q, query_dim) of the decoder."""
-    if queries is not None:
-        return queries.unsqueeze(0) if queries.ndim == 2 else queries
-    _assert(learned is not None, 'This model has no learned queries (num_queries=0): pass queries.')
-    assert learned is not None  # for TorchScript
-    return learned.unsqueeze(0)
-
-
-@register_notrace_function  # a name with an underscore would be traced all the same
-def without_single(z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Tensor:
-    """Decoded (B, Q, C), without the axis of the one learned query."""
-    return z.squeeze(1) if queries is None and z.shape[1] == 1 else z
-
-
-class PerceiverIO(Perceiver):
-    """Perceiver IO: one cross-attend to the inputs, and outputs decoded by queries.
-
-    Args:
-        num_cross_attends: Blocks that begin with a cross-attend, the first ones.
-        **kwargs: All other arguments of `Perceiver`, save `decoder`.
-    """
-
-    def __init__(self, *, num_cross_attends: int = 1, **kwargs: Any):
-        super().__init__(num_cross_attends=num_cross_attends, decoder=True, **kwargs)
-
-
-def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:
-    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        if name.startswith('stem'):
-            _init_as_haiku(module)
-        else:
-            lecun_normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif needs_reset and hasattr(module, 'reset_parameters'):
-        module.reset_parameters()
-
-
-def _sizes(input_shape: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-    return (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-
-
-def _init_as_haiku(module: nn.Module) -> None:
-    """Haiku's default for linear layers and convolutions, of smaller variance than asked for, as it is truncated."""
-    trunc_normal_tf_(module.weight, std=module.weight[0].numel() ** -0.5)
-
-
-def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool = False, **kwargs: Any) -> Perceiver:
+def _create_perceiver(
+    model_cls: Type[Perceiver], variant: str, pretrained: bool, model_args: Dict[str, Any], kwargs: Dict[str, Any]
+) -> Perceiver:
+    model_cls, kwargs = _from_older_folder(model_cls, model_args, kwargs)
     out_indices = kwargs.pop('out_indices', 3)
     saved = isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg))  # by us: it says itself what it needs
-    given = {'file', 'state_dict'} & set(kwargs.get('pretrained_cfg_overlay') or {})
-    hosted = not saved and not given
+    overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
+    hosted = not saved and not {'file', 'state_dict'} & set(overlay)
+    kwargs = _with_own_args(model_args, kwargs)
     if pretrained and hosted and kwargs.get('in_chans') == 1 and kwargs.get('stem', 'pixels') == 'pixels':
         kwargs.setdefault('grey_chans', 3)
+    build = model_cls
+    if len(_sizes(kwargs)) != 2:  # timm knows the sizes of images, as height and width
+        build = partial(model_cls, img_size=kwargs.pop('img_size'))
+        overlay['fixed_input_size'] = False
     model = build_model(
-        model_cls,
+        build,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_cfg_overlay=overlay,
         feature_cfg=dict(out_indices=out_indices, feature_cls='getter', output_fmt='NLC'),
         **kwargs,
     )
@@ -545,11 +46,44 @@ def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool
     return model
 
 
-def _of_images(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
-    """Arguments of a model for images; other inputs take the highest frequency from their own size."""
-    if len(_sizes(kwargs.get('input_shape') or (0, 0))) != 2:
-        model_args.pop('max_resolution', None)
-    return dict(model_args, **kwargs)
+def _from_older_folder(
+    model_cls: Type[Perceiver], model_args: Dict[str, Any], kwargs: Dict[str, Any]
+) -> Tuple[Type[Perceiver], Dict[str, Any]]:
+    """Arguments in today's words, where timm read them from a folder that an older version saved.
+
+    There `input_shape` was the size of any inputs and went before `img_size`, a Perceiver with `decoder` was Perceiver
+    IO, and arguments of a decoder or a convolution that there was not had no effect.
+    """
+    saved = kwargs.get('pretrained_model_args') or {}
+    old = {k for k, v in saved.items() if k in kwargs and kwargs[k] == v}  # the others are the caller's
+    kwargs = dict(kwargs)
+    if 'input_shape' in old:
+        shape = kwargs.pop('input_shape')
+        if 'img_size' in old or 'img_size' not in kwargs:
+            kwargs['img_size'] = shape
+    if 'decoder' in old and kwargs.pop('decoder'):
+        model_cls = PerceiverIO
+        kwargs.setdefault('num_cross_attends', None)  # in all blocks
+    unused = set() if issubclass(model_cls, PerceiverIO) else {*DECODER_ARGS}
+    if dict(model_args, **kwargs).get('stem') not in ('conv', 'conv1x1'):
+        unused.add('stem_chs')
+    return model_cls, {k: v for k, v in kwargs.items() if k not in unused & old}
+
+
+def _with_own_args(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """Arguments of a registered model with the caller's, less those of its own that do not go with the caller's."""
+    own = dict(model_args)
+    if 'stem' in kwargs and kwargs['stem'] != own.get('stem', 'pixels'):
+        own = {k: v for k, v in own.items() if k not in ('stem_chs', 'patch_size')}
+    if 'img_size' not in model_args and len(_sizes(dict(own, **kwargs))) != 2:
+        own.pop('max_resolution', None)  # is of images: others take the highest frequency from their own size
+    return dict(own, **kwargs)
+
+
+def _sizes(kwargs: Dict[str, Any]) -> Tuple[int, ...]:
+    """Number per axis of the inputs that a model with these arguments takes."""
+    stem = STEMS.get(kwargs.get('stem', 'pixels'), PixelStem)  # an unknown one is refused by the constructor
+    return stem.sizes(kwargs['img_size']) if 'img_size' in kwargs else (0, 0)
 
 
 def _cfg(**kwargs: Any) -> Dict[str, Any]:
@@ -608,21 +142,20 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def perceiver_base(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     """The ImageNet model of the Perceiver paper."""
-    return _create_perceiver(Perceiver, 'perceiver_base', pretrained, **_of_images(dict(max_resolution=224), kwargs))
+    return _create_perceiver(Perceiver, 'perceiver_base', pretrained, dict(max_resolution=224), kwargs)
 
 
 @register_model
 def perceiver_small(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     """A quarter of the latents' area and half of the blocks, with four cross-attends."""
     model_args = dict(max_resolution=224, num_latents=256, latent_dim=512, num_blocks=4)
-    return _create_perceiver(Perceiver, 'perceiver_small', pretrained, **_of_images(model_args, kwargs))
+    return _create_perceiver(Perceiver, 'perceiver_small', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_io_base(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """DeepMind's ImageNet classifier on pixels with Fourier features."""
-    model_args = _of_images(dict(max_resolution=224), kwargs)
-    return _create_perceiver(PerceiverIO, 'perceiver_io_base', pretrained, **model_args)
+    return _create_perceiver(PerceiverIO, 'perceiver_io_base', pretrained, dict(max_resolution=224), kwargs)
 
 
 @register_model
@@ -631,21 +164,21 @@ def perceiver_io_base_learned(pretrained: bool = False, **kwargs: Any) -> Percei
     model_args = dict(
         stem='conv1x1', stem_chs=256, pos_embed='learned', pos_dim=256, pos_proj_dim=256, decoder_residual=False
     )
-    return _create_perceiver(PerceiverIO, 'perceiver_io_base_learned', pretrained, **dict(model_args, **kwargs))
+    return _create_perceiver(PerceiverIO, 'perceiver_io_base_learned', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_io_base_conv(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """DeepMind's ImageNet classifier on a convolution and max-pooling with Fourier features."""
     model_args = dict(stem='conv', stem_chs=64, max_resolution=56)
-    return _create_perceiver(PerceiverIO, 'perceiver_io_base_conv', pretrained, **dict(model_args, **kwargs))
+    return _create_perceiver(PerceiverIO, 'perceiver_io_base_conv', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_io_small(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """A quarter of the latents' area and half of the blocks."""
     model_args = dict(max_resolution=224, num_latents=256, latent_dim=512, num_blocks=4)
-    return _create_perceiver(PerceiverIO, 'perceiver_io_small', pretrained, **_of_images(model_args, kwargs))
+    return _create_perceiver(PerceiverIO, 'perceiver_io_small', pretrained, model_args, kwargs)
 
 
 @register_model
@@ -655,16 +188,16 @@ def perceiver_audio(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     Latents and depth are those of the ImageNet model, with one cross-attend.
     """
     model_args = dict(
-        input_shape=(61440,), in_chans=1, stem='patches', patch_size=(128,), num_bands=192, num_cross_attends=1
+        img_size=(61440,), in_chans=1, stem='patches', patch_size=(128,), num_bands=192, num_cross_attends=1
     )
-    return _create_perceiver(Perceiver, 'perceiver_audio', pretrained, **dict(model_args, **kwargs))
+    return _create_perceiver(Perceiver, 'perceiver_audio', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_pointcloud(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     """Point clouds as in the paper's ModelNet40 experiments: two cross-attends, frequencies to 1,120."""
-    model_args = dict(input_shape=(2048,), in_chans=3, stem='points', max_resolution=2240, num_blocks=2)
-    return _create_perceiver(Perceiver, 'perceiver_pointcloud', pretrained, **dict(model_args, **kwargs))
+    model_args = dict(img_size=2048, in_chans=3, stem='points', max_resolution=2240, num_blocks=2)
+    return _create_perceiver(Perceiver, 'perceiver_pointcloud', pretrained, model_args, kwargs)
 
 
 TOY = dict(num_bands=8, num_latents=16, latent_dim=64, num_blocks=3, block_depth=2, num_heads=4, max_resolution=224)
@@ -673,10 +206,10 @@ TOY = dict(num_bands=8, num_latents=16, latent_dim=64, num_blocks=3, block_depth
 @register_model
 def test_perceiver(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     """A toy size for tests."""
-    return _create_perceiver(Perceiver, 'test_perceiver', pretrained, **_of_images(dict(TOY), kwargs))
+    return _create_perceiver(Perceiver, 'test_perceiver', pretrained, TOY, kwargs)
 
 
 @register_model
 def test_perceiver_io(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """A toy size for tests."""
-    return _create_perceiver(PerceiverIO, 'test_perceiver_io', pretrained, **_of_images(dict(TOY), kwargs))
+    return _create_perceiver(PerceiverIO, 'test_perceiver_io', pretrained, TOY, kwargs)

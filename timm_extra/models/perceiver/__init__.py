@@ -4,8 +4,9 @@ from .blocks import CrossAttentionBlock, SelfAttentionBlock
 from .checkpoint_filter import checkpoint_filter_fn
 from .cross_attention import CrossAttention, Inputs
 from .fourier import fourier_features, fourier_table, grid_tokens
-from .model import Perceiver
 from .perceiver import (
+    Perceiver,
+    PerceiverIO,
     perceiver_audio,
     perceiver_base,
     perceiver_io_base,
@@ -17,7 +18,6 @@ from .perceiver import (
     test_perceiver,
     test_perceiver_io,
 )
-from .perceiver_io import PerceiverIO
 from .positions import Positions
 from .stem import STEMS, Conv1x1Stem, ConvStem, PatchStem, PixelStem, PointStem, Stem, TokenStem
 

@@ -180,7 +180,7 @@ def test_the_kernel_of_the_stem_is_as_stored_and_can_be_transposed(files):
     ours.load_state_dict(checkpoint_filter_fn(model.state_dict(), ours))
     stored = model.state_dict()['perceiver.input_preprocessor.convnet.conv.weight']
     assert torch.equal(ours.stem.conv.weight, stored)
-    ours.stem.conv.weight.data.transpose_(2, 3)
+    ours.stem.conv.weight.data = ours.stem.conv.weight.data.transpose(2, 3).contiguous()
     assert torch.equal(ours.stem.conv.weight, stored.transpose(2, 3))
     assert ours(torch.randn(1, 3, 64, 64)).isfinite().all()
 

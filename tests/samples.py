@@ -14,7 +14,7 @@ def _file(package, *parts):
     return Path(folder).joinpath(*parts)
 
 
-def sound():
+def audio():
     """A recording from pygame-ce's examples, (samples,) from −1 to 1, and its rate in Hz."""
     with wave.open(str(_file('pygame', 'examples', 'data', 'house_lo.wav'))) as file:
         raw = file.readframes(file.getnframes())

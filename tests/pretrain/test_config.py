@@ -11,7 +11,8 @@ from torch import nn
 
 from timm_extra.cli._arguments import option_arguments, options_from
 from timm_extra.pretrain import METHODS, PretrainConfig
-from timm_extra.pretrain.options import default_of, flags_of, markdown_table
+from timm_extra.pretrain.config import TASK_OPTIONS
+from timm_extra.pretrain.option import default_of, flags_of, markdown_table
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'pretraining.md'
 TABLE = re.compile(r'(<!-- options -->\n).*?(<!-- /options -->)', re.DOTALL)
@@ -90,6 +91,12 @@ def test_the_command_sets_every_option(values):
 def test_the_command_has_the_defaults_of_python(method):
     args = parser_of(PretrainConfig).parse_args([method, '--epochs', '1'])
     assert options_from(args, PretrainConfig) == PretrainConfig(method=method, epochs=1)
+
+
+def test_options_of_tasks_are_left_out_where_they_are_not_given():
+    """None is the default of all: any other value would reach tasks that do not take it."""
+    assert TASK_OPTIONS
+    assert [one.name for one in fields(PretrainConfig) if one.name in TASK_OPTIONS and one.default is not None] == []
 
 
 def test_the_help_shows_every_option_with_its_default():

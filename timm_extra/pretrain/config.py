@@ -9,7 +9,7 @@ import yaml
 from timm_extra._files import PathLike, atomic_file
 
 from .data import ON_UNREADABLE
-from .options import check_choices, option
+from .option import check_choices, option
 from .probe import PROBES
 from .tasks import METHODS
 from .tasks.denoise import SCHEDULES
@@ -226,7 +226,7 @@ def check_parameters(method: str, names: List[str]) -> None:
         raise ValueError(f'method {method!r} has no {", ".join(missing)}; it has {", ".join(known)}')
 
 
-# options that are arguments of a task
+# fields whose name is also a parameter of a task: passed to it where they are not None, which is their default
 TASK_OPTIONS = tuple(
     one.name for one in fields(PretrainConfig) if any(one.name in task_parameters(method) for method in METHODS)
 )

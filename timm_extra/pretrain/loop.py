@@ -27,7 +27,7 @@ from .tasks.task import PretrainingTask, View
 from .views import RECIPES, Images, PlainView, RandomView
 
 COLLAPSED = 0.1  # std of projections; over the whole sphere it is 1
-PROBES = ('knn',)  # where labelled images are given, and no option names others
+DEFAULT_PROBES = ('knn',)  # where labelled images are given, and no option names others
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def pretrain(
         samples=Samples(dataset, task.input_size[0], unreadable=config.unreadable),
         output=Path(output),
         probe=probe,
-        probes=(PROBES if config.probes is None else config.probes) if probe else (),
+        probes=(DEFAULT_PROBES if config.probes is None else config.probes) if probe else (),
         settings=_settings(config, planned, model, len(dataset), {**arguments, **task.input_config}, task.views),
     )
     return run.go()
@@ -129,7 +129,7 @@ def _settings(
     arguments: Dict[str, Any],
     views: Tuple[View, ...],
 ) -> Dict[str, Any]:
-    """All that the result depends on, as a checkpoint holds it: names of options are those of its format."""
+    """All that the result depends on; resuming refuses other values. Keys are part of the format of checkpoints."""
     views = {f'view{number}': view for number, view in enumerate(views, 1)}
     return dict(
         method=config.method,

@@ -111,7 +111,7 @@ def test_perceiver_io(tied, names, decoder_ff):
 
 @pytest.mark.parametrize('tied', [False, True])
 def test_the_example_of_its_readme(tied, tmp_path):
-    """docs/coming-from-perceiver-pytorch.md shows both sides."""
+    """docs/coming-from-perceiver-pytorch.md shows both implementations."""
     torch.manual_seed(0)
     other = OtherPerceiver(
         input_channels=3,

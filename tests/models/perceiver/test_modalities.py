@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 
 import timm_extra  # noqa: F401
-from tests.samples import clip, shapes, sound
+from tests.samples import audio, clip, shapes
 from timm_extra.models.info import model_info
 from timm_extra.models.perceiver import Perceiver, PerceiverIO
 
-TOY = dict(num_bands=6, num_latents=12, latent_dim=32, num_blocks=2, block_depth=1, num_heads=4)
+SMALL = dict(num_bands=6, num_latents=12, latent_dim=32, num_blocks=2, block_depth=1, num_heads=4)
 
 
 def test_the_papers_audio_model_hears_a_recording():
-    samples, rate = sound()
+    samples, rate = audio()
     assert rate > 8000
     x = F.interpolate(samples[None, None], size=61440, mode='linear')
     model = timm.create_model('perceiver_audio', num_blocks=1, block_depth=1).eval()
@@ -31,8 +31,8 @@ def test_the_papers_audio_model_hears_a_recording():
 
 
 def test_audio_of_another_length():
-    samples, _ = sound()
-    model = timm.create_model('perceiver_audio', patch_size=(16,), num_classes=7, **{**TOY, 'num_blocks': 1}).eval()
+    samples, _ = audio()
+    model = timm.create_model('perceiver_audio', patch_size=(16,), num_classes=7, **{**SMALL, 'num_blocks': 1}).eval()
     assert model(samples[: 16 * 300].view(1, 1, -1)).shape == (1, 7)
     with pytest.raises(AssertionError, match=r'Input size \(100\) should be divisible by patch \(16\)'):
         model(samples[:100].view(1, 1, -1))
@@ -42,19 +42,19 @@ def test_audio_of_another_length():
 def test_video(kwargs):
     x = clip(8, 32)[None]
     assert x.shape == (1, 3, 8, 32, 32)
-    model = timm.create_model('test_perceiver', img_size=(8, 32, 32), num_classes=5, **TOY, **kwargs).eval()
+    model = timm.create_model('test_perceiver', img_size=(8, 32, 32), num_classes=5, **SMALL, **kwargs).eval()
     z = model.forward_features(x)
     assert z.shape == (1, 12, 32)
     assert not torch.allclose(model.forward_features(x.flip(2)), z, atol=1e-3)  # time runs one way
     plain = timm.create_model(
-        'test_perceiver', img_size=(8, 32, 32), num_classes=5, cross_route='plain', **TOY, **kwargs
+        'test_perceiver', img_size=(8, 32, 32), num_classes=5, cross_route='plain', **SMALL, **kwargs
     ).eval()
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(plain.forward_features(x), z, rtol=0, atol=1e-4)
 
 
 def test_patches_of_a_video_are_blocks_of_it():
-    model = timm.create_model('test_perceiver', img_size=(8, 32, 32), stem='patches', patch_size=(2, 4, 4), **TOY)
+    model = timm.create_model('test_perceiver', img_size=(8, 32, 32), stem='patches', patch_size=(2, 4, 4), **SMALL)
     x = clip(8, 32)[None]
     (content, axes, _), grid = model.stem(x)
     assert grid == [4, 8, 8]
@@ -84,7 +84,7 @@ def test_the_papers_point_cloud_model():
 
 
 def test_points_with_features():
-    model = timm.create_model('perceiver_pointcloud', in_chans=5, num_classes=3, **TOY).eval()
+    model = timm.create_model('perceiver_pointcloud', in_chans=5, num_classes=3, **SMALL).eval()
     x = torch.randn(2, 40, 5)
     z = model.forward_features(x)
     other = x.clone()
@@ -102,7 +102,7 @@ def test_points_can_be_told_apart():
     """Spheres, cubes and cylinders, turned at random: 3 classes, so that guessing gives a third."""
     torch.manual_seed(0)
     clouds, labels = shapes(100, 200)
-    model = timm.create_model('perceiver_pointcloud', num_classes=3, **{**TOY, 'max_resolution': 10})
+    model = timm.create_model('perceiver_pointcloud', num_classes=3, **{**SMALL, 'max_resolution': 10})
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(120):
         batch = torch.arange(step * 30, step * 30 + 30) % 240
@@ -116,7 +116,7 @@ def test_points_can_be_told_apart():
 
 def test_padded_tokens():
     model = PerceiverIO(
-        img_size=30, in_chans=9, stem='tokens', pos_embed='none', num_queries=4, num_classes=6, **TOY
+        img_size=30, in_chans=9, stem='tokens', pos_embed='none', num_queries=4, num_classes=6, **SMALL
     ).eval()
     x, mask = torch.randn(2, 30, 9), torch.ones(2, 30, dtype=torch.bool)
     mask[1, 20:] = False
@@ -131,7 +131,7 @@ def test_learned_positions_of_tokens_and_audio():
         dict(stem='tokens', in_chans=9, img_size=30),
         dict(stem='conv1x1', in_chans=1, img_size=(30,)),
     ):
-        model = PerceiverIO(pos_embed='learned', pos_dim=8, num_classes=6, **TOY, **kwargs).eval()
+        model = PerceiverIO(pos_embed='learned', pos_dim=8, num_classes=6, **SMALL, **kwargs).eval()
         x = torch.randn(2, 30, 9) if kwargs['stem'] == 'tokens' else torch.randn(2, 1, 30)
         axis = 1 if kwargs['stem'] == 'tokens' else 2
         with torch.no_grad():
@@ -150,7 +150,7 @@ def test_they_are_counted_as_the_others_are(name, size):
 
 @pytest.mark.parametrize('name', ['perceiver_audio', 'perceiver_pointcloud'])
 def test_gradients_and_scripts(name):
-    model = timm.create_model(name, num_classes=3, **TOY)
+    model = timm.create_model(name, num_classes=3, **SMALL)
     with torch.no_grad():
         model.head.weight.normal_()
     x = torch.randn(2, *model.pretrained_cfg['input_size'])[..., :640, :] if name.endswith('cloud') else None

@@ -14,7 +14,7 @@ import timm_extra  # noqa: F401
 from timm_extra import hub
 from timm_extra.models.perceiver import Inputs, Perceiver, PerceiverIO
 
-TOYS = ['test_perceiver', 'test_perceiver_io']
+MODELS = ['test_perceiver', 'test_perceiver_io']
 LEARNED = dict(stem='conv1x1', stem_chs=12, pos_embed='learned', pos_dim=10, pos_proj_dim=12, img_size=24)
 CONV = dict(stem='conv', stem_chs=8)
 
@@ -24,8 +24,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def toy(name='test_perceiver_io', **kwargs):
-    """A toy in which every parameter shows in the logits."""
+def small_model(name='test_perceiver_io', **kwargs):
+    """A test model in which every parameter shows in the logits."""
     model = timm.create_model(name, **{'num_classes': 11, **kwargs}).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -54,7 +54,7 @@ def test_without_sharing_it_is_as_large_as_the_paper_says():
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 326
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('kwargs', [{}, CONV, dict(cross_num_heads=3, cross_head_dim=5)])
 @pytest.mark.parametrize('masked', [False, True])
 def test_all_routes_compute_the_same(name, kwargs, masked):
@@ -62,7 +62,7 @@ def test_all_routes_compute_the_same(name, kwargs, masked):
     mask = None
     if masked:
         mask = torch.rand(2, *((5, 6) if 'stem' in kwargs else (20, 24))) > 0.5
-    reference = toy(name, dtype=torch.float64, cross_route='plain', **kwargs)
+    reference = small_model(name, dtype=torch.float64, cross_route='plain', **kwargs)
     expected = reference(x, mask)
     expected.square().sum().backward()
     for route in ('folded', 'separable', None):
@@ -113,7 +113,7 @@ class Adapter(nn.Linear):
 
 
 def test_projections_that_do_more_than_their_weight_says_are_called():
-    model = toy('test_perceiver')
+    model = small_model('test_perceiver')
     x = torch.randn(1, 3, 32, 32)
     before = model(x)
     attn = model.cross_attends[0].attn
@@ -123,7 +123,7 @@ def test_projections_that_do_more_than_their_weight_says_are_called():
     assert route_of(model, (32, 32)) == 'plain'
     assert not torch.allclose(model(x), before, atol=1e-3)
 
-    model = toy('test_perceiver')
+    model = small_model('test_perceiver')
     before = model(x)
     for part in ('k', 'norm_kv'):
         module = getattr(model.cross_attends[1].attn, part)
@@ -133,10 +133,10 @@ def test_projections_that_do_more_than_their_weight_says_are_called():
     assert torch.equal(model(x), before)
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('kwargs', [dict(max_resolution=224), dict(max_resolution=56, **CONV)])
 def test_any_resolution_with_the_same_weights(name, kwargs):
-    model = toy(name, **kwargs)
+    model = small_model(name, **kwargs)
     for size in ((64, 64), (33, 70), (1, 5), (224, 224)):
         x = torch.randn(1, 3, *size)
         of_that_size = timm.create_model(name, num_classes=11, img_size=size, **kwargs).eval()
@@ -145,14 +145,14 @@ def test_any_resolution_with_the_same_weights(name, kwargs):
 
 
 def test_learned_positions_need_their_size():
-    model = toy(**LEARNED)
+    model = small_model(**LEARNED)
     assert model(torch.randn(1, 3, 24, 24)).shape == (1, 11)
     with pytest.raises(AssertionError, match=r'grid of \[24, 32\], learned positions are for \[24, 24\]: use dynamic'):
         model(torch.randn(1, 3, 24, 32))
 
 
 def test_learned_positions_are_resampled():
-    model = toy(dynamic_img_size=True, **LEARNED)
+    model = small_model(dynamic_img_size=True, **LEARNED)
     x = torch.randn(1, 3, 24, 32)
     logits = model(x)
     model.stem.pos_embed.requires_grad_(False)
@@ -166,9 +166,9 @@ def test_learned_positions_are_resampled():
 
 
 @pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(cross_route='plain'), dict(cross_route='folded')])
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 def test_masked_inputs_do_not_matter(name, kwargs):
-    model = toy(name, **kwargs)
+    model = small_model(name, **kwargs)
     x, mask = torch.randn(2, 3, 24, 24), torch.rand(2, 24, 24) > 0.3
     changed = torch.where(mask[:, None], x, torch.randn_like(x) * 9)
     torch.testing.assert_close(model(x, mask), model(changed, mask), rtol=0, atol=1e-5)
@@ -178,7 +178,7 @@ def test_masked_inputs_do_not_matter(name, kwargs):
 
 @pytest.mark.parametrize('route', ['plain', 'folded', 'separable'])
 def test_a_mask_without_any_input_is_no_special_case(route):
-    model = toy('test_perceiver', cross_route=route)
+    model = small_model('test_perceiver', cross_route=route)
     mask = torch.ones(2, 8, 8, dtype=torch.bool)
     mask[1] = False
     x = torch.randn(2, 3, 8, 8)
@@ -191,7 +191,7 @@ def test_a_mask_without_any_input_is_no_special_case(route):
 
 
 def test_masks_that_do_not_fit():
-    model = toy()
+    model = small_model()
     x = torch.randn(2, 3, 8, 8)
     with pytest.raises(AssertionError, match=r'Mask must be boolean, .* got torch.float32'):
         model(x, torch.ones(2, 8, 8))
@@ -200,11 +200,11 @@ def test_masks_that_do_not_fit():
     wide = torch.randn(2, 3, 4, 16)
     for name, kwargs in (('test_perceiver', {}), ('test_perceiver_io', dict(LEARNED, img_size=(4, 16)))):
         with pytest.raises(AssertionError, match=r'Mask must be \[2, 4, 16\], as the inputs are, got \[2, 16, 4\]'):
-            toy(name, **kwargs)(wide, torch.ones(2, 16, 4, dtype=torch.bool))
+            small_model(name, **kwargs)(wide, torch.ones(2, 16, 4, dtype=torch.bool))
 
 
 def test_inputs_that_do_not_fit():
-    model = toy()
+    model = small_model()
     with pytest.raises(AssertionError, match='Input has 4 channels, model takes 3'):
         model(torch.randn(1, 4, 8, 8))
     with pytest.raises(AssertionError, match=r'\(batch, channels, 2 spatial axes\), got 3 dimensions'):
@@ -291,9 +291,9 @@ def test_a_stem_of_ones_own_leaves_the_named_stems_arguments():
     assert model.stem.out_chans == 3 + 256
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 def test_pooling_and_heads(name):
-    model = toy(name, drop_rate=0.1)
+    model = small_model(name, drop_rate=0.1)
     x = torch.randn(2, 3, 16, 16)
     z = model.forward_features(x)
     assert z.shape == (2, 16, 64)
@@ -310,19 +310,19 @@ def test_pooling_and_heads(name):
 
 
 def test_several_queries_and_queries_of_ones_own():
-    model = toy(num_queries=3, query_dim=20)
+    model = small_model(num_queries=3, query_dim=20)
     x = torch.randn(2, 3, 16, 16)
     assert model(x).shape == (2, 3, 11)
     given = torch.randn(7, 20)
     torch.testing.assert_close(model(x, queries=given), model(x, queries=given.expand(2, -1, -1)))
     assert model(x, queries=given).shape == (2, 7, 11)
     torch.testing.assert_close(model(x, queries=model.query), model(x))
-    assert toy()(x, queries=torch.randn(1, 64)).shape == (2, 1, 11)
+    assert small_model()(x, queries=torch.randn(1, 64)).shape == (2, 1, 11)
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 def test_intermediates(name):
-    model = toy(name)
+    model = small_model(name)
     x = torch.randn(2, 3, 16, 16)
     z, taps = model.forward_intermediates(x)
     assert len(taps) == len(model.feature_info) == 3
@@ -338,12 +338,12 @@ def test_intermediates(name):
     assert features.feature_info.channels() == [64, 64]
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('unique', [1, 2, 3])
 @pytest.mark.parametrize('index', [0, 1, 2])
 def test_pruning_leaves_nothing_unused(name, unique, index):
     kwargs = dict(unique_blocks=unique)
-    model = toy(name, **kwargs)
+    model = small_model(name, **kwargs)
     x = torch.randn(2, 3, 16, 16)
     expected = model.forward_intermediates(x, [index], intermediates_only=True)[0]
     assert model.prune_intermediate_layers([index]) == [index]
@@ -352,10 +352,10 @@ def test_pruning_leaves_nothing_unused(name, unique, index):
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED, dict(stem='patches', patch_size=4)])
 def test_gradient_checkpointing_changes_nothing(name, kwargs):
-    model = toy(name, **kwargs).train()
+    model = small_model(name, **kwargs).train()
     other = copy.deepcopy(model)
     other.set_grad_checkpointing()
     x = torch.randn(2, 3, 24, 24)
@@ -366,13 +366,13 @@ def test_gradient_checkpointing_changes_nothing(name, kwargs):
         torch.testing.assert_close(a.grad, b.grad, msg=key)
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize(
     'kwargs',
     [{}, CONV, LEARNED, dict(unique_blocks=2, num_cross_attends=2), dict(compat='lucidrains'), dict(img_size=(16, 40))],
 )
 def test_saved_and_loaded(name, kwargs, tmp_path):
-    model = toy(name, **kwargs)
+    model = small_model(name, **kwargs)
     hub.save(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     x = torch.randn(1, 3, 24, 24)
@@ -381,7 +381,7 @@ def test_saved_and_loaded(name, kwargs, tmp_path):
 
 @pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(LEARNED, img_size=(24, 24)), dict(img_size=(16, 16))])
 def test_saved_at_another_size(kwargs, tmp_path):
-    model = toy(**kwargs)
+    model = small_model(**kwargs)
     model.set_input_size((40, 32))
     hub.save(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
@@ -447,7 +447,7 @@ OLD_FOLDERS = {
 @pytest.mark.parametrize('kind', list(OLD_FOLDERS))
 def test_folders_of_older_versions_load(kind, tmp_path):
     name, kwargs, old = OLD_FOLDERS[kind]
-    model = toy(name, **kwargs)
+    model = small_model(name, **kwargs)
     hub.save(model, tmp_path / 'old')
     in_words_of_older_versions(tmp_path / 'old', 'test_perceiver' if kind == 'decoder' else name, **old)
     x = torch.randn(2, *model.input_size)
@@ -465,7 +465,7 @@ def test_folders_of_older_versions_load(kind, tmp_path):
 
 
 def test_a_size_of_ones_own_goes_before_that_of_an_older_folder(tmp_path):
-    hub.save(toy('test_perceiver', img_size=(4, 8, 8)), tmp_path)
+    hub.save(small_model('test_perceiver', img_size=(4, 8, 8)), tmp_path)
     in_words_of_older_versions(tmp_path, 'test_perceiver', img_size=None, input_shape=[4, 8, 8])
     model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=(2, 6, 6))
     assert model.input_size == (3, 2, 6, 6)
@@ -485,7 +485,7 @@ def test_shared_weights_are_registered_once():
 @pytest.mark.parametrize('kwargs', [{}, CONV, dict(cross_route='folded'), dict(cross_route='plain')])
 def test_half_precision(dtype, kwargs):
     """Positions are exact whatever the dtype: at 224 pixels, bfloat16 could not even tell neighbours apart."""
-    model = toy(num_bands=64, **kwargs)
+    model = small_model(num_bands=64, **kwargs)
     x = torch.randn(1, 3, 224, 224)
     expected = model(x)
     inputs, _ = model.to(dtype).stem(x.to(dtype))
@@ -495,12 +495,12 @@ def test_half_precision(dtype, kwargs):
     assert (ours.float() - expected).abs().max() < (0.05 if dtype == torch.bfloat16 else 0.01) * expected.abs().max()
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('route', [None, 'separable', 'folded', 'plain'])
 @pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED])
 def test_autocast(name, dtype, route, kwargs):
-    model = toy(name, cross_route=route, **kwargs)
+    model = small_model(name, cross_route=route, **kwargs)
     x = torch.randn(2, 3, 24, 24)
     expected = model(x)
     with torch.autocast('cpu', dtype=dtype):
@@ -512,7 +512,7 @@ def test_autocast(name, dtype, route, kwargs):
 
 @pytest.mark.parametrize('route', ['separable', 'folded', 'plain'])
 def test_norms_kept_in_float32(route):
-    model = toy('test_perceiver', cross_route=route)
+    model = small_model('test_perceiver', cross_route=route)
     x = torch.randn(1, 3, 24, 24)
     expected = model(x)
     model.bfloat16()
@@ -523,7 +523,7 @@ def test_norms_kept_in_float32(route):
 
 
 def test_per_sample_gradients():
-    model = toy('test_perceiver')
+    model = small_model('test_perceiver')
     x = torch.randn(3, 3, 12, 12)
     params = dict(model.named_parameters())
 
@@ -538,10 +538,10 @@ def test_per_sample_gradients():
             torch.testing.assert_close(ours[name][i], model.get_parameter(name).grad, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize('name', TOYS)
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED])
 def test_compiled_scripted_traced_exported(name, kwargs):
-    model = toy(name, **kwargs)
+    model = small_model(name, **kwargs)
     x = torch.randn(2, 3, 24, 24)
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected)
@@ -556,7 +556,7 @@ def test_compiled_scripted_traced_exported(name, kwargs):
 
 
 def test_tables_kept_from_inference_serve_training():
-    model = toy('test_perceiver', num_bands=5)
+    model = small_model('test_perceiver', num_bands=5)
     x = torch.randn(1, 3, 29, 31)
     with torch.inference_mode():
         model(x)
@@ -565,7 +565,7 @@ def test_tables_kept_from_inference_serve_training():
 
 @pytest.mark.parametrize('route', ['folded', 'plain'])
 def test_exported_with_dynamic_sizes(route):
-    model = toy('test_perceiver_io', cross_route=route)
+    model = small_model('test_perceiver_io', cross_route=route)
     sizes = {axis: torch.export.Dim(name, min=1, max=512) for axis, name in ((0, 'b'), (2, 'h'), (3, 'w'))}
     exported = torch.export.export(model, (torch.randn(2, 3, 32, 40),), dynamic_shapes=(sizes,))
     x = torch.randn(3, 3, 50, 21)
@@ -574,7 +574,7 @@ def test_exported_with_dynamic_sizes(route):
 
 @pytest.mark.parametrize('kwargs', [CONV, {}])
 def test_compiled_training_of_channels_last(kwargs):
-    model = toy('test_perceiver', **kwargs).to(memory_format=torch.channels_last).train()
+    model = small_model('test_perceiver', **kwargs).to(memory_format=torch.channels_last).train()
     x = torch.randn(2, 3, 24, 24).to(memory_format=torch.channels_last)
     other = copy.deepcopy(model)
     model(x).square().sum().backward()
@@ -610,12 +610,12 @@ def test_layer_decay():
 
 
 def test_an_empty_batch():
-    for name in TOYS:
-        assert toy(name)(torch.randn(0, 3, 16, 16)).shape == (0, 11)
+    for name in MODELS:
+        assert small_model(name)(torch.randn(0, 3, 16, 16)).shape == (0, 11)
 
 
 def test_deep_copies_and_pickles(tmp_path):
-    model = toy()
+    model = small_model()
     x = torch.randn(1, 3, 16, 16)
     expected = model(x)
     assert torch.equal(copy.deepcopy(model)(x), expected)

@@ -97,7 +97,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
             "transformers' image classifiers and of perceiver-pytorch's Perceiver and PerceiverIO"
         )
     state_dict = _resize_positions(state_dict, model)
-    adaptable = ['head.', 'stem.conv.'] if hasattr(model.stem, 'conv') else ['head.']
+    adaptable = ['head.', f'{model.stem.first_conv}.'] if model.stem.first_conv else ['head.']
     try:
         check_fit(state_dict, model, layout, adaptable)
     except ValueError as e:

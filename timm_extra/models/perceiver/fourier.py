@@ -17,7 +17,7 @@ def fourier_features(pos: torch.Tensor, num_bands: int, max_resolution: float) -
     Args:
         pos: Positions (…), from −1 to 1 over the extent of the axis.
         num_bands: Number of frequencies K, from 1 to `max_resolution / 2`.
-        max_resolution: Samples per axis that the highest frequency can still tell apart.
+        max_resolution: Samples per axis that the highest frequency can still resolve.
 
     Returns:
         (…, 2 K + 1): sin(π f₁ p) …, cos(π f₁ p) …, p.

@@ -2,6 +2,8 @@
 
 from typing import Any, Dict, Tuple
 
+from .stem import STEM_OPTIONS
+
 DECODER_ARGS = ('num_queries', 'query_dim', 'decoder_residual', 'decoder_mlp')
 
 
@@ -32,6 +34,6 @@ def arguments_of_folder(
         decodes = True
         kwargs.setdefault('num_cross_attends', None)  # in all blocks
     unused = set() if decodes else {*DECODER_ARGS}
-    if dict(model_args, **kwargs).get('stem') not in ('conv', 'conv1x1'):
+    if 'stem_chs' not in STEM_OPTIONS.get(dict(model_args, **kwargs).get('stem', 'pixels'), ()):
         unused.add('stem_chs')
     return {k: v for k, v in kwargs.items() if k not in unused & old}, decodes

@@ -41,7 +41,7 @@ from .checkpoint_filter import checkpoint_filter_fn
 from .cross_attention import Inputs, tokens_alone
 from .older_folders import arguments_of_folder
 from .positions import Positions
-from .stem import STEMS, PixelStem, build_stem
+from .stem import STEM_OPTIONS, STEMS, PixelStem, build_stem
 
 __all__ = ['Perceiver', 'PerceiverIO']
 
@@ -64,7 +64,7 @@ class Perceiver(nn.Module):
         grey_chans: Repeat a single input channel to that many, as weights for colour images need it; 0 for no.
         pos_embed: 'fourier', 'learned' or 'none'.
         num_bands: Frequencies of the Fourier features per axis.
-        max_resolution: Samples per axis that the highest frequency can tell apart; the grid's size when None.
+        max_resolution: Samples per axis that the highest frequency can resolve; the grid's size when None.
         pos_dim: Channels of learned positions.
         pos_proj_dim: Project learned positions to that many channels; not at all when None.
         dynamic_img_size: Accept any size with learned positions, which are resampled; Fourier features always do.
@@ -170,8 +170,8 @@ class Perceiver(nn.Module):
             same_padding=style.same_padding,
             **dd,
         )
-        if stem == 'conv1x1' or stem == 'conv':
-            self._traits = dict(first_conv='stem.conv')
+        if self.stem.first_conv:
+            self._traits = dict(first_conv=self.stem.first_conv)
         self.latents = nn.Parameter(torch.zeros(num_latents, latent_dim, **dd))
 
         drops = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
@@ -593,7 +593,7 @@ def _with_own_args(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[s
     """Arguments of a registered model with the caller's, less those of its own that do not go with the caller's."""
     own = dict(model_args)
     if 'stem' in kwargs and kwargs['stem'] != own.get('stem', 'pixels'):
-        own = {k: v for k, v in own.items() if k not in ('stem_chs', 'patch_size')}
+        own = {k: v for k, v in own.items() if k not in set().union(*STEM_OPTIONS.values())}
     if 'img_size' not in model_args and len(_sizes(dict(own, **kwargs))) != 2:
         own.pop('max_resolution', None)  # is of images: others take the highest frequency from their own size
     return dict(own, **kwargs)

@@ -14,7 +14,7 @@ class Positions(NamedTuple):
     Attributes:
         pos_embed: One of `POSITIONS`.
         num_bands: Frequencies of the Fourier features per axis.
-        max_resolution: Samples per axis that the highest frequency can tell apart; the grid's own size when None.
+        max_resolution: Samples per axis that the highest frequency can resolve; the grid's own size when None.
         pos_dim: Channels of learned positions.
         pos_proj_dim: Project learned positions to that many channels; not at all when None.
         dynamic_img_size: Accept inputs of other sizes with learned positions, which are then resampled.

@@ -1,4 +1,4 @@
-"""What stands between the inputs of any modality and the Perceiver's cross-attention: a class for each kind of inputs.
+"""Stems of the Perceiver: what prepares inputs for cross-attention, one class for each value of the argument `stem`.
 
 Source: `io_processors.py` of google-deepmind/deepmind-research at 9176a9f.
 """
@@ -37,17 +37,18 @@ class Stem(nn.Module):
     num_axes: Final[int]
     max_resolution: List[float]
 
-    kind = ''  # the word for it in the argument `stem`
-    pos_embeds = POSITIONS  # those it takes
-    default_axes = 2  # of an `img_size` of one number
+    kind = ''  # its name in the argument `stem`, and its key in `STEMS`
+    allowed_pos_embeds = POSITIONS
+    default_axes = 2  # number of axes where img_size is a single number
+    first_conv = ''  # name of the layer that timm adapts to another number of channels, within the model
 
     def __init__(self, img_size: Size, in_chans: int, positions: Positions):
         super().__init__()
         pos_embed = positions.pos_embed
         if pos_embed not in POSITIONS:
             raise ValueError(f'pos_embed must be one of {POSITIONS}, got {pos_embed!r}')
-        if pos_embed not in self.pos_embeds:
-            words = ' or '.join(map(repr, self.pos_embeds))
+        if pos_embed not in self.allowed_pos_embeds:
+            words = ' or '.join(map(repr, self.allowed_pos_embeds))
             raise ValueError(f'stem={self.kind!r} takes pos_embed={words}, got {pos_embed!r}')
         if pos_embed == 'fourier' and positions.num_bands < 1:
             raise ValueError(f'num_bands must be at least 1, got {positions.num_bands}')
@@ -224,6 +225,7 @@ class Conv1x1Stem(GridStem):
     """
 
     kind = 'conv1x1'
+    first_conv = 'stem.conv'
 
     def __init__(
         self,
@@ -260,6 +262,7 @@ class ConvStem(GridStem):
     """
 
     kind = 'conv'
+    first_conv = 'stem.conv'
 
     def __init__(
         self,
@@ -434,7 +437,7 @@ class PointStem(TokenStem):
     """
 
     kind = 'points'
-    pos_embeds = ('fourier',)
+    allowed_pos_embeds = ('fourier',)
 
     def _content_chans(self) -> int:
         if self.in_chans < 3:
@@ -454,9 +457,13 @@ class PointStem(TokenStem):
         return torch.cat(features, dim=2)
 
 
+# A new stem has its class above and in this list, and its own arguments in `Perceiver.__init__` with the same defaults
+# (`build_stem` compares them) and in `options` there.
 STEMS = {cls.kind: cls for cls in (PixelStem, Conv1x1Stem, ConvStem, PatchStem, PointStem, TokenStem)}
 _PARAMETERS = {kind: inspect.signature(cls).parameters for kind, cls in STEMS.items()}
 _DEFAULTS = {name: p.default for parameters in _PARAMETERS.values() for name, p in parameters.items()}
+_COMMON = {*inspect.signature(Stem).parameters, 'same_padding', 'device', 'dtype'}
+STEM_OPTIONS = {kind: set(parameters) - _COMMON for kind, parameters in _PARAMETERS.items()}  # arguments of its own
 
 
 def build_stem(

@@ -32,16 +32,16 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def flags_of(option: Field) -> Tuple[str, ...]:
+def flags_of(one: Field) -> Tuple[str, ...]:
     """Flags of the command."""
-    return tuple(option.metadata['flags'] or [f'--{option.name.replace("_", "-")}'])
+    return tuple(one.metadata['flags'] or [f'--{one.name.replace("_", "-")}'])
 
 
-def default_of(option: Field) -> str:
+def default_of(one: Field) -> str:
     """The default as `--help` and the docs show it, empty if there is none."""
-    if option.default is None:
-        return option.metadata['none'] or ''
-    return {True: 'on', False: 'off'}[option.default] if isinstance(option.default, bool) else str(option.default)
+    if one.default is None:
+        return one.metadata['none'] or ''
+    return {True: 'on', False: 'off'}[one.default] if isinstance(one.default, bool) else str(one.default)
 
 
 def check_choices(options: Any) -> None:

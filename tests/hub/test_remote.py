@@ -23,8 +23,8 @@ from timm_extra import hub
 from timm_extra.models._build import read_checkpoint
 
 FAMILIES = ('test_ceit', 'test_perceiver', 'test_perceiver_io', 'test_glom')
-SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5)
-SMALL = dict(num_latents=24, latent_dim=64, num_heads=4, num_blocks=2, block_depth=2, num_classes=20)
+CEIT = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5)
+PERCEIVER = dict(num_latents=24, latent_dim=64, num_heads=4, num_blocks=2, block_depth=2, num_classes=20)
 SMALL_CONFIG = dict(
     num_latents=24, d_latents=64, num_self_attention_heads=4, num_blocks=2, num_self_attends_per_block=2, num_labels=20
 )
@@ -59,7 +59,7 @@ def pauses(monkeypatch):
 @pytest.fixture(scope='module')
 def model():
     torch.manual_seed(0)
-    return timm.create_model('test_ceit', **SMALL).eval()
+    return timm.create_model('test_ceit', **CEIT).eval()
 
 
 @pytest.fixture(scope='module')
@@ -113,7 +113,7 @@ def test_pushed_and_pulled_logits_are_equal(name, there, tmp_path):
 
 
 def test_a_backbone_comes_back_as_one(there):
-    backbone = timm.create_model('test_ceit', **dict(SMALL, num_classes=0))
+    backbone = timm.create_model('test_ceit', **dict(CEIT, num_classes=0))
     hub.push(backbone, REPO)
     assert same(hub.load(REPO), backbone)
     assert same(timm.create_model(f'hf-hub:{REPO}', pretrained=True), backbone)
@@ -168,7 +168,7 @@ def test_a_second_push_changes_what_has_changed(model, there):
     first, commits = repo.files(), len(repo.commits)
     hub.push(model, REPO)
     assert len(repo.commits) == commits
-    other = timm.create_model('test_ceit', **SMALL)
+    other = timm.create_model('test_ceit', **CEIT)
     card = b'# Somebody wrote this'
     repo.commit(dict(repo.files(), **{'README.md': card, 'notes.txt': b'kept'}))
     hub.push(other, REPO)
@@ -202,7 +202,7 @@ def test_branches_pull_requests_and_commits(model, there, tmp_path):
     hub.push(model, REPO)
     repo = there.repos[REPO]
     main = repo.branches['main']
-    other = timm.create_model('test_ceit', **SMALL)
+    other = timm.create_model('test_ceit', **CEIT)
     hub.push(other, REPO, revision='next')
     assert hub.push(other, REPO, create_pr=True).endswith('/discussions/1')
     assert repo.branches['main'] == main
@@ -265,7 +265,7 @@ def test_no_repository(there, tmp_path, pauses):
         with pytest.raises(FileNotFoundError, match='there is no folder'):
             hub.load(name)
     with pytest.raises(ValueError, match='has to be owner/name'):
-        hub.push(timm.create_model('test_ceit', **SMALL), 'model')
+        hub.push(timm.create_model('test_ceit', **CEIT), 'model')
     there.add('me/empty', {'README.md': b'nothing else'})
     with pytest.raises(hub.HubError, match=r'me/empty holds no config\.json'):
         hub.load('me/empty')
@@ -356,7 +356,7 @@ def test_a_lost_answer_makes_no_second_commit(model, there, pauses):
     assert len(there.repos[REPO].commits) == 2
     there.fail('POST .*/commit/', times=1, after=True)
     with pytest.raises(hub.HubError, match='no connection'):  # a second pull request would be one too many
-        hub.push(timm.create_model('test_ceit', **SMALL), REPO, create_pr=True)
+        hub.push(timm.create_model('test_ceit', **CEIT), REPO, create_pr=True)
 
 
 def flipped(content):
@@ -436,7 +436,7 @@ def test_published_perceivers_load_by_name(form, there, tmp_path):
     repo_id = 'deepmind/vision-perceiver-fourier'  # what the registered configuration names
     there.add(repo_id, files)
     ours = timm.create_model(
-        'perceiver_io_base', pretrained=True, compat='hf', pretrained_cfg_overlay=dict(num_classes=20), **SMALL
+        'perceiver_io_base', pretrained=True, compat='hf', pretrained_cfg_overlay=dict(num_classes=20), **PERCEIVER
     ).eval()
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -470,7 +470,7 @@ def test_no_pickle_is_executed(there, copied, tmp_path):
             read_checkpoint(str(tmp_path / 'model.pth'))
         there.add('deepmind/vision-perceiver-fourier', {'pytorch_model.bin': content})
         with pytest.raises(ValueError, match=r'perceiver_io_base: .*never executed'):
-            timm.create_model('perceiver_io_base', pretrained=True, **SMALL)
+            timm.create_model('perceiver_io_base', pretrained=True, **PERCEIVER)
         (copied / 'model.safetensors').write_bytes(content)  # by another name
         with pytest.raises(ValueError, match='refused'):
             hub.load(copied)

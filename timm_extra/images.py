@@ -12,6 +12,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from torch import nn
 
 from ._files import PathLike
+from .models.info import input_size as own_input_size
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # PIL's modes by channels
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises; SyntaxError of some broken files
@@ -27,8 +28,8 @@ def input_config(
 
     Args:
         model: A timm model; for other modules give `input_size`.
-        input_size: Shape of one input, as (channels, height, width). When None that of the model: its own `input_size`
-            where it has one, the size of its patch embedding, or what its configuration says.
+        input_size: Shape of one input, as (channels, height, width); when None that of the model, as
+            `models.info.input_size` finds it.
         mean: The model's when None, averaged over channels if it takes another number of them.
         std: Likewise.
 
@@ -41,7 +42,7 @@ def input_config(
     if input_size is None and not getattr(model, 'pretrained_cfg', None):
         raise ValueError(f'{type(model).__name__} does not say the size of its inputs: pass input_size=(C, H, W)')
     config = resolve_model_data_config(model)
-    size = tuple(_own_size(model, config['input_size']) if input_size is None else input_size)
+    size = own_input_size(model) if input_size is None else tuple(input_size)
     found = {}
     for name, given in (('mean', mean), ('std', std)):
         values = tuple(config[name] if given is None else given)
@@ -49,23 +50,6 @@ def input_config(
             values = (sum(values) / len(values),)
         found[name] = values
     return dict(input_size=size, **found)
-
-
-def _own_size(model: nn.Module, configured: Sequence[int]) -> Sequence[int]:
-    own = getattr(model, 'input_size', None)
-    if isinstance(own, tuple):
-        return own
-    size = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or configured[1:]
-    return (_channels(model) or configured[0], *size)
-
-
-def _channels(model: nn.Module) -> Optional[int]:
-    """Input channels of a timm model."""
-    if hasattr(model, 'in_chans'):
-        return model.in_chans
-    first = model.pretrained_cfg.get('first_conv')
-    names = [first] if isinstance(first, str) else list(first or ())
-    return getattr(model.get_submodule(names[0]), 'in_channels', None) if names else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Facts about models: what is registered, what they count, what their classes are called."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch
@@ -73,10 +73,10 @@ def count(model: nn.Module) -> Tuple[int, float]:
         model: Model, on the meta device.
 
     Returns:
-        Number of parameters, and GMACs for one input of the size in its configuration.
+        Number of parameters, and GMACs for one input of its size.
     """
     with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
-        model.eval()(torch.empty(1, *model.pretrained_cfg['input_size'], device='meta'))
+        model.eval()(torch.empty(1, *input_size(model), device='meta'))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
 
 
@@ -99,3 +99,30 @@ def class_labels(model: nn.Module) -> List[str]:
     if subset:
         return ImageNetInfo(subset).label_descriptions()
     return [str(i) for i in range(count)]
+
+
+def input_size(model: nn.Module) -> Tuple[int, ...]:
+    """Shape of one input of a timm model, without the batch.
+
+    Args:
+        model: A timm model.
+
+    Returns:
+        Its own `input_size` where it has one, as Perceivers do; else its channels and the size of its patch embedding,
+        or what its configuration says.
+    """
+    own = getattr(model, 'input_size', None)
+    if isinstance(own, tuple):
+        return own
+    configured = model.pretrained_cfg['input_size']
+    size = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or configured[1:]
+    return (_channels(model) or configured[0], *size)
+
+
+def _channels(model: nn.Module) -> Optional[int]:
+    """Input channels of a timm model, if it says so."""
+    if hasattr(model, 'in_chans'):
+        return model.in_chans
+    first = model.pretrained_cfg.get('first_conv')
+    names = [first] if isinstance(first, str) else list(first or ())
+    return getattr(model.get_submodule(names[0]), 'in_channels', None) if names else None

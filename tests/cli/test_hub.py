@@ -49,12 +49,12 @@ def test_a_model_goes_there_and_comes_back(there, photo, tmp_path):
     x = torch.randn(2, 3, 56, 56)
     assert torch.equal(again(x), model(x))
 
-    told = timm_extra(there, tmp_path, 'predict', photo, '--model', 'hf-hub:me/model', '--json', '--topk', 7)
-    assert told.returncode == 0, told.stderr
-    (found,) = json.loads(told.stdout)
+    predicted = timm_extra(there, tmp_path, 'predict', photo, '--model', 'hf-hub:me/model', '--json', '--topk', 7)
+    assert predicted.returncode == 0, predicted.stderr
+    (found,) = json.loads(predicted.stdout)
     (expected,) = predict(model, [photo], topk=7)
     assert [p['label'] for p in found['guesses']] == [p.label for p in expected.guesses]
-    assert TOKEN not in pushed.stdout + pushed.stderr + pulled.stdout + pulled.stderr + told.stderr
+    assert TOKEN not in pushed.stdout + pushed.stderr + pulled.stdout + pulled.stderr + predicted.stderr
 
 
 def test_refusals_are_a_line(there, tmp_path):
@@ -73,9 +73,9 @@ def test_predicting_with_published_weights(there, photo, tmp_path):
     other = transformers_classifier('perceiver_io_base')
     save_file({k: v.contiguous() for k, v in other.state_dict().items()}, tmp_path / 'model.safetensors')
     there.add('deepmind/vision-perceiver-fourier', {'model.safetensors': (tmp_path / 'model.safetensors').read_bytes()})
-    told = timm_extra(there, tmp_path, 'predict', photo, '--model', 'perceiver_io_base', '--json')
-    assert told.returncode == 0, told.stderr
-    (found,) = json.loads(told.stdout)
+    predicted = timm_extra(there, tmp_path, 'predict', photo, '--model', 'perceiver_io_base', '--json')
+    assert predicted.returncode == 0, predicted.stderr
+    (found,) = json.loads(predicted.stdout)
     overlay = dict(state_dict=other.state_dict())
     model = timm.create_model('perceiver_io_base', pretrained=True, pretrained_cfg_overlay=overlay).eval()
     (expected,) = predict(model, [photo])

@@ -44,6 +44,29 @@ def test_onnx(name, tmp_path):
     assert_onnx(model, tmp_path / 'm.onnx', done.input_size)
 
 
+@pytest.mark.parametrize(
+    'name, kwargs, size',
+    [
+        ('perceiver_audio', dict(img_size=(640,), patch_size=16), (1, 640)),
+        ('perceiver_pointcloud', dict(img_size=50), (50, 3)),
+        ('test_perceiver', dict(img_size=(4, 8, 8)), (3, 4, 8, 8)),
+        ('test_perceiver', dict(img_size=(24, 32)), (3, 24, 32)),
+    ],
+)
+def test_perceivers_are_exported_for_inputs_of_their_own_shape(name, kwargs, size, tmp_path):
+    tiny = dict(num_latents=8, latent_dim=16, num_heads=2, num_blocks=1, block_depth=1, num_bands=4)
+    model = create(name, **tiny, **kwargs)
+    done = export(model, tmp_path / 'm.pt2', 'torch-export')
+    assert done.input_size == size and done.largest_error < 1e-4 and not done.constant
+
+
+@pytest.mark.parametrize('name, size', [('perceiver_audio', (1, 1, 640)), ('perceiver_pointcloud', (1, 50, 3))])
+def test_perceivers_are_exported_for_inputs_as_timms_configuration_has_them(name, size, tmp_path):
+    model = create(name, num_latents=8, latent_dim=16, num_heads=2, num_blocks=1, block_depth=1, num_bands=4)
+    done = export(model, tmp_path / 'm.pt2', 'torch-export', input_size=size)
+    assert done.input_size == size and done.largest_error < 1e-4
+
+
 LOAD = """
 import sys
 import torch

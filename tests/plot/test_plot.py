@@ -94,8 +94,8 @@ def test_latent_attention_is_what_the_layer_uses(name, kwargs):
         hook = attn.register_forward_hook(lambda module, args, output, calls=calls: calls.append((args, output)))
         model(x)
         hook.remove()
-        (_, content, axes, _, content_proj), output = calls[block - used]
-        values = attn._keys_values(content, axes, content_proj)[1]
+        (_, inputs), output = calls[block - used]
+        values = attn._keys_values(inputs)[1]
         gathered = (weights.flatten(-2) @ values).transpose(1, 2).flatten(2)
         torch.testing.assert_close(attn.proj(gathered), output[:, [4, 0]], rtol=0, atol=1e-5)
     assert torch.equal(plot.latent_attention(model, x, [1], -1), plot.latent_attention(model, x, [1], block))
@@ -109,7 +109,7 @@ def test_latent_attention_of_learned_positions_masks_and_points():
     maps = plot.latent_attention(model, torch.randn(1, 3, 6, 8), [0], mask=mask)
     assert maps.shape == (1, 3, 1, 6, 8)
     assert (maps[..., ~mask[0]] == 0).all()
-    tokens = dict(stem='tokens', in_chans=9, input_shape=(30,), pos_embed='learned')
+    tokens = dict(stem='tokens', in_chans=9, img_size=30, pos_embed='learned')
     model = timm.create_model('test_perceiver', **PERCEIVER, **tokens).eval()
     assert plot.latent_attention(model, torch.randn(2, 30, 9), [0]).shape == (2, 3, 1, 30)
     model = timm.create_model('test_perceiver', pos_embed='none', **{**PERCEIVER, 'cross_head_dim': 5}).eval()

@@ -24,7 +24,7 @@ class Export:
     Attributes:
         path: File.
         format: Its format.
-        input_size: Channels, height and width, for points their number and channels; the batch may have any size.
+        input_size: Shape of one input; the batch may have any size.
         largest_error: Largest absolute difference to the model's outputs.
         batch_sizes: Sizes of the batches that were compared.
         megabytes: Size on disk.
@@ -79,7 +79,7 @@ def export(
         raise ValueError(f'{path} is a folder, not a file to write')
     if not path.parent.is_dir():
         raise ValueError(f'no folder at {str(path.parent)!r}')
-    model, size = model.eval(), _input_size(model, input_size)
+    model, size = model.eval(), input_config(model, input_size)['input_size']
     write: Callable = _write_onnx if format == 'onnx' else _write_program
     like = next(model.parameters())
     example = torch.randn(2, *size, generator=torch.Generator().manual_seed(2)).to(like)
@@ -90,13 +90,6 @@ def export(
             raise ValueError(f'outputs differ from the model by up to {error:.2g}, more than {tolerance:g}')
         megabytes = sum(f.stat().st_size for f in aside.iterdir()) / 1e6
     return Export(str(path), format, size, error, BATCHES, round(megabytes, 3), constant)
-
-
-def _input_size(model: nn.Module, input_size: Optional[Sequence[int]]) -> Tuple[int, ...]:
-    """Size of one input; a Perceiver of points or tokens takes (N, channels), which timm writes as (1, N, channels)."""
-    size = tuple(input_config(model, input_size)['input_size'])
-    flat = getattr(getattr(model, 'stem', None), 'kind', '') in ('points', 'tokens')
-    return size[1:] if flat and len(size) == 3 else size
 
 
 def _compare(model: nn.Module, run: Callable, size: Sequence[int], like: torch.Tensor) -> Tuple[float, bool]:

@@ -81,9 +81,9 @@ def latent_attention(
             model.forward_features(x, mask)
     finally:
         hook.remove()
-    queries, *inputs = seen[block - used]  # a shared set of weights is called once for each of its blocks
+    queries, inputs = seen[block - used]  # a shared set of weights is called once for each of its blocks
     with torch.no_grad():
-        weights = attn.attention_weights(queries[:, list(latents)], *inputs)  # (B, H, L, N)
+        weights = attn.attention_weights(queries[:, list(latents)], inputs)  # (B, H, L, N)
         grid = model.stem(x)[-1]
     return weights.unflatten(-1, grid)
 

@@ -63,7 +63,7 @@ def test_perceiver(tied, names, axes, shape):
         )
     )
     ours = Perceiver(
-        input_shape=shape, in_chans=2, num_bands=4, max_resolution=10.0, num_classes=5, **counts(3, tied), **OURS
+        img_size=shape, in_chans=2, num_bands=4, max_resolution=10.0, num_classes=5, **counts(3, tied), **OURS
     ).eval()
     ours.load_state_dict(checkpoint_filter_fn(names(other.state_dict()), ours))
     x = torch.randn(2, 2, *shape)
@@ -85,7 +85,7 @@ def test_perceiver_io(tied, names, decoder_ff):
         )
     )
     ours = PerceiverIO(
-        input_shape=(20,),
+        img_size=20,
         in_chans=12,
         stem='tokens',
         pos_embed='none',

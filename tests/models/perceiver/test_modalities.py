@@ -1,4 +1,4 @@
-"""Perceivers on sound, film, points and tokens. timm's own suite knows images alone."""
+"""Perceivers on audio, video, points and tokens. timm's own suite knows images alone."""
 
 import pytest
 import timm
@@ -24,13 +24,13 @@ def test_the_papers_audio_model_hears_a_recording():
         assert logits.shape == (1, 1024)
         torch.testing.assert_close(model(x[:, :, None]), logits)  # (B, 1, 1, samples), as timm's configuration has it
         assert not torch.allclose(model(x.flip(-1)), logits, atol=1e-2)
-        content, (table,), *_ = model.stem(x)
+        (content, (table,), _), _ = model.stem(x)
     assert content.shape == (1, 128, 480)
     assert table.shape == (480, 385)
     torch.testing.assert_close(content[0, :, 7], x[0, 0, 7 * 128 : 8 * 128])
 
 
-def test_sound_of_another_length():
+def test_audio_of_another_length():
     samples, _ = sound()
     model = timm.create_model('perceiver_audio', patch_size=(16,), num_classes=7, **{**TOY, 'num_blocks': 1}).eval()
     assert model(samples[: 16 * 300].view(1, 1, -1)).shape == (1, 7)
@@ -39,33 +39,34 @@ def test_sound_of_another_length():
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(stem='patches', patch_size=(2, 4, 4)), dict(stem='conv1x1', stem_chs=8)])
-def test_film(kwargs):
+def test_video(kwargs):
     x = clip(8, 32)[None]
     assert x.shape == (1, 3, 8, 32, 32)
-    model = timm.create_model('test_perceiver', input_shape=(8, 32, 32), num_classes=5, **TOY, **kwargs).eval()
+    model = timm.create_model('test_perceiver', img_size=(8, 32, 32), num_classes=5, **TOY, **kwargs).eval()
     z = model.forward_features(x)
     assert z.shape == (1, 12, 32)
     assert not torch.allclose(model.forward_features(x.flip(2)), z, atol=1e-3)  # time runs one way
     plain = timm.create_model(
-        'test_perceiver', input_shape=(8, 32, 32), num_classes=5, cross_route='plain', **TOY, **kwargs
+        'test_perceiver', img_size=(8, 32, 32), num_classes=5, cross_route='plain', **TOY, **kwargs
     ).eval()
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(plain.forward_features(x), z, rtol=0, atol=1e-4)
 
 
-def test_patches_of_a_film_are_blocks_of_it():
-    model = timm.create_model('test_perceiver', input_shape=(8, 32, 32), stem='patches', patch_size=(2, 4, 4), **TOY)
+def test_patches_of_a_video_are_blocks_of_it():
+    model = timm.create_model('test_perceiver', img_size=(8, 32, 32), stem='patches', patch_size=(2, 4, 4), **TOY)
     x = clip(8, 32)[None]
-    content, axes, *_ = model.stem(x)
+    (content, axes, _), grid = model.stem(x)
+    assert grid == [4, 8, 8]
     assert content.shape == (1, 96, 4, 8, 8)
     assert [t.shape[0] for t in axes] == [4, 8, 8]
     block = x[0, :, 2:4, 4:8, 8:12]
     torch.testing.assert_close(content[0, :, 1, 1, 2], block.permute(1, 2, 3, 0).flatten())
 
 
-def test_the_base_model_takes_a_film_by_name():
+def test_the_base_model_takes_a_video_by_name():
     with torch.device('meta'):
-        model = timm.create_model('perceiver_base', input_shape=(16, 224, 224))
+        model = timm.create_model('perceiver_base', img_size=(16, 224, 224))
         assert model.stem.max_resolution == [16.0, 224.0, 224.0]
         assert model(torch.empty(1, 3, 16, 224, 224)).shape == (1, 1000)
     assert model.cross_attends[0].attn.k.in_features == 3 + 3 * 129
@@ -94,7 +95,7 @@ def test_points_with_features():
     with pytest.raises(AssertionError, match='Input has nothing in it to attend to'):
         model(x[:, :0])
     with pytest.raises(ValueError, match='needs max_resolution'):
-        Perceiver(input_shape=(10,), stem='points')
+        Perceiver(img_size=10, stem='points')
 
 
 def test_points_can_be_told_apart():
@@ -115,7 +116,7 @@ def test_points_can_be_told_apart():
 
 def test_padded_tokens():
     model = PerceiverIO(
-        input_shape=(30,), in_chans=9, stem='tokens', pos_embed='none', num_queries=4, num_classes=6, **TOY
+        img_size=30, in_chans=9, stem='tokens', pos_embed='none', num_queries=4, num_classes=6, **TOY
     ).eval()
     x, mask = torch.randn(2, 30, 9), torch.ones(2, 30, dtype=torch.bool)
     mask[1, 20:] = False
@@ -124,11 +125,11 @@ def test_padded_tokens():
     torch.testing.assert_close(logits[1:], model(x[1:, :20]), rtol=0, atol=1e-5)
 
 
-def test_learned_positions_of_tokens_and_sound():
+def test_learned_positions_of_tokens_and_audio():
     torch.manual_seed(0)
     for kwargs in (
-        dict(stem='tokens', in_chans=9, input_shape=(30,)),
-        dict(stem='conv1x1', in_chans=1, input_shape=(30,)),
+        dict(stem='tokens', in_chans=9, img_size=30),
+        dict(stem='conv1x1', in_chans=1, img_size=(30,)),
     ):
         model = PerceiverIO(pos_embed='learned', pos_dim=8, num_classes=6, **TOY, **kwargs).eval()
         x = torch.randn(2, 30, 9) if kwargs['stem'] == 'tokens' else torch.randn(2, 1, 30)

@@ -1,6 +1,7 @@
 """Perceiver and Perceiver IO: what timm's own suite does not ask."""
 
 import copy
+import json
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 import timm_extra  # noqa: F401
 from timm_extra import hub
-from timm_extra.models.perceiver import Perceiver, PerceiverIO
+from timm_extra.models.perceiver import Inputs, Perceiver, PerceiverIO
 
 TOYS = ['test_perceiver', 'test_perceiver_io']
 LEARNED = dict(stem='conv1x1', stem_chs=12, pos_embed='learned', pos_dim=10, pos_proj_dim=12, img_size=24)
@@ -76,8 +77,8 @@ def test_all_routes_compute_the_same(name, kwargs, masked):
 
 def route_of(model, size, batch=1):
     with torch.device('meta'):
-        *inputs, _ = model.stem(torch.empty(batch, model.in_chans, *size))
-    return model.cross_attends[0].attn.choose_route(model.latents.shape[0], *inputs)
+        inputs, _ = model.stem(torch.empty(batch, model.in_chans, *size))
+    return model.cross_attends[0].attn.choose_route(model.latents.shape[0], inputs)
 
 
 def test_the_route_is_chosen_by_cost():
@@ -91,18 +92,7 @@ def test_the_route_is_chosen_by_cost():
         )
         assert route_of(many_narrow_heads, (224, 224)) == 'plain'
         decoder = fourier.decoder.attn
-        assert decoder.choose_route(1, torch.empty(1, 512, 1024), []) == 'folded'
-
-
-def test_a_convolution_that_someone_listens_to_is_called():
-    model = timm.create_model('test_perceiver_io', **LEARNED).eval()
-    x = torch.randn(2, 3, 24, 24)
-    with torch.no_grad():
-        folded = model(x)
-        seen = []
-        model.stem.conv.register_forward_hook(lambda module, args, out: seen.append(out.shape))
-        torch.testing.assert_close(model(x), folded, rtol=0, atol=1e-5)
-    assert seen == [(2, 12, 24, 24)]
+        assert decoder.choose_route(1, Inputs(torch.empty(1, 512, 1024), [], None)) == 'folded'
 
 
 def test_attention_dropout_takes_the_plain_route_in_training():
@@ -170,7 +160,7 @@ def test_learned_positions_are_resampled():
     assert model.stem.pos_embed.shape == (24 * 32, 10)
     assert not model.stem.pos_embed.requires_grad
     torch.testing.assert_close(model(x), logits)
-    with pytest.raises(ValueError, match=r'sizes of the input must be positive whole numbers, got \(0, 32\)'):
+    with pytest.raises(ValueError, match=r'img_size must be positive whole numbers, got \(0, 32\)'):
         model.set_input_size((0, 32))
     assert model.stem.grid_size == (24, 32)
 
@@ -236,13 +226,33 @@ def test_inputs_that_do_not_fit():
         (dict(stem='resnet'), "stem must be one of .* got 'resnet'"),
         (dict(pos_embed='rotary'), "pos_embed must be one of .* got 'rotary'"),
         (dict(img_size=(8, -1)), r'positive whole numbers, got \(8, -1\)'),
-        (dict(input_shape=(2, 3, 4, 5)), 'input_shape must have 1 to 3 axes, got 4'),
-        (dict(stem='conv', input_shape=(8,)), "stem='conv' is for images"),
-        (dict(stem='patches'), "patch_size must be one number per axis with stem='patches'"),
+        (dict(img_size=(2, 3, 4, 5)), 'img_size must have 1 to 3 numbers, got 4'),
+        (dict(img_size=()), 'img_size must have 1 to 3 numbers, got 0'),
+        (dict(img_size=224.0), r'positive whole numbers, got \(224.0, 224.0\)'),
+        (dict(stem='conv', img_size=(8,)), "stem='conv' is for images, got an img_size of 1 numbers"),
+        (
+            dict(stem='tokens', pos_embed='none', img_size=(8, 8)),
+            "stem='tokens' needs .* of one number, got 2",
+        ),
+        (dict(stem='tokens', img_size=8), "stem='tokens' takes pos_embed='learned' or 'none', got 'fourier'"),
+        (
+            dict(stem='points', pos_embed='learned', img_size=8),
+            "stem='points' takes pos_embed='fourier', got 'learned'",
+        ),
+        (dict(stem='points', in_chans=2, img_size=8), "stem='points' needs 3 coordinates among in_chans, got 2"),
+        (dict(patch_size=4), "stem='pixels' takes no patch_size, got 4"),
+        (dict(stem_chs=8), "stem='pixels' takes no stem_chs, got 8"),
+        (dict(stem='conv', patch_size=(4, 4)), r"stem='conv' takes no patch_size, got \(4, 4\)"),
+        (dict(stem='patches', patch_size=4, stem_chs=8), "stem='patches' takes no stem_chs, got 8"),
+        (dict(stem='points', img_size=8, in_chans=1, grey_chans=3), "stem='points' takes no grey_chans, got 3"),
+        (dict(stem='tokens', img_size=8, in_chans=1, grey_chans=3), "stem='tokens' takes no grey_chans, got 3"),
+        (dict(stem='patches'), r"one positive number for each of 2 axes with stem='patches', got \(\)"),
+        (dict(stem='patches', patch_size=(4, 4, 4)), r'one positive number for each of 2 axes .* got \(4, 4, 4\)'),
+        (dict(stem='patches', patch_size=0), 'one positive number for each of 2 axes .* got 0'),
         (dict(stem='patches', patch_size=(3, 3)), r'multiples of patch_size \(3, 3\), got \(224, 224\)'),
         (dict(max_resolution=(1, 2, 3)), r'max_resolution must be positive, one number or 2, got \(1, 2, 3\)'),
         (dict(num_bands=0), 'num_bands must be at least 1, got 0'),
-        (dict(input_shape=(True, 8)), r'positive whole numbers, got \(True, 8\)'),
+        (dict(img_size=(True, 8)), r'positive whole numbers, got \(True, 8\)'),
         (dict(in_chans=0), 'in_chans must be at least 1, got 0'),
         (dict(in_chans=2, grey_chans=3), 'grey_chans repeats one channel'),
         (dict(global_pool='max'), "global_pool must be '' or 'avg', got 'max'"),
@@ -257,6 +267,28 @@ def test_unknown_arguments_are_not_swallowed():
     for cls in (Perceiver, PerceiverIO):
         with pytest.raises(TypeError, match='num_latentz'):
             cls(num_latentz=3)
+    with pytest.raises(TypeError, match='input_shape'):
+        timm.create_model('test_perceiver', input_shape=(8, 8))
+
+
+def test_perceiver_io_alone_has_a_decoder():
+    for name in ('decoder', 'num_queries', 'query_dim', 'decoder_residual', 'decoder_mlp'):
+        with pytest.raises(TypeError, match=name):
+            timm.create_model('test_perceiver', **{name: 1})
+    with pytest.raises(TypeError, match='decoder'):
+        timm.create_model('test_perceiver_io', decoder=True)
+    with pytest.raises(ValueError, match='num_queries must not be negative, got -1'):
+        timm.create_model('test_perceiver_io', num_queries=-1)
+    model = timm.create_model('test_perceiver')
+    assert not hasattr(model, 'decoder') and not hasattr(model, 'query')
+    with pytest.raises(TypeError, match='queries'):
+        model(torch.randn(1, 3, 8, 8), queries=torch.randn(2, 64))
+
+
+def test_a_stem_of_ones_own_leaves_the_named_stems_arguments():
+    model = timm.create_model('perceiver_io_base_learned', stem='pixels', img_size=8, num_blocks=1, block_depth=1)
+    assert model.stem.kind == 'pixels'
+    assert model.stem.out_chans == 3 + 256
 
 
 @pytest.mark.parametrize('name', TOYS)
@@ -347,13 +379,13 @@ def test_saved_and_loaded(name, kwargs, tmp_path):
     assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(LEARNED, input_shape=(24, 24)), dict(input_shape=(16, 16))])
+@pytest.mark.parametrize('kwargs', [{}, LEARNED, dict(LEARNED, img_size=(24, 24)), dict(img_size=(16, 16))])
 def test_saved_at_another_size(kwargs, tmp_path):
     model = toy(**kwargs)
     model.set_input_size((40, 32))
     hub.save(model, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    assert again.stem.input_shape == (40, 32)
+    assert again.stem.img_size == (40, 32)
     x = torch.randn(1, 3, 40, 32)
     assert torch.equal(again(x), model(x))
 
@@ -365,15 +397,80 @@ def test_frequencies_that_came_from_the_size_survive_another(tmp_path):
     model.set_input_size(40)
     assert model.stem.max_resolution == resolution
 
-    film = timm.create_model('test_perceiver', input_shape=(4, 8, 8), num_classes=3).eval()
-    film.set_input_size((6, 10, 12))
-    hub.save(film, tmp_path)
+    video = timm.create_model('test_perceiver', img_size=(4, 8, 8), num_classes=3).eval()
+    video.set_input_size((6, 10, 12))
+    hub.save(video, tmp_path)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert again.stem.max_resolution == [4.0, 8.0, 8.0]
     x = torch.randn(1, 3, 6, 10, 12)
-    assert torch.equal(again(x), film(x))
+    assert torch.equal(again(x), video(x))
     with pytest.raises(ValueError, match=r'the input has 3 axes, got sizes \(6, 10\)'):
-        film.set_input_size((6, 10))
+        video.set_input_size((6, 10))
+
+
+def in_words_of_older_versions(folder, architecture, **model_args):
+    """Change what a folder says; arguments with None go."""
+    file = folder / 'config.json'
+    config = json.loads(file.read_text())
+    args = {**config['model_args'], **model_args}
+    config.update(architecture=architecture, model_args={k: v for k, v in args.items() if v is not None})
+    file.write_text(json.dumps(config))
+
+
+OLD_FOLDERS = {
+    'video': ('test_perceiver', dict(img_size=(4, 8, 8)), dict(img_size=None, input_shape=[4, 8, 8])),
+    'images': ('test_perceiver', dict(img_size=(8, 12)), dict(input_shape=[8, 12])),
+    'audio': (
+        'perceiver_audio',
+        dict(img_size=(640,), patch_size=16, num_latents=8, latent_dim=32, num_blocks=1, block_depth=1, num_bands=4),
+        dict(img_size=None, input_shape=[640], patch_size=[16]),
+    ),
+    'points': (
+        'perceiver_pointcloud',
+        dict(img_size=30, num_latents=8, latent_dim=32, block_depth=1, num_bands=4),
+        dict(img_size=None, input_shape=[30]),
+    ),
+    'learned video': (  # timm gave images' size to a model that is for a fixed one
+        'test_perceiver_io',
+        dict(LEARNED, img_size=(4, 6, 8)),
+        dict(img_size=[224, 224], input_shape=[4, 6, 8]),
+    ),
+    'decoder': (  # of a model with the Perceiver's name, where all blocks have a cross-attend
+        'test_perceiver_io',
+        dict(img_size=8, num_cross_attends=3),
+        dict(decoder=True, num_cross_attends=None),
+    ),
+    'unused': ('test_perceiver', dict(img_size=8), dict(num_queries=3, decoder=False, stem_chs=9)),
+}
+
+
+@pytest.mark.parametrize('kind', list(OLD_FOLDERS))
+def test_folders_of_older_versions_load(kind, tmp_path):
+    name, kwargs, old = OLD_FOLDERS[kind]
+    model = toy(name, **kwargs)
+    hub.save(model, tmp_path / 'old')
+    in_words_of_older_versions(tmp_path / 'old', 'test_perceiver' if kind == 'decoder' else name, **old)
+    x = torch.randn(2, *model.input_size)
+    again = timm.create_model(f'local-dir:{tmp_path}/old', pretrained=True).eval()
+    assert type(again) is type(model)
+    assert again.input_size == model.input_size
+    assert again.stem.max_resolution == model.stem.max_resolution
+    assert torch.equal(again(x), model(x))
+    again.set_input_size([2 * n for n in again.stem.img_size])
+    hub.save(again, tmp_path / 'new')
+    larger = timm.create_model(f'local-dir:{tmp_path}/new', pretrained=True).eval()
+    assert larger.input_size == again.input_size
+    x = torch.randn(2, *larger.input_size)
+    assert torch.equal(larger(x), again(x))
+
+
+def test_a_size_of_ones_own_goes_before_that_of_an_older_folder(tmp_path):
+    hub.save(toy('test_perceiver', img_size=(4, 8, 8)), tmp_path)
+    in_words_of_older_versions(tmp_path, 'test_perceiver', img_size=None, input_shape=[4, 8, 8])
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=(2, 6, 6))
+    assert model.input_size == (3, 2, 6, 6)
+    with pytest.raises(TypeError, match='input_shape'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, input_shape=(2, 6, 6))
 
 
 def test_shared_weights_are_registered_once():
@@ -391,8 +488,8 @@ def test_half_precision(dtype, kwargs):
     model = toy(num_bands=64, **kwargs)
     x = torch.randn(1, 3, 224, 224)
     expected = model(x)
-    _, axes, *_ = model.to(dtype).stem(x.to(dtype))
-    assert {t.dtype for t in axes} == {torch.float32}
+    inputs, _ = model.to(dtype).stem(x.to(dtype))
+    assert {t.dtype for t in inputs.axes} == {torch.float32}
     ours = model(x.to(dtype))
     assert ours.dtype == dtype
     assert (ours.float() - expected).abs().max() < (0.05 if dtype == torch.bfloat16 else 0.01) * expected.abs().max()

@@ -1,7 +1,8 @@
 """Perceiver (https://arxiv.org/abs/2103.03206) and Perceiver IO (https://arxiv.org/abs/2107.14795)."""
 
+from .blocks import CrossAttentionBlock, SelfAttentionBlock
 from .checkpoint_filter import checkpoint_filter_fn
-from .cross_attention import CrossAttention
+from .cross_attention import CrossAttention, Inputs
 from .fourier import fourier_features, fourier_table, grid_tokens
 from .perceiver import (
     Perceiver,
@@ -17,11 +18,25 @@ from .perceiver import (
     test_perceiver,
     test_perceiver_io,
 )
+from .positions import Positions
+from .stem import STEMS, Conv1x1Stem, ConvStem, PatchStem, PixelStem, PointStem, Stem, TokenStem
 
 __all__ = [
+    'STEMS',
+    'Conv1x1Stem',
+    'ConvStem',
     'CrossAttention',
+    'CrossAttentionBlock',
+    'Inputs',
+    'PatchStem',
     'Perceiver',
     'PerceiverIO',
+    'PixelStem',
+    'PointStem',
+    'Positions',
+    'SelfAttentionBlock',
+    'Stem',
+    'TokenStem',
     'checkpoint_filter_fn',
     'fourier_features',
     'fourier_table',

@@ -1,7 +1,7 @@
 """The Perceiver's two kinds of blocks, in the styles of the implementations that have them."""
 
 from dataclasses import dataclass
-from typing import Final, List, Optional, Type
+from typing import Final, Optional, Type
 
 import torch
 from timm.layers import DropPath, GELUTanh, GluMlp, Mlp
@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_extra.layers import Attention
 
-from .cross_attention import CrossAttention
+from .cross_attention import CrossAttention, Inputs
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _mlp(dim: int, ratio: float, style: Style, drop: float, **dd) -> nn.Module:
     return Mlp(dim, hidden, act_layer=style.act_layer, drop=(0.0, drop), **dd)
 
 
-class SelfAttend(nn.Module):
+class SelfAttentionBlock(nn.Module):
     """Transformer block on latents.
 
     Args:
@@ -95,7 +95,7 @@ class SelfAttend(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class CrossAttend(nn.Module):
+class CrossAttentionBlock(nn.Module):
     """Transformer block whose queries attend to inputs.
 
     Args:
@@ -144,15 +144,8 @@ class CrossAttend(nn.Module):
         self.mlp = _mlp(dim, mlp_ratio, style, proj_drop, **dd) if mlp_ratio else None
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 and residual else nn.Identity()
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor] = None,
-        content_proj: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        """Queries (B or 1, M, D) to (B, M, D); inputs and mask as `CrossAttention` takes them."""
-        y = self.drop_path(self.attn(self.norm1(x), content, axes, mask, content_proj))
+    def forward(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """Queries (B or 1, M, D) to (B, M, D)."""
+        y = self.drop_path(self.attn(self.norm1(x), inputs))
         x = x + y if self.residual else y
         return x if self.mlp is None else x + self.drop_path(self.mlp(self.norm2(x)))

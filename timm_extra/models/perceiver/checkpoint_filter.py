@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from .._build import StateDict, check_fit, unwrap
-from .stem import resample_positions
+from .positions import resample_positions
+from .stem import GridStem
 
 # Regular expressions over whole keys, applied one after the other.
 HF_KEYS = (
@@ -63,14 +64,12 @@ LUCIDRAINS_KEYS = (
 )
 
 
-def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module, swap_conv_stem: bool = False) -> StateDict:
+def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateDict:
     """Convert a Perceiver checkpoint of any known layout to the model's own.
 
     Args:
         state_dict: Keys and tensors of a checkpoint, or a training checkpoint around them.
         model: Perceiver it is for.
-        swap_conv_stem: Transpose height and width of the convolutional stem's kernel in a checkpoint of transformers;
-            docs/checkpoints.md says when.
 
     Returns:
         State dict for `model.load_state_dict`, classifier and stem's convolution as in the checkpoint: timm adapts
@@ -86,7 +85,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module, swap_conv
     elif 'perceiver.embeddings.latents' in state_dict:
         layout = "transformers' Perceiver IO"
         _check_compat(model, layout, lucidrains=False)
-        state_dict = _from_hf(state_dict, model, swap_conv_stem)
+        state_dict = _from_hf(state_dict, model)
     elif 'latents' in state_dict and any(k.startswith(('layers.', 'cross_attend_block')) for k in state_dict):
         layout = "perceiver-pytorch's"
         _check_compat(model, layout, lucidrains=True)
@@ -98,14 +97,22 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module, swap_conv
             "transformers' image classifiers and of perceiver-pytorch's Perceiver and PerceiverIO"
         )
     state_dict = _resize_positions(state_dict, model)
-    adaptable = ['head.'] if isinstance(model.stem.conv, nn.Identity) else ['head.', 'stem.conv.']
+    adaptable = ['head.', 'stem.conv.'] if hasattr(model.stem, 'conv') else ['head.']
     try:
         check_fit(state_dict, model, layout, adaptable)
     except ValueError as e:
-        if model.in_chans == 1 and not model.stem.grey_chans and 'norm_kv' in str(e):
+        if _is_grey(model) and _width(state_dict) != _width(model.state_dict()):
             raise ValueError(f'{e} (weights for colour images take grey ones with grey_chans=3)') from e
         raise
     return state_dict
+
+
+def _is_grey(model: nn.Module) -> bool:
+    return isinstance(model.stem, GridStem) and model.in_chans == 1 and not model.stem.grey_chans
+
+
+def _width(state_dict: StateDict) -> torch.Size:
+    return state_dict['cross_attends.0.attn.norm_kv.weight'].shape
 
 
 def _check_compat(model: nn.Module, layout: str, lucidrains: bool) -> None:
@@ -121,7 +128,7 @@ def _rename(key: str, *tables: Tuple[Tuple[str, str], ...]) -> str:
     return key
 
 
-def _from_hf(state_dict: StateDict, model: nn.Module, swap_conv_stem: bool) -> StateDict:
+def _from_hf(state_dict: StateDict, model: nn.Module) -> StateDict:
     out = {_rename(k, HF_KEYS): v for k, v in state_dict.items()}
     for prefix in sorted({k.split('.attn.')[0] for k in out if k.startswith('blocks.') and '.attn.q.' in k}):
         for kind in ('weight', 'bias'):
@@ -135,8 +142,6 @@ def _from_hf(state_dict: StateDict, model: nn.Module, swap_conv_stem: bool) -> S
             by_input = re.fullmatch(r'cross_attends\.\d+\.attn\.(norm_kv\.\w+|[kv]\.weight)', key)
             if by_input and value.shape[-1] == len(order):  # else it is of another variant, which is refused
                 out[key] = value[..., order]
-    if swap_conv_stem and 'stem.conv.weight' in out:
-        out['stem.conv.weight'] = out['stem.conv.weight'].transpose(2, 3)
     return out
 
 

@@ -1,11 +1,11 @@
 """Cross-attention from few latents to very many inputs, by the cheapest exact route."""
 
 import math
-from typing import Final, List, Optional, Tuple
+from typing import Final, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm, _assert, register_notrace_module
+from timm.layers import LayerNorm, _assert, register_notrace_function, register_notrace_module
 from torch import nn
 
 from timm_extra.layers.shortcuts import may_shortcut
@@ -19,6 +19,38 @@ ROUTES = ('separable', 'folded', 'plain')
 SEPARABLE_PASSES = 60
 
 
+class Inputs(NamedTuple):
+    """What queries attend to.
+
+    Attributes:
+        content: Inputs (B, N, C), or with `axes` the content (B, c, *spatial) of tokens on a grid.
+        axes: Position features (Sᵢ, Fᵢ) per spatial axis, C = c + ΣFᵢ; empty for inputs (B, N, C).
+        mask: Boolean (B, N), True where an input takes part; None if all do.
+    """
+
+    content: torch.Tensor
+    axes: List[torch.Tensor]
+    mask: Optional[torch.Tensor]
+
+
+@register_notrace_function  # a traced graph cannot hold the class
+def tokens_alone(tokens: torch.Tensor) -> Inputs:
+    """Tokens (B, N, C) as `Inputs`, all of which take part."""
+    no_axes: List[torch.Tensor] = []
+    return Inputs(tokens, no_axes, None)
+
+
+def flat_mask(mask: Optional[torch.Tensor], batch: int, grid: List[int]) -> Optional[torch.Tensor]:
+    """A mask of inputs (B, *grid) as (B, N)."""
+    if mask is None:
+        return None
+    _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
+    expected = grid.copy()
+    expected.insert(0, batch)
+    _assert(list(mask.shape) == expected, f'Mask must be {expected}, as the inputs are, got {list(mask.shape)}.')
+    return mask.flatten(1)
+
+
 @register_notrace_module  # the route depends on shapes
 class CrossAttention(nn.Module):
     """Attention of queries to layer-normalised inputs.
@@ -30,9 +62,6 @@ class CrossAttention(nn.Module):
       that the normalised inputs serve as both (`latent_cross_attention`);
     - separable: folded, and tokens on a grid with position features per axis are never built
       (`fourier_cross_attention`).
-
-    Content that a linear map has yet to widen (`content_proj`) is folded too: the attention then runs over the few
-    channels it comes from.
 
     The route is chosen by the number of multiplications. Attention dropout in training takes the plain route, with
     which alone it can be exact; so do projections that are not plain `nn.Linear` layers (adapters, quantisation,
@@ -97,73 +126,51 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(attn_dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor] = None,
-        content_proj: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Attend.
 
         Args:
             x: Queries (B or 1, M, dim).
-            content: Inputs (B, N, C), or with `axes` the content (B, c, *spatial) of tokens on a grid.
-            axes: Position features (Sᵢ, Fᵢ) per spatial axis, C = c + ΣFᵢ; empty for inputs (B, N, C).
-            mask: Boolean (B, N), True where an input takes part. An item without any attends to nothing: the weighted
-                sum of its values is zero.
-            content_proj: Weight and bias (c, c' + 1) of a linear map from the content given, then (B, c', N) with one
-                table in `axes`, to the content of the tokens; None if it is that already.
+            inputs: What they attend to. An item whose mask is False everywhere attends to nothing: the weighted sum of
+                its values is zero.
 
         Returns:
             (B, M, dim).
         """
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B or 1, H, M, D)
         if torch.jit.is_scripting():
-            out = self._plain(q, content, axes, mask, content_proj)
+            out = self._plain(q, inputs)
         else:
-            route = self.choose_route(q.shape[2], content, axes, content_proj)
-            if route == 'plain':
-                out = self._plain(q, content, axes, mask, content_proj)
-            else:
-                out = self._folded(q, content, axes, mask, content_proj, route == 'separable')
+            route = self.choose_route(q.shape[2], inputs)
+            out = self._plain(q, inputs) if route == 'plain' else self._folded(q, inputs, route == 'separable')
+        mask = inputs.mask
         if mask is not None:
             out = out.masked_fill(~mask.any(dim=1)[:, None, None, None], 0.0)
         out = out.transpose(1, 2).flatten(2)  # (B, M, H·D)
         return self.proj_drop(self.proj(out))
 
     @torch.jit.ignore
-    def choose_route(
-        self,
-        num_queries: int,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        content_proj: Optional[torch.Tensor] = None,
-    ) -> str:
+    def choose_route(self, num_queries: int, inputs: Inputs) -> str:
         """The route a call takes: what was asked for where it is exact, else the one with fewest multiplications.
 
         Args:
             num_queries: Queries M.
-            content: As in `forward`.
-            axes: As in `forward`.
-            content_proj: As in `forward`.
+            inputs: As in `forward`.
 
         Returns:
             'separable', 'folded' or 'plain'.
         """
         if not self._foldable():
             return 'plain'
-        separable = len(axes) > 0 and content_proj is None
-        if self.route is not None and (self.route != 'separable' or separable):
+        content, axes, _ = inputs
+        if self.route is not None and (self.route != 'separable' or axes):
             return self.route
         H, M, d, C = self.num_heads, num_queries, self.q.out_features, self.k.in_features
         N = math.prod(content.shape[2:]) if axes else content.shape[1]
         plain = 2 * N * d * (C + M)
         folding = 2 * M * d * C
-        width = C if content_proj is None else C - content_proj.shape[0] + content_proj.shape[1]
-        folded = 2 * M * N * H * width + folding
-        if separable:
+        folded = 2 * M * N * H * C + folding
+        if axes:
             tables = sum(t.shape[0] * t.shape[1] for t in axes)
             per_score = 2 * (content.shape[1] + 1) + SEPARABLE_PASSES
             cost = M * N * H * per_score + 2 * M * H * tables + folding
@@ -179,16 +186,9 @@ class CrossAttention(nn.Module):
         return type(self.k) is nn.Linear and type(self.v) is nn.Linear
 
     @torch.jit.ignore
-    def _folded(
-        self,
-        q: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor],
-        content_proj: Optional[torch.Tensor],
-        separable: bool,
-    ) -> torch.Tensor:
+    def _folded(self, q: torch.Tensor, inputs: Inputs, separable: bool) -> torch.Tensor:
         """Queries (B or 1, H, M, D) to the weighted sums of values (B, H, M, D), without keys and values."""
+        content, axes, mask = inputs
         H = self.num_heads
         wk, wv = self.k.weight, self.v.weight  # (H·D, C)
         if self.k.bias is not None:
@@ -200,44 +200,30 @@ class CrossAttention(nn.Module):
             bias = shift if bias is None else bias + shift
         if self.norm_kv.weight is not None:
             wk, wv = wk * self.norm_kv.weight, wv * self.norm_kv.weight
-        eps: Optional[float] = self.norm_kv.eps
-        if content_proj is not None:
-            content, axes = _normalised_thin(content, axes[0], content_proj, self.norm_kv.eps), []
-            wk, wv = _onto_thin(wk, content_proj), _onto_thin(wv, content_proj)
-            eps = None
         wk, wv = wk.to(q.dtype), wv.to(q.dtype)  # norms may be kept in float32
         q = q @ wk.view(H, -1, wk.shape[1])  # (B or 1, H, M, C)
+        attend = dict(scale=self.scale, eps=self.norm_kv.eps)
         if separable:
             if mask is not None:
                 mask = mask.view(mask.shape[0], *content.shape[2:])
-            out = fourier_cross_attention(q, content, axes, scale=self.scale, eps=eps, mask=mask)
+            out = fourier_cross_attention(q, content, axes, mask=mask, **attend)
         else:
             tokens = grid_tokens(content, axes) if axes else content
-            out = latent_cross_attention(q, tokens, scale=self.scale, eps=eps, mask=mask)
+            out = latent_cross_attention(q, tokens, mask=mask, **attend)
         out = out @ wv.view(H, -1, wv.shape[1]).transpose(1, 2)  # (B, H, M, D)
         return out if bias is None else out + bias.to(out.dtype).view(H, 1, -1)
 
-    def _keys_values(
-        self, content: torch.Tensor, axes: List[torch.Tensor], content_proj: Optional[torch.Tensor]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _keys_values(self, inputs: Inputs) -> Tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, H, N, D) each."""
-        if content_proj is not None:
-            content = content_proj[:, :-1] @ content + content_proj[:, -1:]
-        x = self.norm_kv(grid_tokens(content, axes) if len(axes) > 0 else content)
+        x = self.norm_kv(grid_tokens(inputs.content, inputs.axes) if len(inputs.axes) > 0 else inputs.content)
         k = self.k(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         v = self.v(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         return k, v
 
-    def _plain(
-        self,
-        q: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor],
-        content_proj: Optional[torch.Tensor],
-    ) -> torch.Tensor:
-        k, v = self._keys_values(content, axes, content_proj)
+    def _plain(self, q: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        k, v = self._keys_values(inputs)
         q = q.expand(k.shape[0], -1, -1, -1)
+        mask = inputs.mask
         attn_mask: Optional[torch.Tensor] = None
         if mask is not None:  # where nothing is attended to, a softmax over everything keeps the gradients finite
             attn_mask = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
@@ -245,67 +231,20 @@ class CrossAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=p)
 
     @torch.jit.ignore
-    def attention_weights(
-        self,
-        x: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor] = None,
-        content_proj: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
+    def attention_weights(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """The weights that `forward` never forms, for looking at: memory grows with M · N.
 
         Args:
             x: As in `forward`.
-            content: As in `forward`.
-            axes: As in `forward`.
-            mask: As in `forward`.
-            content_proj: As in `forward`.
+            inputs: As in `forward`.
 
         Returns:
             (B, H, M, N), summing to 1 over N, or zeros where nothing is attended to.
         """
         _assert(x.ndim == 3, f'Queries must be (B or 1, M, dim), got {tuple(x.shape)}.')
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) * self.scale
-        scores = q @ self._keys_values(content, axes, content_proj)[0].mT  # (B, H, M, N)
-        if mask is None:
+        scores = q @ self._keys_values(inputs)[0].mT  # (B, H, M, N)
+        if inputs.mask is None:
             return scores.softmax(-1)
-        scores = scores.masked_fill(~mask[:, None, None], -float('inf'))
+        scores = scores.masked_fill(~inputs.mask[:, None, None], -float('inf'))
         return scores.softmax(-1).nan_to_num(0.0)
-
-
-def _onto_thin(weight: torch.Tensor, content_proj: torch.Tensor) -> torch.Tensor:
-    """Weights (D, C) for layer-normalised tokens to the ones (D, c' + 1 + F) for what `_normalised_thin` returns.
-
-    The mean that normalisation takes off each token is taken off the rows of the weights instead.
-    """
-    c = content_proj.shape[0]
-    weight = weight - weight.mean(1, keepdim=True)
-    return torch.cat([weight[:, :c] @ content_proj.to(weight.dtype), weight[:, c:]], dim=1)
-
-
-def _normalised_thin(
-    content: torch.Tensor, table: torch.Tensor, content_proj: torch.Tensor, eps: float
-) -> torch.Tensor:
-    """[content, 1, table] of each token over the standard deviation of [content_proj · [content, 1], table].
-
-    Args:
-        content: (B, c', N).
-        table: (N, F).
-        content_proj: (c, c' + 1).
-        eps: Added to the variance.
-
-    Returns:
-        (B, N, c' + 1 + F).
-    """
-    exact = torch.float32 if content.device.type == 'mps' else torch.float64  # a quadratic form may cancel
-    content = F.pad(content.mT, (0, 1), value=1.0)  # (B, N, c' + 1)
-    proj, wide = content_proj.to(exact), content.to(exact)
-    c, f = proj.shape[0], table.shape[1]
-    centred = proj - proj.mean(0)
-    content_var = ((wide @ (centred.mT @ centred)) * wide).sum(2).clamp_min(0.0) / c  # (B, N)
-    gap = wide @ proj.mean(0) - table.to(exact).mean(1)
-    table_var = table.to(exact).var(1, correction=0)
-    var = (c * content_var + f * table_var) / (c + f) + gap.square() * (c * f / (c + f) ** 2)
-    rstd = (var + eps).rsqrt().to(content.dtype).unsqueeze(2)  # (B, N, 1)
-    return torch.cat([content * rstd, table.to(content.dtype) * rstd], dim=2)

@@ -19,11 +19,16 @@ from timm.layers import (
     get_device_dtype,
     lecun_normal_,
     register_notrace_function,
-    to_2tuple,
     trunc_normal_,
     trunc_normal_tf_,
 )
-from timm.models import PretrainedCfg, generate_default_cfgs, named_apply, register_model
+from timm.models import (
+    PretrainedCfg,
+    generate_default_cfgs,
+    get_model_input_config,
+    named_apply,
+    register_model,
+)
 from torch import nn
 
 from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
@@ -31,9 +36,12 @@ from timm_extra.layers import checkpoint
 
 from .._build import build_model
 from .._checks import checked_pool
-from .blocks import STYLES, CrossAttend, SelfAttend
+from .blocks import STYLES, CrossAttentionBlock, SelfAttentionBlock, Style
 from .checkpoint_filter import checkpoint_filter_fn
-from .stem import PerceiverStem
+from .cross_attention import Inputs, tokens_alone
+from .older_folders import arguments_of_folder
+from .positions import Positions
+from .stem import STEMS, PixelStem, build_stem
 
 __all__ = ['Perceiver', 'PerceiverIO']
 
@@ -41,18 +49,15 @@ __all__ = ['Perceiver', 'PerceiverIO']
 class Perceiver(nn.Module):
     """Perceiver: latents that attend to the inputs again and again, and to themselves in between.
 
-    With `decoder` it decodes by queries that attend to the latents, which is Perceiver IO.
-
     Weights are shared as in the paper: the first cross-attend has its own, all later ones share one set, and so do all
     blocks of self-attends. Each shared set is registered once.
 
     Args:
-        img_size: Image height and width in pixels, where `input_shape` is not given.
+        img_size: Size of the inputs: (samples,), (height, width) or (frames, height, width). A single number is a
+            square image, for points and tokens their number.
         in_chans: Channels of the inputs; for points the 3 coordinates and further features together.
         num_classes: Classes of the head; 0 for none.
-        global_pool: 'avg' (mean of the latents), 'token' (decoder queries), or '' (all latents); None for the one of
-            the first two that the model has.
-        input_shape: Sizes of the spatial axes: (samples,), (height, width), (frames, height, width) or (points,).
+        global_pool: 'avg' (mean of the latents), or '' (all latents); None for the first.
         stem: 'pixels', 'conv1x1', 'conv', 'patches', 'points' or 'tokens'.
         stem_chs: Channels of the stem's convolution.
         patch_size: Inputs per patch along each axis, or along all, for 'patches'.
@@ -76,11 +81,6 @@ class Perceiver(nn.Module):
         cross_num_heads: Heads of the cross-attends.
         cross_head_dim: Channels per head there; the inputs' channels divided by the heads when None.
         cross_route: 'separable', 'folded' or 'plain' cross-attention; the cheapest when None.
-        decoder: Decode by queries instead of averaging the latents.
-        num_queries: Learned queries Q of the decoder; with 0 every call must bring its own.
-        query_dim: Channels of the queries; `latent_dim` when None.
-        decoder_residual: Add the queries to what the decoder gathers.
-        decoder_mlp: Give the decoder a feed-forward.
         compat: None (DeepMind's behaviour), 'hf' (transformers) or 'lucidrains' (perceiver-pytorch).
         drop_rate: Dropout rate before the classifier.
         proj_drop_rate: Dropout rate after projections.
@@ -96,13 +96,14 @@ class Perceiver(nn.Module):
     num_blocks: Final[int]
     num_cross_attends: Final[int]
 
+    __jit_unused_properties__ = ('input_size',)
+
     def __init__(
         self,
-        img_size: Union[int, Tuple[int, int]] = 224,
+        img_size: Union[int, Sequence[int]] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: Optional[str] = None,
-        input_shape: Union[int, Sequence[int], None] = None,
         stem: str = 'pixels',
         stem_chs: int = 64,
         patch_size: Union[int, Sequence[int]] = (),
@@ -126,11 +127,6 @@ class Perceiver(nn.Module):
         cross_num_heads: int = 1,
         cross_head_dim: Optional[int] = None,
         cross_route: Optional[str] = None,
-        decoder: bool = False,
-        num_queries: int = 1,
-        query_dim: Optional[int] = None,
-        decoder_residual: bool = True,
-        decoder_mlp: bool = True,
         compat: Optional[str] = None,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -150,10 +146,10 @@ class Perceiver(nn.Module):
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f'{name} must be at least 1, got {value}')
-        if max(num_cross_attends, unique_blocks) > num_blocks or block_depth < 0 or num_queries < 0:
+        if max(num_cross_attends, unique_blocks) > num_blocks or block_depth < 0:
             raise ValueError(
                 f'{num_cross_attends} cross-attends and {unique_blocks} different blocks do not fit into {num_blocks} '
-                f'blocks of {block_depth} self-attends, decoded by {num_queries} queries'
+                f'blocks of {block_depth} self-attends'
             )
 
         self.num_classes = num_classes
@@ -164,22 +160,14 @@ class Perceiver(nn.Module):
         self.num_features = self.embed_dim = self.head_hidden_size = latent_dim
         self.num_prefix_tokens = 0
         self.grad_checkpointing = False
-        self._named_by_shape = input_shape is not None
 
-        self.stem = PerceiverStem(
-            to_2tuple(img_size) if input_shape is None else _sizes(input_shape),
-            in_chans,
+        self.stem = build_stem(
             stem,
-            pos_embed,
-            stem_chs,
-            patch_size,
-            num_bands,
-            max_resolution,
-            pos_dim,
-            pos_proj_dim,
-            style.same_padding,
-            grey_chans,
-            dynamic_img_size,
+            img_size,
+            in_chans,
+            Positions(pos_embed, num_bands, max_resolution, pos_dim, pos_proj_dim, dynamic_img_size),
+            options=dict(stem_chs=stem_chs, patch_size=patch_size, grey_chans=grey_chans),
+            same_padding=style.same_padding,
             **dd,
         )
         if stem == 'conv1x1' or stem == 'conv':
@@ -189,13 +177,13 @@ class Perceiver(nn.Module):
         drops = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
         cross = dict(num_heads=cross_num_heads, head_dim=cross_head_dim, style=style, route=cross_route, **drops, **dd)
         self.cross_attends = nn.ModuleList(
-            CrossAttend(latent_dim, self.stem.out_chans, mlp_ratio=mlp_ratio, drop_path=drop_path_rate, **cross)
+            CrossAttentionBlock(latent_dim, self.stem.out_chans, mlp_ratio=mlp_ratio, drop_path=drop_path_rate, **cross)
             for _ in range(min(unique_cross_attends, num_cross_attends))
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 *(
-                    SelfAttend(
+                    SelfAttentionBlock(
                         latent_dim, num_heads, head_dim, mlp_ratio, style, drop_path=drop_path_rate, **drops, **dd
                     )
                     for _ in range(block_depth)
@@ -208,17 +196,9 @@ class Perceiver(nn.Module):
             for i in range(num_blocks)
         ]
 
-        self.query = None
-        self.decoder = None
-        if decoder:
-            self.head_hidden_size = latent_dim if query_dim is None else query_dim
-            if num_queries:
-                self.query = nn.Parameter(torch.zeros(num_queries, self.head_hidden_size, **dd))
-            residual = decoder_residual if style.decoder_residual is None else style.decoder_residual
-            ratio = mlp_ratio if decoder_mlp else 0.0
-            self.decoder = CrossAttend(self.head_hidden_size, latent_dim, mlp_ratio=ratio, residual=residual, **cross)
+        self._add_decoder(style, dict(cross, mlp_ratio=mlp_ratio))
         self.global_pool = self._checked_pool(global_pool)
-        self._with_head_norm = style.head_norm and not decoder
+        self._with_head_norm = style.head_norm and self._own_pool() == 'avg'
         self.head_norm: nn.Module = nn.Identity()
         if self._with_head_norm and (num_classes > 0 or self.global_pool):
             self.head_norm = nn.LayerNorm(latent_dim, **dd)
@@ -228,9 +208,27 @@ class Perceiver(nn.Module):
         if self.latents.device.type != 'meta':
             self.init_weights(needs_reset=False)
 
+    def _add_decoder(self, style: Style, options: Dict[str, Any]) -> None:
+        """What Perceiver IO has between blocks and head."""
+
+    def _own_pool(self) -> str:
+        return 'avg'
+
     def _checked_pool(self, global_pool: Optional[str]) -> str:
-        own = 'avg' if self.decoder is None else 'token'
+        own = self._own_pool()
         return own if global_pool is None else checked_pool(global_pool, ('', own))
+
+    @property
+    def input_size(self) -> Tuple[int, ...]:
+        """Shape of one input without the batch: (in_chans, *img_size), for points and tokens (N, in_chans).
+
+        Images of any size do for a model without learned positions: where none was asked for, it is what the
+        configuration says.
+        """
+        any_image = self.stem.num_axes == 2 and self.stem.pos_embed is None
+        if any_image and hasattr(self, 'pretrained_cfg'):
+            return tuple(get_model_input_config(self)['input_size'])
+        return self.stem.input_size()
 
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters and buffers as DeepMind's code does.
@@ -238,9 +236,8 @@ class Perceiver(nn.Module):
         Args:
             needs_reset: Reset layers that initialise themselves on construction too; needed after `to_empty()`.
         """
-        trunc_normal_(self.latents, std=0.02)
-        if self.query is not None:
-            trunc_normal_(self.query, std=0.02)
+        for p in self.parameters(recurse=False):  # latents, and the queries of Perceiver IO
+            trunc_normal_(p, std=0.02)
         self.stem.init_weights()
         named_apply(partial(_init_weights, needs_reset=needs_reset), self)
         self._init_head()
@@ -248,7 +245,7 @@ class Perceiver(nn.Module):
     def _init_head(self) -> None:
         if isinstance(self.head, nn.Identity):
             return
-        if self.decoder is None and isinstance(self.head_norm, nn.Identity):
+        if self._own_pool() == 'avg' and isinstance(self.head_norm, nn.Identity):
             nn.init.zeros_(self.head.weight)  # it reads the mean of latents that no norm has tamed
         else:
             _init_as_haiku(self.head)
@@ -257,7 +254,7 @@ class Perceiver(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
         """Parameters that are not decayed. DeepMind's recipe decays them too."""
-        return {'latents', 'query', 'stem.pos_embed'}
+        return {'latents', 'stem.pos_embed'}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
@@ -311,14 +308,14 @@ class Perceiver(nn.Module):
         if img_size is None:
             return
         sizes = [img_size] * self.stem.num_axes if isinstance(img_size, int) else list(img_size)
-        resolution = self.stem.max_resolution
         self.stem.set_input_size(sizes)
         if len(sizes) == 2:
             update_model_input_size(self, tuple(sizes))
-        if self._named_by_shape:
-            update_model_args(self, input_shape=list(sizes))
-        if resolution:  # frequencies stay those of the weights
-            update_model_args(self, max_resolution=list(resolution))
+        else:  # timm's record of sizes is of images
+            update_model_args(self, img_size=sizes)
+        self._model_args.pop('input_shape', None)  # what older versions called the size
+        if self.stem.max_resolution:  # frequencies stay those of the weights
+            update_model_args(self, max_resolution=list(self.stem.max_resolution))
 
     def forward_intermediates(
         self,
@@ -363,7 +360,7 @@ class Perceiver(nn.Module):
         Args:
             indices: As in `forward_intermediates`.
             prune_norm: Without effect: there is no final norm.
-            prune_head: Remove decoder, pooling and classifier.
+            prune_head: Remove pooling and classifier, and the decoder of Perceiver IO.
 
         Returns:
             The indices as non-negative numbers.
@@ -374,29 +371,19 @@ class Perceiver(nn.Module):
         self.blocks = self.blocks[: self.num_blocks]
         self.cross_attends = self.cross_attends[: self.num_cross_attends]
         if prune_head:
-            self.decoder, self.query = None, None
-            self.head_hidden_size = self.num_features
             self.head_norm = nn.Identity()
             self.reset_classifier(0, '')
         return take_indices
 
-    def _cross_attend(
-        self,
-        i: int,
-        z: torch.Tensor,
-        content: torch.Tensor,
-        axes: List[torch.Tensor],
-        mask: Optional[torch.Tensor],
-        content_proj: Optional[torch.Tensor],
-    ) -> torch.Tensor:
+    def _cross_attend(self, i: int, z: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """The cross-attend that block i begins with. (TorchScript cannot index modules by a variable.)"""
         used = min(i, len(self.cross_attends) - 1)
         for j, attend in enumerate(self.cross_attends):
             if j == used:
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    z = checkpoint(attend, z, content, axes, mask, content_proj)
+                    z = checkpoint(attend, z, inputs)
                 else:
-                    z = attend(z, content, axes, mask, content_proj)
+                    z = attend(z, inputs)
         return z
 
     def _block(self, i: int, z: torch.Tensor) -> torch.Tensor:
@@ -415,13 +402,12 @@ class Perceiver(nn.Module):
         self, x: torch.Tensor, mask: Optional[torch.Tensor], take_indices: List[int], stop: int
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
-        content, axes, content_proj, grid = self.stem(x)
-        mask = flat_mask(mask, content, grid)
+        inputs, _ = self.stem(x, mask)
         z = self.latents.unsqueeze(0)
         intermediates: List[torch.Tensor] = []
         for i in range(stop):
             if i < self.num_cross_attends:
-                z = self._cross_attend(i, z, content, axes, mask, content_proj)
+                z = self._cross_attend(i, z, inputs)
             z = self._block(i, z)
             if i in take_indices:
                 intermediates.append(z)
@@ -432,48 +418,24 @@ class Perceiver(nn.Module):
         no_intermediates: List[int] = []
         return self._run(x, mask, no_intermediates, self.num_blocks)[0]
 
-    def forward_head(
-        self, z: torch.Tensor, pre_logits: bool = False, queries: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
-        """Latents (B, M, D) to logits, or to pooled features with `pre_logits`; shapes as in `forward`."""
+    def forward_head(self, z: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Latents (B, M, D) to logits (B, num_classes), or to pooled features (B, D) with `pre_logits`."""
         if self.global_pool == 'avg':
             z = self.head_norm(z.mean(dim=1))
-        elif self.decoder is not None and self.global_pool == 'token':
-            z = self._decode(z, queries)
         z = self.head_drop(z)
         return z if pre_logits else self.head(z)
 
-    def _decode(self, z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Tensor:
-        """Latents (B, M, D) to (B, Q, query_dim), or to (B, query_dim) with the one learned query."""
-        no_axes: List[torch.Tensor] = []
-        return without_single(self.decoder(given_or_learned(queries, self.query), z, no_axes), queries)
-
-    def forward(
-        self, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Inputs to logits.
 
         Args:
-            x: (B, in_chans, *spatial), for points and tokens (B, N, in_chans).
+            x: (B, in_chans, *img_size), for points and tokens (B, N, in_chans).
             mask: Boolean (B, *grid), True where an input takes part. An item without any attends to nothing.
-            queries: (Q, query_dim) or (B, Q, query_dim) to decode by instead of the learned ones.
 
         Returns:
-            (B, num_classes), or (B, Q, num_classes) with `queries` or several learned ones.
+            (B, num_classes).
         """
-        return self.forward_head(self.forward_features(x, mask), False, queries)
-
-
-@register_notrace_function  # a name with an underscore would be traced all the same
-def flat_mask(mask: Optional[torch.Tensor], content: torch.Tensor, grid: List[int]) -> Optional[torch.Tensor]:
-    """A mask of inputs (B, *grid) as (B, N)."""
-    if mask is None:
-        return None
-    _assert(mask.dtype == torch.bool, f'Mask must be boolean, True where an input takes part, got {mask.dtype}.')
-    expected = grid.copy()
-    expected.insert(0, content.shape[0])
-    _assert(list(mask.shape) == expected, f'Mask must be {expected}, as the inputs are, got {list(mask.shape)}.')
-    return mask.flatten(1)
+        return self.forward_head(self.forward_features(x, mask))
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same
@@ -493,15 +455,91 @@ def without_single(z: torch.Tensor, queries: Optional[torch.Tensor]) -> torch.Te
 
 
 class PerceiverIO(Perceiver):
-    """Perceiver IO: one cross-attend to the inputs, and outputs decoded by queries.
+    """Perceiver IO: one cross-attend to the inputs, and outputs decoded by queries that attend to the latents.
 
     Args:
         num_cross_attends: Blocks that begin with a cross-attend, the first ones.
-        **kwargs: All other arguments of `Perceiver`, save `decoder`.
+        num_queries: Learned queries Q of the decoder; with 0 every call must bring its own.
+        query_dim: Channels of the queries; `latent_dim` when None.
+        decoder_residual: Add the queries to what the decoder gathers.
+        decoder_mlp: Give the decoder a feed-forward.
+        **kwargs: All other arguments of `Perceiver`; `global_pool` is 'token' (decoded queries, the default), or ''
+            (all latents).
+
+    Raises:
+        ValueError: Arguments are out of range or exclude each other; the message names them.
     """
 
-    def __init__(self, *, num_cross_attends: int = 1, **kwargs: Any):
-        super().__init__(num_cross_attends=num_cross_attends, decoder=True, **kwargs)
+    def __init__(
+        self,
+        *,
+        num_cross_attends: int = 1,
+        num_queries: int = 1,
+        query_dim: Optional[int] = None,
+        decoder_residual: bool = True,
+        decoder_mlp: bool = True,
+        **kwargs: Any,
+    ):
+        if num_queries < 0:
+            raise ValueError(f'num_queries must not be negative, got {num_queries}')
+        self._decoder_args = (num_queries, query_dim, decoder_residual, decoder_mlp)  # `_add_decoder` is called within
+        super().__init__(num_cross_attends=num_cross_attends, **kwargs)
+
+    def _add_decoder(self, style: Style, options: Dict[str, Any]) -> None:
+        num_queries, query_dim, residual, mlp = self._decoder_args
+        self.head_hidden_size = self.num_features if query_dim is None else query_dim
+        self.query = None
+        if num_queries:
+            self.query = nn.Parameter(self.latents.new_zeros(num_queries, self.head_hidden_size))
+        if style.decoder_residual is not None:
+            residual = style.decoder_residual
+        if not mlp:
+            options['mlp_ratio'] = 0.0
+        self.decoder = CrossAttentionBlock(self.head_hidden_size, self.num_features, residual=residual, **options)
+
+    def _own_pool(self) -> str:
+        return 'avg' if self.decoder is None else 'token'
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Parameters that are not decayed. DeepMind's recipe decays them too."""
+        return {'query', *super().no_weight_decay()}
+
+    def prune_intermediate_layers(
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Remove what the given intermediates do not need; as `Perceiver` does, and the decoder with the head."""
+        if prune_head:
+            self.decoder, self.query = None, None
+            self.head_hidden_size = self.num_features
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def forward_head(
+        self, z: torch.Tensor, pre_logits: bool = False, queries: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """Latents (B, M, D) to logits, or to decoded features with `pre_logits`; shapes as in `forward`."""
+        if self.decoder is not None and self.global_pool == 'token':
+            decoded = self.decoder(given_or_learned(queries, self.query), tokens_alone(z))  # (B, Q, query_dim)
+            z = without_single(decoded, queries)
+        elif self.global_pool == 'avg':  # pruned
+            z = z.mean(dim=1)
+        z = self.head_drop(z)
+        return z if pre_logits else self.head(z)
+
+    def forward(
+        self, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """Inputs to logits.
+
+        Args:
+            x: (B, in_chans, *img_size), for points and tokens (B, N, in_chans).
+            mask: Boolean (B, *grid), True where an input takes part. An item without any attends to nothing.
+            queries: (Q, query_dim) or (B, Q, query_dim) to decode by instead of the learned ones.
+
+        Returns:
+            (B, num_classes), or (B, Q, num_classes) with `queries` or several learned ones.
+        """
+        return self.forward_head(self.forward_features(x, mask), False, queries)
 
 
 def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:
@@ -516,27 +554,33 @@ def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -
         module.reset_parameters()
 
 
-def _sizes(input_shape: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-    return (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-
-
 def _init_as_haiku(module: nn.Module) -> None:
     """Haiku's default for linear layers and convolutions, of smaller variance than asked for, as it is truncated."""
     trunc_normal_tf_(module.weight, std=module.weight[0].numel() ** -0.5)
 
 
-def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool = False, **kwargs: Any) -> Perceiver:
+def _create_perceiver(
+    model_cls: Type[Perceiver], variant: str, pretrained: bool, model_args: Dict[str, Any], kwargs: Dict[str, Any]
+) -> Perceiver:
+    kwargs, decodes = arguments_of_folder(model_args, kwargs, issubclass(model_cls, PerceiverIO))
+    model_cls = PerceiverIO if decodes else model_cls
     out_indices = kwargs.pop('out_indices', 3)
     saved = isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg))  # by us: it says itself what it needs
-    given = {'file', 'state_dict'} & set(kwargs.get('pretrained_cfg_overlay') or {})
-    hosted = not saved and not given
+    overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
+    hosted = not saved and not {'file', 'state_dict'} & set(overlay)
+    kwargs = _with_own_args(model_args, kwargs)
     if pretrained and hosted and kwargs.get('in_chans') == 1 and kwargs.get('stem', 'pixels') == 'pixels':
         kwargs.setdefault('grey_chans', 3)
+    build = model_cls
+    if len(_sizes(kwargs)) != 2:  # timm knows the sizes of images, as height and width
+        build = partial(model_cls, img_size=kwargs.pop('img_size'))
+        overlay['fixed_input_size'] = False
     model = build_model(
-        model_cls,
+        build,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_cfg_overlay=overlay,
         feature_cfg=dict(out_indices=out_indices, feature_cls='getter', output_fmt='NLC'),
         **kwargs,
     )
@@ -545,11 +589,20 @@ def _create_perceiver(model_cls: Type[Perceiver], variant: str, pretrained: bool
     return model
 
 
-def _of_images(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
-    """Arguments of a model for images; other inputs take the highest frequency from their own size."""
-    if len(_sizes(kwargs.get('input_shape') or (0, 0))) != 2:
-        model_args.pop('max_resolution', None)
-    return dict(model_args, **kwargs)
+def _with_own_args(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """Arguments of a registered model with the caller's, less those of its own that do not go with the caller's."""
+    own = dict(model_args)
+    if 'stem' in kwargs and kwargs['stem'] != own.get('stem', 'pixels'):
+        own = {k: v for k, v in own.items() if k not in ('stem_chs', 'patch_size')}
+    if 'img_size' not in model_args and len(_sizes(dict(own, **kwargs))) != 2:
+        own.pop('max_resolution', None)  # is of images: others take the highest frequency from their own size
+    return dict(own, **kwargs)
+
+
+def _sizes(kwargs: Dict[str, Any]) -> Tuple[int, ...]:
+    """Number per axis of the inputs that a model with these arguments takes."""
+    stem = STEMS.get(kwargs.get('stem', 'pixels'), PixelStem)  # an unknown one is refused by the constructor
+    return stem.sizes(kwargs['img_size']) if 'img_size' in kwargs else (0, 0)
 
 
 def _cfg(**kwargs: Any) -> Dict[str, Any]:
@@ -608,21 +661,20 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def perceiver_base(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     """The ImageNet model of the Perceiver paper."""
-    return _create_perceiver(Perceiver, 'perceiver_base', pretrained, **_of_images(dict(max_resolution=224), kwargs))
+    return _create_perceiver(Perceiver, 'perceiver_base', pretrained, dict(max_resolution=224), kwargs)
 
 
 @register_model
 def perceiver_small(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     """A quarter of the latents' area and half of the blocks, with four cross-attends."""
     model_args = dict(max_resolution=224, num_latents=256, latent_dim=512, num_blocks=4)
-    return _create_perceiver(Perceiver, 'perceiver_small', pretrained, **_of_images(model_args, kwargs))
+    return _create_perceiver(Perceiver, 'perceiver_small', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_io_base(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """DeepMind's ImageNet classifier on pixels with Fourier features."""
-    model_args = _of_images(dict(max_resolution=224), kwargs)
-    return _create_perceiver(PerceiverIO, 'perceiver_io_base', pretrained, **model_args)
+    return _create_perceiver(PerceiverIO, 'perceiver_io_base', pretrained, dict(max_resolution=224), kwargs)
 
 
 @register_model
@@ -631,21 +683,21 @@ def perceiver_io_base_learned(pretrained: bool = False, **kwargs: Any) -> Percei
     model_args = dict(
         stem='conv1x1', stem_chs=256, pos_embed='learned', pos_dim=256, pos_proj_dim=256, decoder_residual=False
     )
-    return _create_perceiver(PerceiverIO, 'perceiver_io_base_learned', pretrained, **dict(model_args, **kwargs))
+    return _create_perceiver(PerceiverIO, 'perceiver_io_base_learned', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_io_base_conv(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """DeepMind's ImageNet classifier on a convolution and max-pooling with Fourier features."""
     model_args = dict(stem='conv', stem_chs=64, max_resolution=56)
-    return _create_perceiver(PerceiverIO, 'perceiver_io_base_conv', pretrained, **dict(model_args, **kwargs))
+    return _create_perceiver(PerceiverIO, 'perceiver_io_base_conv', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_io_small(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """A quarter of the latents' area and half of the blocks."""
     model_args = dict(max_resolution=224, num_latents=256, latent_dim=512, num_blocks=4)
-    return _create_perceiver(PerceiverIO, 'perceiver_io_small', pretrained, **_of_images(model_args, kwargs))
+    return _create_perceiver(PerceiverIO, 'perceiver_io_small', pretrained, model_args, kwargs)
 
 
 @register_model
@@ -655,28 +707,28 @@ def perceiver_audio(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     Latents and depth are those of the ImageNet model, with one cross-attend.
     """
     model_args = dict(
-        input_shape=(61440,), in_chans=1, stem='patches', patch_size=(128,), num_bands=192, num_cross_attends=1
+        img_size=(61440,), in_chans=1, stem='patches', patch_size=(128,), num_bands=192, num_cross_attends=1
     )
-    return _create_perceiver(Perceiver, 'perceiver_audio', pretrained, **dict(model_args, **kwargs))
+    return _create_perceiver(Perceiver, 'perceiver_audio', pretrained, model_args, kwargs)
 
 
 @register_model
 def perceiver_pointcloud(pretrained: bool = False, **kwargs: Any) -> Perceiver:
     """Point clouds as in the paper's ModelNet40 experiments: two cross-attends, frequencies to 1,120."""
-    model_args = dict(input_shape=(2048,), in_chans=3, stem='points', max_resolution=2240, num_blocks=2)
-    return _create_perceiver(Perceiver, 'perceiver_pointcloud', pretrained, **dict(model_args, **kwargs))
+    model_args = dict(img_size=2048, in_chans=3, stem='points', max_resolution=2240, num_blocks=2)
+    return _create_perceiver(Perceiver, 'perceiver_pointcloud', pretrained, model_args, kwargs)
 
 
-TOY = dict(num_bands=8, num_latents=16, latent_dim=64, num_blocks=3, block_depth=2, num_heads=4, max_resolution=224)
+SMALL = dict(num_bands=8, num_latents=16, latent_dim=64, num_blocks=3, block_depth=2, num_heads=4, max_resolution=224)
 
 
 @register_model
 def test_perceiver(pretrained: bool = False, **kwargs: Any) -> Perceiver:
-    """A toy size for tests."""
-    return _create_perceiver(Perceiver, 'test_perceiver', pretrained, **_of_images(dict(TOY), kwargs))
+    """A test model."""
+    return _create_perceiver(Perceiver, 'test_perceiver', pretrained, SMALL, kwargs)
 
 
 @register_model
 def test_perceiver_io(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
-    """A toy size for tests."""
-    return _create_perceiver(PerceiverIO, 'test_perceiver_io', pretrained, **_of_images(dict(TOY), kwargs))
+    """A test model."""
+    return _create_perceiver(PerceiverIO, 'test_perceiver_io', pretrained, SMALL, kwargs)

@@ -1,7 +1,11 @@
-"""What stands between the inputs of any modality and the Perceiver's cross-attention."""
+"""What stands between the inputs of any modality and the Perceiver's cross-attention: a class for each kind of inputs.
 
+Source: `io_processors.py` of google-deepmind/deepmind-research at 9176a9f.
+"""
+
+import inspect
 import math
-from typing import Final, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Final, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -9,211 +13,158 @@ from einops.layers.torch import Rearrange
 from timm.layers import _assert, register_notrace_module, trunc_normal_
 from torch import nn
 
-from timm_extra.layers.shortcuts import may_shortcut
-
+from .cross_attention import Inputs, flat_mask
 from .fourier import fourier_features, fourier_table
+from .positions import POSITIONS, Positions, checked_resolution, resample_positions
 
-STEMS = ('pixels', 'conv1x1', 'conv', 'patches', 'points', 'tokens')
-POSITIONS = ('fourier', 'learned', 'none')
+Size = Union[int, Sequence[int]]
 
 
 @register_notrace_module  # tables depend on shapes
-class PerceiverStem(nn.Module):
-    """Inputs to content and position features.
-
-    Source: `io_processors.py` of google-deepmind/deepmind-research at 9176a9f.
+class Stem(nn.Module):
+    """Base of all stems: sizes and positions. A subclass ends its construction with `_set_size` and `_add_positions`.
 
     Args:
-        input_shape: Sizes of the spatial axes: (samples,), (height, width), (frames, height, width), or (points,).
-        in_chans: Channels of the inputs; for points the 3 coordinates and further features together.
-        kind: 'pixels' (inputs as they are), 'conv1x1', 'conv' (7×7 convolution, BatchNorm, ReLU and max-pooling to a
-            quarter, images only), 'patches' (blocks of inputs as channels), 'points' (coordinates and features, in no
-            order) or 'tokens' (B, N, in_chans).
-        pos_embed: 'fourier', 'learned' or 'none'.
-        stem_chs: Channels of the convolution.
-        patch_size: Inputs per patch along every axis, for 'patches'.
-        num_bands: Frequencies of the Fourier features per axis.
-        max_resolution: Samples per axis that the highest frequency can tell apart; the grid's own size when None.
-        pos_dim: Channels of learned positions.
-        pos_proj_dim: Project learned positions to that many channels; not at all when None.
-        same_padding: Pad convolution and pooling as TensorFlow's SAME does, which depends on the size; otherwise by 3
-            on each side and not at all.
-        grey_chans: Repeat a single input channel to that many; 0 to take it as it is.
-        dynamic_img_size: Accept other sizes than `input_shape` with learned positions, which are then resampled.
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
+        img_size: Number per spatial axis; a single one as in `sizes`.
+        in_chans: Channels of the inputs.
+        positions: How positions are encoded.
 
     Raises:
-        ValueError: Arguments are out of range or exclude each other; the message names them.
+        ValueError: An argument is out of range; the message names it.
     """
 
-    kind: Final[str]
     pos_embed_type: Final[str]
     num_axes: Final[int]
     max_resolution: List[float]
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        in_chans: int = 3,
-        kind: str = 'pixels',
-        pos_embed: str = 'fourier',
-        stem_chs: int = 64,
-        patch_size: Union[int, Sequence[int]] = (),
-        num_bands: int = 64,
-        max_resolution: Union[float, Sequence[float], None] = None,
-        pos_dim: int = 256,
-        pos_proj_dim: Optional[int] = None,
-        same_padding: bool = True,
-        grey_chans: int = 0,
-        dynamic_img_size: bool = False,
-        device=None,
-        dtype=None,
-    ):
+    kind = ''  # the word for it in the argument `stem`
+    pos_embeds = POSITIONS  # those it takes
+    default_axes = 2  # of an `img_size` of one number
+
+    def __init__(self, img_size: Size, in_chans: int, positions: Positions):
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        self.kind, self.pos_embed_type, self.num_axes = kind, pos_embed, len(input_shape)
-        self.in_chans, self.grey_chans = in_chans, grey_chans
-        self.same_padding, self.dynamic_img_size = same_padding, dynamic_img_size
-        self.patch_size = (patch_size,) * len(input_shape) if isinstance(patch_size, int) else tuple(patch_size)
-        self.num_bands = num_bands
-        self._check()
-        self.input_shape = self._checked(input_shape)
-        self.grid_size = self.grid_of(self.input_shape)
+        pos_embed = positions.pos_embed
+        if pos_embed not in POSITIONS:
+            raise ValueError(f'pos_embed must be one of {POSITIONS}, got {pos_embed!r}')
+        if pos_embed not in self.pos_embeds:
+            words = ' or '.join(map(repr, self.pos_embeds))
+            raise ValueError(f'stem={self.kind!r} takes pos_embed={words}, got {pos_embed!r}')
+        if pos_embed == 'fourier' and positions.num_bands < 1:
+            raise ValueError(f'num_bands must be at least 1, got {positions.num_bands}')
+        if in_chans < 1:
+            raise ValueError(f'in_chans must be at least 1, got {in_chans}')
+        self.num_axes = len(self.sizes(img_size))
+        if not 1 <= self.num_axes <= 3:
+            raise ValueError(f'img_size must have 1 to 3 numbers, got {self.num_axes}')
+        self.in_chans = in_chans
+        self.pos_embed_type, self.num_bands = pos_embed, positions.num_bands
+        self.dynamic_img_size = positions.dynamic_img_size
 
-        content = grey_chans or in_chans
-        self.conv, self.bn, self.fold = nn.Identity(), nn.Identity(), nn.Identity()
-        if kind == 'conv1x1':
-            kernel = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.num_axes - 1]
-            self.conv = kernel(content, stem_chs, 1, **dd)
-            content = stem_chs
-        elif kind == 'conv':
-            self.conv = nn.Conv2d(content, stem_chs, 7, stride=2, padding=0, bias=False, **dd)
-            self.bn = nn.BatchNorm2d(stem_chs, **dd)
-            content = stem_chs
-        elif kind == 'patches':
-            names = 'thw'[-self.num_axes :]
-            before = ' '.join(f'({a} p{a})' for a in names)
-            self.fold = Rearrange(
-                f'b c {before} -> b ({" ".join(f"p{a}" for a in names)} c) {" ".join(names)}',
-                **{f'p{a}': p for a, p in zip(names, self.patch_size, strict=True)},
-            )
-            content *= math.prod(self.patch_size)
+    @classmethod
+    def sizes(cls, img_size: Size) -> Tuple[int, ...]:
+        """A number for every axis: a single one is of a square image, or the number of points or tokens."""
+        return tuple(img_size) if isinstance(img_size, Sequence) else (img_size,) * cls.default_axes
 
-        self.max_resolution = self._resolutions(max_resolution)
+    def _set_size(self, img_size: Size) -> None:
+        self.img_size = self._checked(self.sizes(img_size))
+        self.grid_size = self.grid_of(self.img_size)
+
+    def _checked(self, sizes: Tuple[int, ...]) -> Tuple[int, ...]:
+        if len(sizes) != self.num_axes:
+            raise ValueError(f'the input has {self.num_axes} axes, got sizes {sizes}')
+        if not all(type(s) is int and s > 0 for s in sizes):
+            raise ValueError(f'img_size must be positive whole numbers, got {sizes}')
+        return sizes
+
+    def _add_positions(self, content: int, positions: Positions, **dd: Any) -> None:
+        """Positions beside that many channels of content."""
+        self.max_resolution: List[float] = []
         self.pos_embed, self.pos_proj = None, nn.Identity()
         width = 0
-        if pos_embed == 'fourier':
-            width = len(self.max_resolution) * (2 * num_bands + 1)
-            content -= 3 if kind == 'points' else 0  # coordinates enter as their features alone
-        elif pos_embed == 'learned':
-            self.pos_embed = nn.Parameter(torch.zeros(math.prod(self.grid_size), pos_dim, **dd))
-            width = pos_dim
-            if pos_proj_dim:
-                self.pos_proj = nn.Linear(pos_dim, pos_proj_dim, **dd)
-                width = pos_proj_dim
+        if self.pos_embed_type == 'fourier':
+            self.max_resolution = self._resolution(positions.max_resolution)
+            width = len(self.max_resolution) * (2 * self.num_bands + 1)
+        elif self.pos_embed_type == 'learned':
+            width = positions.pos_dim
+            self.pos_embed = nn.Parameter(torch.zeros(math.prod(self.grid_size), width, **dd))
+            if positions.pos_proj_dim:
+                self.pos_proj = nn.Linear(width, positions.pos_proj_dim, **dd)
+                width = positions.pos_proj_dim
         self.out_chans = content + width
 
+    def _resolution(self, given: Union[float, Sequence[float], None]) -> List[float]:
+        return checked_resolution(self.grid_size if given is None else given, self.num_axes)
+
     def init_weights(self) -> None:
-        """Draw learned positions anew."""
+        """Re-initialise learned positions."""
         if self.pos_embed is not None:
             trunc_normal_(self.pos_embed, std=0.02)
 
-    def _check(self) -> None:
-        if self.kind not in STEMS:
-            raise ValueError(f'stem must be one of {STEMS}, got {self.kind!r}')
-        if self.pos_embed_type not in POSITIONS:
-            raise ValueError(f'pos_embed must be one of {POSITIONS}, got {self.pos_embed_type!r}')
-        if not 1 <= self.num_axes <= 3:
-            raise ValueError(f'input_shape must have 1 to 3 axes, got {self.num_axes}')
-        if self.in_chans < 1:
-            raise ValueError(f'in_chans must be at least 1, got {self.in_chans}')
-        if self.grey_chans and (self.in_chans != 1 or self.kind in ('points', 'tokens')):
-            raise ValueError(f'grey_chans repeats one channel of a grid, got in_chans={self.in_chans} for {self.kind}')
-        if self.kind == 'conv' and self.num_axes != 2:
-            raise ValueError(f"stem='conv' is for images, got an input_shape of {self.num_axes} axes")
-        if self.kind in ('points', 'tokens') and self.num_axes != 1:
-            raise ValueError(f'stem={self.kind!r} needs an input_shape of one number, got {self.num_axes}')
-        if self.kind == 'points' and (self.in_chans < 3 or self.pos_embed_type != 'fourier'):
-            raise ValueError("stem='points' needs 3 coordinates among in_chans and pos_embed='fourier'")
-        if (self.kind == 'patches') != bool(self.patch_size) or len(self.patch_size) not in (0, self.num_axes):
-            raise ValueError(
-                f"patch_size must be one number per axis with stem='patches' and empty otherwise, "
-                f'got {self.patch_size} for {self.num_axes} axes and stem={self.kind!r}'
-            )
-        if any(p < 1 for p in self.patch_size):
-            raise ValueError(f'patch_size must be positive, got {self.patch_size}')
-        if self.pos_embed_type == 'fourier' and self.num_bands < 1:
-            raise ValueError(f'num_bands must be at least 1, got {self.num_bands}')
-
-    def _checked(self, input_shape: Sequence[int]) -> Tuple[int, ...]:
-        shape = tuple(input_shape)
-        if len(shape) != self.num_axes:
-            raise ValueError(f'the input has {self.num_axes} axes, got sizes {shape}')
-        if not all(type(s) is int and s > 0 for s in shape):
-            raise ValueError(f'sizes of the input must be positive whole numbers, got {shape}')
-        if any(s % p for s, p in zip(shape, self.patch_size, strict=False)):
-            raise ValueError(f'sizes of the input must be multiples of patch_size {self.patch_size}, got {shape}')
-        return shape
-
-    def grid_of(self, input_shape: Sequence[int]) -> Tuple[int, ...]:
+    def grid_of(self, img_size: Sequence[int]) -> Tuple[int, ...]:
         """Sizes of the grid of tokens for inputs of these sizes."""
-        if self.kind == 'conv':
-            if self.same_padding:
-                return tuple((s + 3) // 4 for s in input_shape)
-            return tuple(((s - 1) // 2 + 1 - 3) // 2 + 1 for s in input_shape)
-        if self.kind == 'patches':
-            return tuple(s // p for s, p in zip(input_shape, self.patch_size, strict=True))
-        return tuple(input_shape)
+        return tuple(img_size)
 
-    def _resolutions(self, given: Union[float, Sequence[float], None]) -> List[float]:
-        axes = 3 if self.kind == 'points' else self.num_axes
-        if self.pos_embed_type != 'fourier':
-            return []
-        if given is None:
-            if self.kind == 'points':
-                raise ValueError("stem='points' needs max_resolution: coordinates have no grid to take it from")
-            return [float(s) for s in self.grid_size]
-        resolutions = [float(given)] * axes if isinstance(given, (int, float)) else [float(r) for r in given]
-        if len(resolutions) != axes or min(resolutions) <= 0:
-            raise ValueError(f'max_resolution must be positive, one number or {axes}, got {given}')
-        return resolutions
+    def input_size(self) -> Tuple[int, ...]:
+        """Shape of one input of the nominal size, without the batch."""
+        return (self.in_chans, *self.img_size)
 
-    def set_input_size(self, input_shape: Sequence[int]) -> None:
+    def set_input_size(self, img_size: Sequence[int]) -> None:
         """Change the nominal size, resampling learned positions.
 
         Args:
-            input_shape: New sizes, one per spatial axis.
+            img_size: New sizes, one per spatial axis.
 
         Raises:
             ValueError: Sizes are not positive, or not multiples of the patch size.
         """
-        shape = self._checked(input_shape)
-        grid = self.grid_of(shape)
+        sizes = self._checked(tuple(img_size))
+        grid = self.grid_of(sizes)
         if self.pos_embed is not None and grid != self.grid_size:
             resized = resample_positions(self.pos_embed.detach(), list(self.grid_size), list(grid))
             self.pos_embed = nn.Parameter(resized.contiguous(), requires_grad=self.pos_embed.requires_grad)
-        self.input_shape, self.grid_size = shape, grid
+        self.img_size, self.grid_size = sizes, grid
 
-    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor], Optional[torch.Tensor], List[int]]:
+    def _with_learned(self, x: torch.Tensor) -> torch.Tensor:
+        """Content (B, c, *grid) with learned positions, if any, as tokens (B, N, C)."""
+        tokens = x.flatten(2).transpose(1, 2)
+        pos = self.pos_embed
+        if pos is None:
+            return tokens
+        grid = x.shape[2:]
+        if list(grid) != list(self.grid_size):
+            _assert(
+                self.dynamic_img_size,
+                f'Input gives a grid of {list(grid)}, learned positions are for {list(self.grid_size)}: use '
+                'dynamic_img_size=True or set_input_size().',
+            )
+            pos = resample_positions(pos, list(self.grid_size), list(grid))
+        pos = self.pos_proj(pos).to(x.dtype)  # once for all items of the batch
+        return torch.cat([tokens, pos.unsqueeze(0).expand(tokens.shape[0], -1, -1)], dim=2)
+
+
+class GridStem(Stem):
+    """Base of stems for inputs on a grid: audio, images, video. Arguments as in `PixelStem`."""
+
+    def __init__(self, img_size: Size, in_chans: int, positions: Positions, grey_chans: int = 0):
+        super().__init__(img_size, in_chans, positions)
+        if grey_chans and in_chans != 1:
+            raise ValueError(f'grey_chans repeats one channel, got in_chans={in_chans}')
+        self.grey_chans = grey_chans
+        self.content_chans = grey_chans or in_chans
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
         """Prepare inputs for cross-attention.
 
         Args:
-            x: (B, in_chans, *spatial), for points and tokens (B, N, in_chans). An axis of size 1 may stand before the
-                last one or two, where timm's image shapes need one.
+            x: (B, in_chans, *spatial); with one axis also (B, in_chans, 1, samples), as timm's image shapes need it.
+            mask: Boolean (B, *grid), True where an input takes part.
 
         Returns:
-            Content, tables and `content_proj` as `CrossAttention` takes them, and the sizes of the grid, (N,) for
-            points and tokens. A 1×1 convolution beside learned positions is left to the attention to fold.
+            What `CrossAttention` takes, and the sizes of the grid.
 
         Raises:
-            AssertionError: Rank, channels or size are not what the model takes.
+            AssertionError: Rank, channels or size of the input, or the mask, are not what the model takes.
         """
-        axes: List[torch.Tensor] = []
-        content_proj: Optional[torch.Tensor] = None
-        if self.kind == 'points' or self.kind == 'tokens':
-            x = self._points(x)
-            return x, axes, content_proj, [x.shape[1]]
         if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
             x = x.squeeze(2)
         _assert(
@@ -224,41 +175,122 @@ class PerceiverStem(nn.Module):
         _assert(x[:1, :1].numel() > 0 or x.shape[0] == 0, 'Input has an empty spatial axis.')
         if self.grey_chans > 0:
             x = x.repeat_interleave(self.grey_chans, dim=1)
-        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
-            if self._conv_foldable():
-                conv = torch.cat([self.conv.weight.flatten(1), self.conv.bias.unsqueeze(1)], dim=1)
-                return x.flatten(2), [self._positions(x)], conv, list(x.shape[2:])
-        x = self._content(x)
+        x = self._content(x)  # (B, c, *grid)
         grid: List[int] = list(x.shape[2:])
+        axes: List[torch.Tensor] = []
         if self.pos_embed_type == 'fourier':
             for i, resolution in enumerate(self.max_resolution):
                 axes.append(fourier_table(x.shape[i + 2], self.num_bands, resolution, x.device, x.dtype))
-            return x, axes, content_proj, grid
-        return self._with_learned(x), axes, content_proj, grid
-
-    def _points(self, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim == 4 and x.shape[1] == 1:
-            x = x.squeeze(1)
-        _assert(x.ndim == 3, f'Input must be (batch, number, channels), got {x.ndim} dimensions.')
-        _assert(x.shape[2] == self.in_chans, f'Input has {x.shape[2]} channels, model takes {self.in_chans}.')
-        _assert(x.shape[1] > 0, 'Input has nothing in it to attend to.')
-        if self.kind == 'tokens':
-            return self._with_learned(x.transpose(1, 2))
-        position = x[:, :, :3].to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        features = [x[:, :, 3:]]
-        for i, resolution in enumerate(self.max_resolution):
-            features.append(fourier_features(position[:, :, i], self.num_bands, resolution).to(x.dtype))
-        return torch.cat(features, dim=2)
+        else:
+            x = self._with_learned(x)
+        return Inputs(x, axes, flat_mask(mask, x.shape[0], grid)), grid
 
     def _content(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kind == 'conv':
-            x = F.relu(self.bn(self.conv(self._pad(x, 7, 3, 0.0))))
-            return F.max_pool2d(self._pad(x, 3, 0, -float('inf')), 3, stride=2)
-        if self.kind == 'patches':
-            for i, p in enumerate(self.patch_size):
-                _assert(x.shape[i + 2] % p == 0, f'Input size ({x.shape[i + 2]}) should be divisible by patch ({p}).')
-            return self.fold(x)
+        """Inputs (B, c, *spatial) to content (B, c′, *grid)."""
+        return x
+
+
+class PixelStem(GridStem):
+    """Inputs as they are.
+
+    Args:
+        img_size: (samples,), (height, width) or (frames, height, width); a single number is a square image.
+        in_chans: Channels of the inputs.
+        positions: How positions are encoded.
+        grey_chans: Repeat a single input channel to that many; 0 to take it as it is.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    kind = 'pixels'
+
+    def __init__(
+        self, img_size: Size, in_chans: int, positions: Positions, grey_chans: int = 0, device=None, dtype=None
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        self._set_size(img_size)
+        self._add_positions(self.content_chans, positions, device=device, dtype=dtype)
+
+
+class Conv1x1Stem(GridStem):
+    """A linear map of each input's channels.
+
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`.
+        stem_chs: Channels after the map.
+    """
+
+    kind = 'conv1x1'
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        stem_chs: int = 64,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        dd = {'device': device, 'dtype': dtype}
+        self._set_size(img_size)
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.num_axes - 1]
+        self.conv = convolution(self.content_chans, stem_chs, 1, **dd)
+        self._add_positions(stem_chs, positions, **dd)
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x)
+
+
+class ConvStem(GridStem):
+    """7×7 convolution, BatchNorm, ReLU and max-pooling of images, to a quarter of their height and width.
+
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`.
+        stem_chs: Channels of the convolution.
+        same_padding: Pad convolution and pooling as TensorFlow's SAME does, which depends on the size; otherwise by 3
+            on each side and not at all.
+
+    Raises:
+        ValueError: Inputs have other than two axes.
+    """
+
+    kind = 'conv'
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        stem_chs: int = 64,
+        same_padding: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        dd = {'device': device, 'dtype': dtype}
+        if self.num_axes != 2:
+            raise ValueError(f"stem='conv' is for images, got an img_size of {self.num_axes} numbers")
+        self.same_padding = same_padding
+        self._set_size(img_size)
+        self.conv = nn.Conv2d(self.content_chans, stem_chs, 7, stride=2, padding=0, bias=False, **dd)
+        self.bn = nn.BatchNorm2d(stem_chs, **dd)
+        self._add_positions(stem_chs, positions, **dd)
+
+    def grid_of(self, img_size: Sequence[int]) -> Tuple[int, ...]:
+        """Sizes of the grid of tokens for inputs of these sizes."""
+        if self.same_padding:
+            return tuple((s + 3) // 4 for s in img_size)
+        return tuple(((s - 1) // 2 + 1 - 3) // 2 + 1 for s in img_size)
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn(self.conv(self._pad(x, 7, 3, 0.0))))
+        return F.max_pool2d(self._pad(x, 3, 0, -float('inf')), 3, stride=2)
 
     def _pad(self, x: torch.Tensor, kernel: int, fixed: int, value: float) -> torch.Tensor:
         """Pad maps (B, C, height, width) for a kernel at stride 2: as SAME does, or by a fixed number on each side."""
@@ -270,37 +302,197 @@ class PerceiverStem(nn.Module):
             pad += [total // 2, total - total // 2]
         return F.pad(x, pad, value=value)
 
-    @torch.jit.ignore
-    def _conv_foldable(self) -> bool:
-        plain = type(self.conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and may_shortcut(self.conv, operators=False)
-        return self.kind == 'conv1x1' and self.pos_embed is not None and plain
 
-    def _with_learned(self, x: torch.Tensor) -> torch.Tensor:
-        """Content (B, c, *grid) with learned positions, if any, as tokens (B, N, C)."""
-        tokens = x.flatten(2).transpose(1, 2)
-        if self.pos_embed is None:
-            return tokens
-        pos = self._positions(x)
-        return torch.cat([tokens, pos.unsqueeze(0).expand(tokens.shape[0], -1, -1)], dim=2)
+class PatchStem(GridStem):
+    """Blocks of inputs as channels.
 
-    def _positions(self, x: torch.Tensor) -> torch.Tensor:
-        """Learned positions (N, F) for content (B, c, *grid), projected once for all items of the batch."""
-        pos = self.pos_embed
-        assert pos is not None  # for TorchScript
-        grid = x.shape[2:]
-        if list(grid) != list(self.grid_size):
-            _assert(
-                self.dynamic_img_size,
-                f'Input gives a grid of {list(grid)}, learned positions are for {list(self.grid_size)}: use '
-                'dynamic_img_size=True or set_input_size().',
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`.
+        patch_size: Inputs per patch along each axis, or along all.
+
+    Raises:
+        ValueError: Patches are not of one positive number per axis, or `img_size` is no multiple of them.
+    """
+
+    kind = 'patches'
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        patch_size: Size = (),
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        axes = self.num_axes
+        self.patch_size = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
+        if len(self.patch_size) != axes or min(self.patch_size) < 1:
+            raise ValueError(
+                f"patch_size must be one positive number for each of {axes} axes with stem='patches', got {patch_size}"
             )
-            pos = resample_positions(pos, list(self.grid_size), list(grid))
-        return self.pos_proj(pos).to(x.dtype)
+        self._set_size(img_size)
+        names = 'thw'[-axes:]
+        before = ' '.join(f'({a} p{a})' for a in names)
+        self.fold = Rearrange(
+            f'b c {before} -> b ({" ".join(f"p{a}" for a in names)} c) {" ".join(names)}',
+            **{f'p{a}': p for a, p in zip(names, self.patch_size, strict=True)},
+        )
+        content = self.content_chans * math.prod(self.patch_size)
+        self._add_positions(content, positions, device=device, dtype=dtype)
+
+    def _checked(self, sizes: Tuple[int, ...]) -> Tuple[int, ...]:
+        sizes = super()._checked(sizes)
+        if any(s % p for s, p in zip(sizes, self.patch_size, strict=True)):
+            raise ValueError(f'img_size must be multiples of patch_size {self.patch_size}, got {sizes}')
+        return sizes
+
+    def grid_of(self, img_size: Sequence[int]) -> Tuple[int, ...]:
+        """Sizes of the grid of tokens for inputs of these sizes."""
+        return tuple(s // p for s, p in zip(img_size, self.patch_size, strict=True))
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        for i, p in enumerate(self.patch_size):
+            _assert(x.shape[i + 2] % p == 0, f'Input size ({x.shape[i + 2]}) should be divisible by patch ({p}).')
+        return self.fold(x)
 
 
-def resample_positions(pos: torch.Tensor, old: List[int], new: List[int]) -> torch.Tensor:
-    """Learned positions (N, C) of one grid, interpolated for another; bicubic on images, (tri)linear otherwise."""
-    mode = 'linear' if len(old) == 1 else 'bicubic' if len(old) == 2 else 'trilinear'
-    grid = pos.transpose(0, 1).float().unsqueeze(0).unflatten(2, old)
-    grid = F.interpolate(grid, size=new, mode=mode, align_corners=False, antialias=len(old) == 2)
-    return grid.flatten(2)[0].transpose(0, 1).to(pos.dtype)
+class TokenStem(Stem):
+    """Finished tokens, with learned positions or none.
+
+    Args:
+        img_size: Number N of tokens, which is free without learned positions.
+        in_chans: Channels of a token.
+        positions: How positions are encoded.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: `img_size` is not one number, or positions are of a kind that there is not.
+    """
+
+    kind = 'tokens'
+    pos_embeds = ('learned', 'none')
+    default_axes = 1
+
+    def __init__(self, img_size: Size, in_chans: int, positions: Positions, device=None, dtype=None):
+        super().__init__(img_size, in_chans, positions)
+        if self.num_axes != 1:
+            raise ValueError(f'stem={self.kind!r} needs an img_size of one number, got {self.num_axes}')
+        self._set_size(img_size)
+        self._add_positions(self._content_chans(), positions, device=device, dtype=dtype)
+
+    def _content_chans(self) -> int:
+        return self.in_chans
+
+    def input_size(self) -> Tuple[int, ...]:
+        """Shape of one input of the nominal size, without the batch."""
+        return (*self.img_size, self.in_chans)
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
+        """Prepare inputs for cross-attention.
+
+        Args:
+            x: (B, N, in_chans), or (B, 1, N, in_chans) as timm's image shapes need it.
+            mask: Boolean (B, N), True where an input takes part.
+
+        Returns:
+            What `CrossAttention` takes, and (N,).
+
+        Raises:
+            AssertionError: Rank, channels or number of the inputs, or the mask, are not what the model takes.
+        """
+        if x.ndim == 4 and x.shape[1] == 1:
+            x = x.squeeze(1)
+        _assert(x.ndim == 3, f'Input must be (batch, number, channels), got {x.ndim} dimensions.')
+        _assert(x.shape[2] == self.in_chans, f'Input has {x.shape[2]} channels, model takes {self.in_chans}.')
+        _assert(x.shape[1] > 0, 'Input has nothing in it to attend to.')
+        no_axes: List[torch.Tensor] = []
+        grid: List[int] = [x.shape[1]]
+        x = self._tokens(x)
+        return Inputs(x, no_axes, flat_mask(mask, x.shape[0], grid)), grid
+
+    def _tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (B, N, in_chans) with their positions (B, N, C)."""
+        return self._with_learned(x.transpose(1, 2))
+
+
+class PointStem(TokenStem):
+    """Points in no order: coordinates become Fourier features, further channels stay.
+
+    Args:
+        img_size: Nominal number N of points, which is free.
+        in_chans: The 3 coordinates and further features together.
+        positions: How positions are encoded.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: There are fewer than 3 channels, no `max_resolution`, or other than Fourier features.
+    """
+
+    kind = 'points'
+    pos_embeds = ('fourier',)
+
+    def _content_chans(self) -> int:
+        if self.in_chans < 3:
+            raise ValueError(f"stem='points' needs 3 coordinates among in_chans, got {self.in_chans}")
+        return self.in_chans - 3
+
+    def _resolution(self, given: Union[float, Sequence[float], None]) -> List[float]:
+        if given is None:
+            raise ValueError("stem='points' needs max_resolution: coordinates have no grid to take it from")
+        return checked_resolution(given, 3)
+
+    def _tokens(self, x: torch.Tensor) -> torch.Tensor:
+        position = x[:, :, :3].to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        features = [x[:, :, 3:]]
+        for i, resolution in enumerate(self.max_resolution):
+            features.append(fourier_features(position[:, :, i], self.num_bands, resolution).to(x.dtype))
+        return torch.cat(features, dim=2)
+
+
+STEMS = {cls.kind: cls for cls in (PixelStem, Conv1x1Stem, ConvStem, PatchStem, PointStem, TokenStem)}
+_PARAMETERS = {kind: inspect.signature(cls).parameters for kind, cls in STEMS.items()}
+_DEFAULTS = {name: p.default for parameters in _PARAMETERS.values() for name, p in parameters.items()}
+
+
+def build_stem(
+    kind: str,
+    img_size: Size,
+    in_chans: int,
+    positions: Positions,
+    *,
+    options: Dict[str, Any],
+    same_padding: bool = True,
+    device=None,
+    dtype=None,
+) -> Stem:
+    """The stem of a kind.
+
+    Args:
+        kind: Key of `STEMS`.
+        img_size: As in `Stem`, like `in_chans` and `positions`.
+        in_chans: Likewise.
+        positions: Likewise.
+        options: Arguments that some stems take.
+        same_padding: As in `ConvStem`.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Returns:
+        The stem.
+
+    Raises:
+        ValueError: The kind is unknown, does not take an option that is set, or refuses an argument.
+    """
+    if kind not in STEMS:
+        raise ValueError(f'stem must be one of {tuple(STEMS)}, got {kind!r}')
+    takes = _PARAMETERS[kind]
+    for name, value in options.items():
+        if name not in takes and value and value != _DEFAULTS[name]:
+            raise ValueError(f'stem={kind!r} takes no {name}, got {value!r}')
+    given = {k: v for k, v in dict(options, same_padding=same_padding).items() if k in takes}
+    return STEMS[kind](img_size, in_chans, positions, **given, device=device, dtype=dtype)

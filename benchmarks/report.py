@@ -66,6 +66,7 @@ def table(results: Results, cases: Sequence[str], columns: Sequence[str]) -> Lis
         for row in result['rows']:
             if row['case'] in cases:
                 rows.setdefault((row['case'], row['against']), {})[processor] = row
+    rows = dict(sorted(rows.items(), key=lambda item: cases.index(item[0][0])))
     cells: Dict[str, List[str]] = {'case': [f'`{case}`' for case, _ in rows], 'against': []}
     for (_, against), found in rows.items():
         baseline = all(row['correct'] is None and 'error' not in row for row in found.values())

@@ -14,12 +14,6 @@ from .results import about, time_text, write
 from .roofline import measured_peak
 from .runner import Row, run_case
 
-EXAMPLES = """examples:
-  python -m benchmarks --only ceit/small
-  python -m benchmarks --quick
-  python -m benchmarks --out benchmarks/results
-  python -m benchmarks report"""
-
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
@@ -29,8 +23,7 @@ def _positive(text: str) -> int:
 
 def arguments(argv: List[str]) -> argparse.Namespace:
     """Parse a command line."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__, epilog=EXAMPLES, formatter_class=form)
+    parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__)
     parser.add_argument('verb', nargs='?', choices=['report'], help='write the report of --out and the pages anew')
     parser.add_argument('--only', nargs='+', default=[''], metavar='PART', help='cases whose name contains a PART')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
@@ -47,24 +40,18 @@ def arguments(argv: List[str]) -> argparse.Namespace:
 
 def _printed(row: Row) -> str:
     line = f'{row["case"]:<44} {row["against"]:<18}'
-    if row['correct'] is False:
-        line += 'WRONG'
-    elif 'ratio' not in row:
-        line += 'correct' if row['correct'] else 'not compared'
-    else:
+    if 'ratio' in row:
         ratio, peaks = row['ratio'], [row.get(key) for key in ('peak_mib', 'against_peak_mib')]
         line += f'{ratio["median"]:.2f}× ({ratio["p10"]:.2f} to {ratio["p90"]:.2f})  '
         line += f'{time_text(row["ms"])} / {time_text(row["against_ms"])}'
         line += '' if None in peaks else f'  {peaks[0]:.0f} / {peaks[1]:.0f} MiB'
+    else:
+        line += {True: 'correct', False: 'WRONG', None: 'not compared'}[row['correct']]
     return '  '.join(filter(None, (line, row.get('error'))))
 
 
-def run(cases: List[Case], device: str, rounds: int, quick: bool = False, folder: Optional[Path] = None) -> List[Row]:
-    """Run cases, printing rows and writing them into a folder as they come.
-
-    Returns:
-        Their rows.
-    """
+def run(cases: List[Case], device: str, rounds: int, quick: bool, folder: Optional[Path]) -> List[Row]:
+    """Rows of cases, printed and written into a folder as they come."""
     result: Dict[str, Any] = dict(environment=environment(device), cases=about(cases), rows=[])
     file = folder / f'{slug(result["environment"]["processor"])}.json' if folder and not quick else None
     if file:
@@ -72,20 +59,17 @@ def run(cases: List[Case], device: str, rounds: int, quick: bool = False, folder
     for case in cases:
         rows = run_case(case, device, rounds, quick)
         result['rows'] += rows
-        for row in rows:
-            print(_printed(row), flush=True)
+        print('\n'.join(map(_printed, rows)), flush=True)
         if file:
             result['environment']['load_at_end'] = load()
             write(result, file)
+    if file:
+        write_report(folder)
     return result['rows']
 
 
 def _chosen(args: argparse.Namespace, cases: List[Case]) -> List[Case]:
-    """The cases to run.
-
-    Raises:
-        ValueError: There are none.
-    """
+    """The cases to run or list; ValueError where there are none."""
     chosen = [case for case in cases if any(part in case.name for part in args.only)]
     if not chosen:
         raise ValueError(f'no case contains {", ".join(map(repr, args.only))}; --list shows them')
@@ -96,9 +80,9 @@ def _chosen(args: argparse.Namespace, cases: List[Case]) -> List[Case]:
     chosen = [c for c in chosen if args.device == 'cuda' or not c.gpu]
     if args.quick:
         chosen = [c for c in chosen if c.compared and not c.large]
-    for package in sorted({c.lacks for c in chosen} - {''}):
-        names = [c.name for c in chosen if c.lacks == package]
-        print(f'left out, as {package} is not installed (pip install "timm-extra[bench]"): {", ".join(names)}')
+    for case in chosen:
+        if case.lacks:
+            print(f'{case.name} is left out, as {case.lacks} is not installed (pip install "timm-extra[bench]")')
     chosen = [c for c in chosen if not c.lacks]
     if not chosen:
         raise ValueError('all these cases need a GPU or a package, or are not for --quick')
@@ -106,15 +90,7 @@ def _chosen(args: argparse.Namespace, cases: List[Case]) -> List[Case]:
 
 
 def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -> int:
-    """Entry point.
-
-    Args:
-        argv: Command line; that of the process when None.
-        cases: Cases to choose from; all when None.
-
-    Returns:
-        Exit status: 0, 1 when a result is wrong, 2 when there is nothing to do.
-    """
+    """Run a command line, with the given cases or all: status 0, 1 when a result is wrong, 2 for nothing to do."""
     args = arguments(sys.argv[1:] if argv is None else argv)
     try:
         if args.verb == 'report':
@@ -129,12 +105,10 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
     if args.list:
         for case in chosen:
             for name, one in case.implementations.items():
-                print(f'{case.name}  {name}{" (not compared)" if one.baseline else ""}: {one.words}')
+                print(f'{case.name}  {name}{", a baseline" if one.baseline else ""}: {one.words}')
         return 0
     settle()
     rows = run(chosen, args.device, args.rounds, args.quick, args.out)
-    if args.out and not args.quick:
-        write_report(args.out)
     return 1 if any(row['correct'] is False for row in rows) else 0
 
 

@@ -5,14 +5,22 @@ import platform
 import re
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Dict
 
 import torch
 
-ORIGINALS = ('transformers', 'perceiver-pytorch', 'glom-pytorch', 'byol-pytorch')
-PACKAGES = ('torch', 'timm', 'triton', 'timm-extra', *ORIGINALS)
+PACKAGES = (
+    'torch',
+    'timm',
+    'triton',
+    'timm-extra',
+    'transformers',
+    'perceiver-pytorch',
+    'glom-pytorch',
+    'byol-pytorch',
+)
 
 
 def settle() -> None:
@@ -21,9 +29,13 @@ def settle() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def _memory() -> int:
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
 def memory_limit() -> float:
     """Bytes of data that a fresh process may hold on a CPU: it shall fail before the machine does."""
-    return min(20 * 2**30, 0.8 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+    return min(20 * 2**30, 0.8 * _memory())
 
 
 def load() -> float:
@@ -35,10 +47,9 @@ def processor(device: str = 'cpu') -> str:
     """Name of the CPU or GPU."""
     if device == 'cuda':
         return torch.cuda.get_device_name()
-    try:
-        return re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+    about = Path('/proc/cpuinfo')
+    found = re.search(r'model name\s*:\s*(.+)', about.read_text()) if about.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def slug(processor: str) -> str:
@@ -47,27 +58,18 @@ def slug(processor: str) -> str:
     return '-'.join(re.findall(r'[a-z0-9]+', plain.lower()))
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return 'not installed'
-
-
 def _commit() -> str:
     def git(*args: str) -> str:
-        done = subprocess.run(['git', *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return subprocess.run(
+            ['git', '-C', Path(__file__).parent, *args], capture_output=True, text=True
+        ).stdout.strip()
 
-    try:
-        return git('rev-parse', 'HEAD') + (' with changes' if git('status', '--porcelain') else '')
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'
+    return git('rev-parse', 'HEAD') + (' with changes' if git('status', '--porcelain') else '')
 
 
 def environment(device: str = 'cpu') -> Dict[str, Any]:
     """Processor, threads, load, memory, versions, commit and date."""
-    whole = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    installed = {package.metadata['Name']: package.version for package in distributions()}
     return dict(
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         commit=_commit(),
@@ -75,8 +77,8 @@ def environment(device: str = 'cpu') -> Dict[str, Any]:
         device=device,
         threads=torch.get_num_threads(),
         load_at_start=load(),
-        memory_gib=round(whole / 2**30, 1),
+        memory_gib=round(_memory() / 2**30, 1),
         limit_gib=round(memory_limit() / 2**30, 1),
         python=platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **{package: installed.get(package, 'not installed') for package in PACKAGES},
     )

@@ -39,11 +39,7 @@ def release() -> None:
 
 
 def run_isolated(case: str, name: str, device: str) -> Dict[str, Any]:
-    """Run one implementation of a registered case in a fresh process.
-
-    Returns:
-        `seconds`, `peak_mib` and `result`, or `error`.
-    """
+    """`seconds`, `peak_mib` and `result`, or `error`, of one implementation of a registered case in a fresh process."""
     release()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / 'result.pt'
@@ -72,7 +68,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_limit()),) * 2)
     (case,) = [c for c in CASES if c.name == name]
     made = case.implementations[implementation].make(device)
-    call = made.call if isinstance(made, Ready) else made
+    made = made if isinstance(made, Ready) else Ready(made)
     if device == 'cuda':
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -84,14 +80,14 @@ def main() -> None:
     times = []
     while not times or (sum(times[1:]) < ENOUGH_SECONDS and times[0] < TOO_LONG_SECONDS and len(times) < 20):
         begin = time.perf_counter()
-        result = call()
+        result = made.call()
         if device == 'cuda':
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
         if len(times) == 1:  # the first call alone says what is needed: later ones find memory that was not given back
             cuda = device == 'cuda'
             peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else _status('VmHWM') - before
-    torch.save(result.detach().cpu(), out)
+    torch.save((made.checked() if made.checked else result).detach().cpu(), out)
     print(json.dumps(dict(seconds=statistics.median(times[1:] or times), peak_mib=peak)))
 
 

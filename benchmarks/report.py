@@ -24,8 +24,8 @@ RATIO = (
 )
 HOW_TO_READ = (
     f'{RATIO} Results are compared before anything is timed, and a wrong one has no time. Memory, and times over '
-    'pixels, are those of a fresh process. The roofline is the least time that counted work allows on the processor as '
-    f'measured; what stays in caches can beat it. {RULES}'
+    'pixels, are those of a fresh process. The roofline is the time that counted work takes at best on the '
+    f'processor as measured; what stays in caches can beat it. {RULES}'
 )
 Results = Dict[str, Result]
 Row = Dict[str, Any]
@@ -161,11 +161,7 @@ def splice(text: str, results: Results, folder: Path) -> str:
 
 
 def write_report(folder: Path, pages: Sequence[Path] = ()) -> List[Path]:
-    """Write the report of a folder of results into it, with pictures, and fill the sections of pages.
-
-    Returns:
-        What was written.
-    """
+    """Write the report of a folder of results into it, with pictures, fill the sections of pages, and say what was."""
     results = load(folder)
     texts = {page: splice(page.read_text(encoding='utf-8'), results, page.resolve().parent) for page in pages}
     texts = {folder / 'README.md': '\n'.join(markdown(results)) + '\n', **texts}

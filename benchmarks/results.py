@@ -38,11 +38,7 @@ def write(result: Result, file: Path) -> None:
 
 
 def load(folder: Path) -> Dict[str, Result]:
-    """All results of a folder by the names of their files, which are those of processors.
-
-    Raises:
-        ValueError: There are none, or a file is no result.
-    """
+    """All results of a folder by the names of their files; ValueError where there are none, or one is no result."""
     found = {}
     for file in sorted(folder.glob('*.json')):
         result = json.loads(file.read_text(encoding='utf-8'))

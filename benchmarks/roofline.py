@@ -1,4 +1,4 @@
-"""The least time that counted work allows on a processor: bytes moved, operations on matrices, special functions."""
+"""The roofline: time that counted work takes at best, by bytes moved, operations on matrices and special functions."""
 
 import timeit
 from functools import partial
@@ -23,14 +23,10 @@ class Work(NamedTuple):
 
 
 def measured_peak(device: str) -> Work:
-    """Measure what this processor does per second.
+    """What this processor does per second, the best of a few samples.
 
-    Args:
-        device: 'cpu' (products in float32) or 'cuda' (products in bfloat16).
-
-    Returns:
-        The best of a few samples of a copy far larger than caches, of a product of square matrices and, on the CPU, of
-        exponentials in cache. A GPU's special functions are counted, 16 a clock on each multiprocessor.
+    Measured are a copy far larger than caches, a product of square matrices (in float32, on a GPU in bfloat16) and, on
+    the CPU, exponentials in cache. A GPU's special functions are counted, 16 a clock on each multiprocessor.
     """
     cuda = device == 'cuda'
     source = torch.ones(2**30 if cuda else 2**27, device=device)
@@ -55,11 +51,7 @@ def _best(call: Callable[[], Any], device: str, repeats: int = 1) -> float:
 
 
 def roofline(work: Work, per_second: Work) -> Tuple[float, str]:
-    """Seconds that no implementation can beat for inputs that come from memory, and what bounds them.
-
-    Returns:
-        The seconds, and 'bytes', 'flops' or 'special'.
-    """
+    """Seconds at best for inputs that come from memory, and what bounds them: 'bytes', 'flops' or 'special'."""
     seconds = {part: amount / rate for part, amount, rate in zip(Work._fields, work, per_second, strict=True)}
     bound = max(seconds, key=seconds.__getitem__)
     return seconds[bound], bound

@@ -3,7 +3,8 @@
 import math
 import statistics
 import time
-from typing import Any, Callable, Dict, List, Tuple
+from timeit import timeit
+from typing import Any, Dict, List, Tuple
 
 import torch
 
@@ -20,13 +21,7 @@ Errors = Dict[str, str]
 
 
 def run_case(case: Case, device: str, rounds: int, quick: bool = False) -> List[Row]:
-    """Compare the results and, of the implementations that agree, times and memory.
-
-    Args:
-        case: What to run.
-        device: 'cpu' or 'cuda'.
-        rounds: Most samples of each implementation.
-        quick: Compare the results and measure nothing.
+    """Compare the results and, but for `quick`, times and memory of the implementations that agree, in most `rounds`.
 
     Returns:
         A row for each implementation but ours, with `case`, `implementation`, `against` and `correct`: None where no
@@ -114,10 +109,10 @@ class _Sample:
         if self._device == 'cuda':
             return self._gpu()
         if not self._repeats:
-            first = _seconds(self._call, 1)
-            warm = first if first > 1 else _seconds(self._call, 1)
+            first = timeit(self._call, number=1)
+            warm = first if first > 1 else timeit(self._call, number=1)
             self._repeats = max(1, round(SAMPLE_SECONDS / max(warm, 1e-9)))
-        return _seconds(self._call, self._repeats)
+        return timeit(self._call, number=self._repeats) / self._repeats
 
     def _gpu(self) -> float:
         from triton.testing import do_bench, do_bench_cudagraph
@@ -126,13 +121,6 @@ class _Sample:
         if self._graph and ms < GRAPH_MS:
             ms = do_bench_cudagraph(self._call, rep=1000 * SAMPLE_SECONDS)
         return ms / 1e3
-
-
-def _seconds(function: Callable[[], Any], repeats: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    return (time.perf_counter() - begin) / repeats
 
 
 def _row(case: Case, name: str, errors: Errors, seconds: Dict[str, List[float]], peaks: Dict[str, Any]) -> Row:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import report
-from benchmarks.peers.ceit import OfficialCeiT
 from benchmarks.results import load
+from tests.reference.ceit import OfficialCeiT
 from timm_extra.models.info import list_names, model_info
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import timm_extra  # noqa: F401
+from tests.reference.ceit import OfficialCeiT, randomize
 
 from ..case import OURS, Call, Case, Implementation
-from ..peers.ceit import OfficialCeiT, randomize
 
 BATCH = 4
 SETTING = f'batch {BATCH} at 224 × 224'

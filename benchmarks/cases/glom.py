@@ -2,7 +2,7 @@
 
 import warnings
 from functools import partial
-from typing import Callable, List, NamedTuple
+from typing import Callable, List
 
 import timm
 import torch
@@ -18,14 +18,7 @@ ORIGINAL = 'glom-pytorch'
 STEP = 'forward and backward of a decoder on the top level after 7 iterations'
 
 
-class Size(NamedTuple):
-    """A registered model in glom-pytorch's words."""
-
-    dim: int
-    levels: int
-
-
-SIZES = {'tiny': Size(192, 5), 'base': Size(512, 6)}
+SIZES = {'tiny': (192, 5), 'base': (512, 6)}  # width and levels
 
 
 def _glom_pytorch(size: str) -> nn.Module:
@@ -36,7 +29,8 @@ def _glom_pytorch(size: str) -> nn.Module:
     from glom_pytorch import Glom
 
     torch.manual_seed(0)
-    model = Glom(dim=SIZES[size].dim, levels=SIZES[size].levels, image_size=224, patch_size=PATCH)
+    dim, levels = SIZES[size]
+    model = Glom(dim=dim, levels=levels, image_size=224, patch_size=PATCH)
     with torch.no_grad():
         for net in (model.bottom_up.net, model.top_down.net):
             net[3].weight.mul_(7.0)
@@ -73,7 +67,7 @@ def _step(ours: bool, size: str, checkpointing: bool, device: str) -> Call:
     """
     model, x = _model(ours, size, device).train(), _images(2, device)
     torch.manual_seed(1)
-    decoder = nn.Linear(SIZES[size].dim, PATCH * PATCH * 3).to(device)
+    decoder = nn.Linear(SIZES[size][0], PATCH * PATCH * 3).to(device)
     if ours:
         model.set_grad_checkpointing(checkpointing)
 
@@ -98,20 +92,16 @@ def _case(size: str, name: str, words: str, other: str, make: Callable[..., Call
     return Case(f'glom/{size}/{name}', implementations, 1e-5, memory=size == 'base')
 
 
-def _cases(size: str) -> List[Case]:
-    count, four, two = 2 * SIZES[size].levels, 'batch 4 at 224 × 224', 'batch 2 at 224 × 224'
-    every = f', which computes all {count} iterations'
-    return [
-        _case(size, 'inference', f'all levels after {count} iterations, {four}', '', _inference),
-        _case(size, 'training-step', f'{STEP}, {two}', every, _step),
+FOUR, TWO = 'batch 4 at 224 × 224', 'batch 2 at 224 × 224'
+TOP = f'the top level after 12 iterations (what its classifier reads), {FOUR}'
+CHECKPOINTED = f'{STEP}, with gradient checkpointing, {TWO}'
+CASES: List[Case] = []
+for _size, _count in (('tiny', 10), ('base', 12)):
+    CASES += [
+        _case(_size, 'inference', f'all levels after {_count} iterations, {FOUR}', '', _inference),
+        _case(_size, 'training-step', f'{STEP}, {TWO}', f', which computes all {_count} iterations', _step),
     ]
-
-
-TOP = 'the top level after 12 iterations (what its classifier reads), batch 4 at 224 × 224'
-CHECKPOINTED = f'{STEP}, with gradient checkpointing, batch 2 at 224 × 224'
-CASES: List[Case] = [
-    *_cases('tiny'),
-    *_cases('base'),
+CASES += [
     _case('base', 'inference/top-level', TOP, ', which computes all levels', _inference, True),
     _case('base', 'training-step/checkpointed', CHECKPOINTED, ', which has none', _step, True),
 ]

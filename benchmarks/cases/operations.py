@@ -4,7 +4,7 @@ import math
 import os
 import unittest.mock
 from functools import partial
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence
 
 import timm
 import torch
@@ -15,7 +15,7 @@ from timm_extra_kernels._cases import Route, randn
 from timm_extra_kernels._dispatch import tensors
 from timm_extra_kernels._spec import SPECS, OpSpec
 
-from ..case import OURS, Call, Case, Implementation, Ready
+from ..case import OURS, Case, Implementation, Ready
 from ..roofline import Work
 
 # Of the largest value, see `relative`: single results agree to several roundings (2⁻²⁴ or 2⁻⁹) of sums that are made
@@ -25,8 +25,7 @@ SAMPLED = 2**20  # values of a tensor that are compared
 GPU_BATCHES = 8  # times the batch of the sweeps, to keep a GPU busy
 
 
-def result_shape(spec: OpSpec, sizes: OpCase, dtype: torch.dtype) -> torch.Size:
-    """Shape of an operation's result."""
+def _shape(spec: OpSpec, sizes: OpCase, dtype: torch.dtype) -> torch.Size:
     return _first(spec.operator(*spec.inputs(sizes, dtype, torch.device('meta')))).shape
 
 
@@ -35,7 +34,7 @@ def counted(spec: OpSpec, sizes: OpCase, dtype: torch.dtype, step: bool = False)
     args = spec.inputs(sizes, dtype, torch.device('meta'))
     read = sum(t.nbytes for t in tensors(args))
     gradients = sum(t.nbytes for t in tensors(args) if t.is_floating_point())
-    written = result_shape(spec, sizes, dtype).numel() * dtype.itemsize
+    written = _shape(spec, sizes, dtype).numel() * dtype.itemsize
     flops, special = map(float, spec.work(args))
     if step:
         return Work(2.0 * read + 2 * written + gradients, 3 * flops, 2 * special)
@@ -43,25 +42,17 @@ def counted(spec: OpSpec, sizes: OpCase, dtype: torch.dtype, step: bool = False)
 
 
 def relative(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What is compared of results: each over its largest value, and the logarithm of that.
-
-    Results and gradients of one call differ in size by many orders, so that no absolute difference fits all.
-    """
+    """What is compared: each result over its largest value, and the logarithm of that, as sizes differ by orders."""
     compared = []
     for part in parts:
         flat = part.detach().flatten()
-        flat = flat[:: _step_through(flat.numel(), part.shape[-1])].double()
+        step = max(1, flat.numel() // SAMPLED)
+        while math.gcd(step, part.shape[-1]) > 1:  # so that all channels are met
+            step += 1
+        flat = flat[::step].double()
         largest = flat.abs().amax()
         compared += [flat / largest, largest.log()[None]]
     return torch.cat(compared)
-
-
-def _step_through(count: int, channels: int) -> int:
-    """A step that leaves about `SAMPLED` values and meets all channels."""
-    step = max(1, count // SAMPLED)
-    while math.gcd(step, channels) > 1:
-        step += 1
-    return step
 
 
 def _first(out: Any) -> torch.Tensor:
@@ -80,24 +71,16 @@ def _routes(spec: OpSpec) -> Dict[str, Route]:
     }
 
 
-def _prepared(
-    spec: OpSpec, sizes: OpCase, dtype: torch.dtype, name: str, device: str
-) -> Tuple[Callable[..., Any], Sequence[Any]]:
-    """Function and arguments of one route."""
-    route = _routes(spec)[name]
-    args = route.prepare(*spec.inputs(sizes, dtype, torch.device(device)))
-    if name != 'compile':
-        return route.function, args
-    torch.compiler.reset()  # past a few sizes of one function it would run eagerly, without a word
-    return torch.compile(route.function, dynamic=False), args
-
-
 def _make(spec: OpSpec, sizes: OpCase, dtype: torch.dtype, step: bool, route: str, device: str) -> Ready:
     """One route of an operation, forward without gradients or with those of all inputs."""
-    function, args = _prepared(spec, sizes, dtype, route, device)
+    way = _routes(spec)[route]
+    args, function = way.prepare(*spec.inputs(sizes, dtype, torch.device(device))), way.function
+    if route == 'compile':
+        torch.compiler.reset()  # past a few sizes of one function it would run eagerly, without a word
+        function = torch.compile(function, dynamic=False)
     leaves = [t.requires_grad_(step) for t in tensors(args) if t.is_floating_point()]
     # values at random: with a constant one, normalised tokens have no gradient
-    grad = randn(result_shape(spec, sizes, dtype), dtype, torch.device(device)) if step else None
+    grad = randn(_shape(spec, sizes, dtype), dtype, torch.device(device)) if step else None
 
     def once() -> List[torch.Tensor]:
         with torch.set_grad_enabled(step):
@@ -134,21 +117,12 @@ def _kernel_cases(spec: OpSpec) -> List[Case]:
             words = size.name + (', forward and backward' if what == 'step' else '')
             more = dict(step=what == 'step', gpu=True, large=True)
             cases.append(_case(name, words, spec, size, torch.bfloat16, routes, **more))
+    if about.memory:
+        name, words = f'kernels/{spec.name}/{about.memory.name}/memory', _described(about.memory.sizes)
+        more = dict(isolated=True, gpu=True, large=True)
+        routes = ['definition', *about.routes]
+        cases.append(_case(name, words, spec, about.memory, torch.bfloat16, routes, **more))
     return cases
-
-
-def _memory_case(spec: OpSpec, case: OpCase) -> Case:
-    """The peak of memory at a size where that counts."""
-
-    def make(route: str, device: str) -> Call:
-        function, args = _prepared(spec, case, torch.bfloat16, route, device)
-        return torch.no_grad()(lambda: relative([_first(function(*args))]))
-
-    words = {OURS: f'{spec.name}, {_described(case.sizes)}, bfloat16'}
-    words |= {name: _routes(spec)[name].words for name in ('definition', *spec.benchmark.routes)}
-    implementations = {name: Implementation(said, partial(make, name)) for name, said in words.items()}
-    name = f'kernels/{spec.name}/{case.name}/memory'
-    return Case(name, implementations, TOLERANCE[torch.bfloat16], isolated=True, large=True, gpu=True)
 
 
 def _sweeps(spec: OpSpec) -> List[Case]:
@@ -199,7 +173,6 @@ def _model_case(name: str, plain: Dict[str, Any]) -> Case:
 
 CASES: List[Case] = [
     *(case for spec in SPECS for case in _kernel_cases(spec)),
-    *(_memory_case(spec, spec.benchmark.memory) for spec in SPECS if spec.benchmark.memory),
     _model_case('ceit_small', {}),
     _model_case('perceiver_base', dict(cross_route='plain')),
     *(case for spec in SPECS if spec.benchmark.sweep for case in _sweeps(spec)),

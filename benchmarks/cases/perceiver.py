@@ -13,10 +13,9 @@ from ..case import OURS, Call, Case, Implementation
 
 TOLERANCE = 2e-4  # of values from 0.5 to 27 (root mean square), gradients from 0.1 to 1.7; rounding makes up to 2.5e-5
 LATENTS = 100.0  # brings the gradient of a latent to that of a bias, which reaches all inputs
-SIZES = (224, 448, 896, 1792, 3584)
+SIZES = (224, 448, 896, 1792, 3584, 4096)
 HF = 'transformers'
 FOURIER = "transformers' Fourier classifier with the same weights"
-STEP = 'forward and backward'
 PLAIN = 'itself with plain attention: tokens, keys and values in full'
 SMALL = (('num_latents', 256), ('d_latents', 512), ('num_blocks', 4))  # perceiver_io_small in transformers' words
 
@@ -39,6 +38,7 @@ class Network(NamedTuple):
 
 Build = Callable[[str], Network]
 Config = Tuple[Tuple[str, int], ...]
+Words = Tuple[str, str]  # for ours and the other
 
 
 @lru_cache(maxsize=2)  # the two of a case, which the next one may measure too
@@ -56,7 +56,7 @@ def _ours(model: nn.Module) -> Network:
 
 def _transformers(name: str, config: Config, device: str) -> Network:
     """transformers' classifier; its name is that of ours with the same stem."""
-    from ..peers.perceiver import transformers_classifier
+    from tests.reference.perceiver import transformers_classifier
 
     model = transformers_classifier(name, **dict(config)).to(device)
     norm = model.perceiver.encoder.cross_attention.attention.self.layernorm2
@@ -65,7 +65,7 @@ def _transformers(name: str, config: Config, device: str) -> Network:
 
 def _with_its_weights(ours: str, name: str, config: Config, device: str) -> Network:
     """Our model with the weights of transformers' classifier."""
-    from ..peers.perceiver import with_weights_of
+    from tests.reference.perceiver import with_weights_of
 
     other = _built(_transformers, name, config, device).model
     return _ours(with_weights_of(other, ours, compat='hf').to(device))
@@ -73,7 +73,7 @@ def _with_its_weights(ours: str, name: str, config: Config, device: str) -> Netw
 
 def _random(name: str, route: Optional[str], device: str) -> Network:
     """Our model with random weights: as initialised, it returns zeros and hardly sees its inputs."""
-    from ..peers.perceiver import randomize
+    from tests.reference.perceiver import randomize
 
     torch.manual_seed(0)
     return _ours(randomize(timm.create_model(name, cross_route=route)).eval().to(device))
@@ -83,23 +83,13 @@ def _perceiver_pytorch() -> nn.Module:
     """perceiver-pytorch's Perceiver with the numbers of the paper's ImageNet model."""
     from perceiver_pytorch import Perceiver
 
-    from ..peers.perceiver import randomize
+    from tests.reference.perceiver import randomize
 
     torch.manual_seed(0)
-    model = Perceiver(
-        num_freq_bands=64,
-        max_freq=224.0,
-        depth=8,
-        num_latents=512,
-        latent_dim=1024,
-        cross_heads=1,
-        latent_heads=8,
-        cross_dim_head=261,
-        latent_dim_head=128,
-        weight_tie_layers=True,
-        self_per_cross_attn=6,
-    )
-    return randomize(model).eval()
+    images = dict(num_freq_bands=64, max_freq=224.0)
+    latents = dict(depth=8, num_latents=512, latent_dim=1024, weight_tie_layers=True, self_per_cross_attn=6)
+    heads = dict(cross_heads=1, latent_heads=8, cross_dim_head=261, latent_dim_head=128)
+    return randomize(Perceiver(**images, **latents, **heads)).eval()
 
 
 def _lucidrains(ours: bool, device: str) -> Network:
@@ -114,22 +104,17 @@ def _lucidrains(ours: bool, device: str) -> Network:
     return Network(other, lambda x: other(x.movedim(1, -1)), other.latents, bias)  # channels last there
 
 
-def _inference(build: Build, size: int, device: str) -> Call:
+def _inference(size: int, build: Build, device: str) -> Call:
     network, x = build(device), _images(device, size)
     network.model.eval()
     return torch.inference_mode()(lambda: network.logits(x))
 
 
-def _step(build: Build, scale: float, device: str) -> Call:
-    """Forward in training mode, without dropout, and backward.
+def _step(scale: float, build: Build, device: str) -> Call:
+    """Forward in training mode, without dropout, and backward; `scale` of the loss makes gradients of order one.
 
     Compared are gradients of the latents and of a bias that all keys and values depend on: they pass through queries,
     keys, values and all blocks. The bias's is sorted, as implementations order the channels of positions differently.
-
-    Args:
-        build: Makes the network.
-        scale: Of the loss, so that these gradients are of order one.
-        device: 'cpu' or 'cuda'.
     """
     network, x = build(device), _images(device, 224)
     network.model.train()
@@ -147,43 +132,53 @@ def _parts(model: nn.Module) -> Tuple[Callable[[torch.Tensor], Any], Callable[[A
     if isinstance(model, PerceiverIO):
         return model.stem, lambda prepared: model.cross_attends[0](model.latents[None], prepared[0])
     inner = model.perceiver
-    return (
-        lambda x: inner.input_preprocessor(x)[0],
-        lambda tokens: inner.encoder.cross_attention(inner.embeddings(1), inputs=tokens)[0],
-    )
+    attend = inner.encoder.cross_attention
+    return lambda x: inner.input_preprocessor(x)[0], lambda tokens: attend(inner.embeddings(1), inputs=tokens)[0]
 
 
-def _image_to_latents(build: Build, size: int, device: str) -> Call:
-    prepare, attend = _parts(build(device).model)
-    x = _images(device, size)
+def _image_to_latents(size: int, build: Build, device: str) -> Call:
+    (prepare, attend), x = _parts(build(device).model.eval()), _images(device, size)
     return torch.inference_mode()(lambda: attend(prepare(x)))
 
 
 def _cross_attend(build: Build, device: str) -> Call:
-    prepare, attend = _parts(build(device).model)
+    prepare, attend = _parts(build(device).model.eval())
     with torch.inference_mode():
         prepared = prepare(_images(device, 224))
     return torch.inference_mode()(lambda: attend(prepared))
 
 
-def _pair(
-    name: str,
-    words: str,
-    other: str,
-    original: str,
-    run: Callable[..., Call],
-    pair: List[Build],
-    *args: Any,
-    **kwargs: Any,
-) -> Case:
-    """A case of ours and another; `pair` builds both networks, `run` takes one and `args`."""
-    makes = [partial(run, build, *args) for build in pair]
+def _case(name: str, other: str, words: Words, run: Callable[..., Call], pair: List[Build], **more: Any) -> Case:
+    """A case of ours and another; `words` and `pair` are of both, `run` takes what builds a network."""
     package = '' if other == 'plain' else other.replace('-', '_')
-    implementations = {
-        OURS: Implementation(words, makes[0]),
-        other: Implementation(original, makes[1], package=package),
-    }
-    return Case(f'perceiver/{name}', implementations, TOLERANCE, **kwargs)
+    ours, original = (partial(run, build) for build in pair)
+    implementations = {OURS: Implementation(words[0], ours), other: Implementation(words[1], original, package=package)}
+    return Case(f'perceiver/{name}', implementations, TOLERANCE, **more)
+
+
+def _model(name: str, other: str, words: Words, pair: List[Build], scale: float = 0, memory: bool = True) -> List[Case]:
+    """Cases of inference and, where the loss has a scale, of a training step."""
+    ours, original = f'{words[0]}, batch 1 at 224 × 224', words[1]
+    cases = [_case(f'{name}/inference', other, (ours, original), partial(_inference, 224), pair, memory=memory)]
+    if scale:
+        words = f'{ours}, forward and backward', original
+        cases.append(_case(f'{name}/training-step', other, words, partial(_step, scale), pair, memory=memory))
+    return cases
+
+
+def _over_sizes() -> List[Case]:
+    """Times and memory over the size of the image; from some size on transformers runs out of memory."""
+    layers = 'stem and cross-attend of perceiver_io_base', f'the same layers of {FOURIER}'
+    cases = []
+    for size in SIZES:
+        where = dict(axis=('pixels', size * size), isolated=True, large=size > 224)
+        for name, words, run in (
+            ('image-to-latents', layers, _image_to_latents),
+            ('resolution', (f'perceiver_io_base{SAME}', FOURIER), _inference),
+        ):
+            words = f'{words[0]}, batch 1 at {size} × {size}', words[1]
+            cases.append(_case(f'{name}/{size}', HF, words, partial(run, size), IO_BASE, **where))
+    return cases
 
 
 def _io(ours: str, name: str = '', config: Config = ()) -> List[Build]:
@@ -197,67 +192,33 @@ def _attentions(name: str) -> List[Build]:
     return [partial(_built, _random, name, route) for route in (None, 'plain')]
 
 
+SAME = " (compat='hf')"
 IO_BASE = _io('perceiver_io_base')
-
-
-def _against_transformers() -> List[Case]:
-    layer = 'cross-attend of perceiver_io_base at 224 × 224: attention and feed-forward'
-    same = "the same layer of transformers' Fourier classifier, its tokens prepared before"
-    cases = []
-    for size, pair, other in (
-        ('base', IO_BASE, FOURIER),
-        ('base_learned', _io('perceiver_io_base_learned'), FOURIER.replace('Fourier', 'learned')),
-        ('base_conv', _io('perceiver_io_base_conv'), FOURIER.replace('Fourier', 'convolutional')),
-        ('small', _io('perceiver_io_small', 'perceiver_io_base', SMALL), f'{FOURIER} and numbers'),
-    ):
-        words, memory = f"perceiver_io_{size} (compat='hf'), batch 1 at 224 × 224", size != 'small'
-        cases.append(_pair(f'io_{size}/inference', words, HF, other, _inference, pair, 224, memory=memory))
-        if size in ('base', 'small'):
-            words = f'{words}, {STEP}'
-            cases.append(_pair(f'io_{size}/training-step', words, HF, other, _step, pair, 100.0, memory=memory))
-        if size == 'base':
-            cases.append(_pair('io_base/cross-attend', layer, HF, same, _cross_attend, pair, memory=True))
-    return cases
-
-
-def _against_plain(size: str) -> List[Case]:
-    pair, words = _attentions(f'perceiver_{size}'), f'perceiver_{size}, batch 1 at 224 × 224'
-    memory = size == 'base'
-    return [
-        _pair(f'{size}/inference', words, 'plain', PLAIN, _inference, pair, 224, memory=memory),
-        _pair(f'{size}/training-step', f'{words}, {STEP}', 'plain', PLAIN, _step, pair, 1.0, memory=memory),
-    ]
-
-
-def _against_perceiver_pytorch() -> List[Case]:
-    pair, other = [partial(_built, _lucidrains, ours) for ours in (True, False)], 'perceiver-pytorch'
-    words = "perceiver_base with compat='lucidrains', mlp_ratio=4 and unique_blocks=2, batch 1 at 224 × 224"
-    its = "its Perceiver with the same weights: the paper's numbers with gated feed-forwards four times as wide"
-    return [
-        _pair('lucidrains/inference', words, other, its, _inference, pair, 224, memory=True),
-        _pair('lucidrains/training-step', f'{words}, {STEP}', other, its, _step, pair, 1000.0, memory=True),
-    ]
-
-
-def _over_sizes() -> List[Case]:
-    """Times and memory over the size of the image; from some size on transformers runs out of memory."""
-    layers = "input preprocessor and cross-attend of transformers' Fourier classifier, with the same weights"
-    cases = []
-    for size in (*SIZES, 4096):
-        at, where = f'batch 1 at {size} × {size}', dict(axis=('pixels', size * size), isolated=True, large=size > 224)
-        if size in SIZES:
-            words, name = f'stem and cross-attend of perceiver_io_base, {at}', f'image-to-latents/{size}'
-            cases.append(_pair(name, words, HF, layers, _image_to_latents, IO_BASE, size, **where))
-        words, name = f"perceiver_io_base (compat='hf'), {at}", f'resolution/{size}'
-        cases.append(_pair(name, words, HF, FOURIER, _inference, IO_BASE, size, **where))
-    words, pair = 'perceiver_base, batch 1 at 4096 × 4096', _attentions('perceiver_base')
-    return [*cases, _pair('base/4096', words, 'plain', PLAIN, _inference, pair, 4096, isolated=True, large=True)]
-
-
+LEARNED, CONV = (FOURIER.replace('Fourier', kind) for kind in ('learned', 'convolutional'))
+LAYER = 'cross-attend of perceiver_io_base at 224 × 224: attention and feed-forward', f'the same layer of {FOURIER}'
+LUCIDRAINS = (
+    "perceiver_base with compat='lucidrains', mlp_ratio=4 and unique_blocks=2",
+    "its Perceiver with the same weights: the paper's numbers with gated feed-forwards four times as wide",
+)
+GATED = [partial(_built, _lucidrains, ours) for ours in (True, False)]
+AT_4096 = 'perceiver_base, batch 1 at 4096 × 4096', PLAIN
+BASE = _attentions('perceiver_base')
 CASES: List[Case] = [
-    *_against_transformers(),
-    *_against_plain('base'),
-    *_against_plain('small'),
-    *_against_perceiver_pytorch(),
+    *_model('io_base', HF, (f'perceiver_io_base{SAME}', FOURIER), IO_BASE, 100.0),
+    _case('io_base/cross-attend', HF, LAYER, _cross_attend, IO_BASE, memory=True),
+    *_model('io_base_learned', HF, (f'perceiver_io_base_learned{SAME}', LEARNED), _io('perceiver_io_base_learned')),
+    *_model('io_base_conv', HF, (f'perceiver_io_base_conv{SAME}', CONV), _io('perceiver_io_base_conv')),
+    *_model(
+        'io_small',
+        HF,
+        (f'perceiver_io_small{SAME}', f'{FOURIER} and numbers'),
+        _io('perceiver_io_small', 'perceiver_io_base', SMALL),
+        100.0,
+        memory=False,
+    ),
+    *_model('base', 'plain', ('perceiver_base', PLAIN), BASE, 1.0),
+    *_model('small', 'plain', ('perceiver_small', PLAIN), _attentions('perceiver_small'), 1.0, memory=False),
+    *_model('lucidrains', 'perceiver-pytorch', LUCIDRAINS, GATED, 1000.0),
     *_over_sizes(),
+    _case('base/4096', 'plain', AT_4096, partial(_inference, 4096), BASE, isolated=True, large=True),
 ]

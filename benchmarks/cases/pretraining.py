@@ -3,7 +3,7 @@
 import copy
 import random
 from functools import partial
-from typing import Any, Callable, List, Tuple
+from typing import List, Tuple
 
 import timm
 import torch
@@ -105,30 +105,25 @@ def _average(who: str, device: str) -> Ready:
     return Ready(call, checked)
 
 
-def _against(name: str, words: str, other: str, tolerance: float, *makes: Callable[[str], Ready], **more: Any) -> Case:
-    original = Implementation(other, makes[1], package='byol_pytorch')
-    return Case(f'ssl/{name}', {OURS: Implementation(words, makes[0]), ORIGINAL: original, **more}, tolerance)
-
-
 def _steps(name: str, words: str, other: str, use_momentum: bool) -> Case:
     words = f'{words}, resnet18, {BATCH} images of {SIZE} × {SIZE}: two draws for every image'
-    makes = [partial(_step, ours, use_momentum) for ours in (True, False)]
-    return _against(f'{name}/step', words, other, 1e-4, *makes)
+    implementations = {
+        OURS: Implementation(words, partial(_step, True, use_momentum)),
+        ORIGINAL: Implementation(f'byol-pytorch{other}', partial(_step, False, use_momentum), package='byol_pytorch'),
+    }
+    return Case(f'ssl/{name}/step', implementations, 1e-4)
 
 
-AVERAGE = 'update_ema: weights and running statistics of resnet18 and projector'
-COPY = Implementation('a plain copy of as many numbers', partial(_average, 'copy'), baseline=True)
-ONE_DRAW = 'byol-pytorch with the same heads: one draw for the whole batch, both views in one batch'
+ONE_DRAW = ' with the same heads: one draw for the whole batch, both views in one batch'
+UPDATE = 'update_ema: weights and running statistics of resnet18 and projector'
+THEIRS = "byol-pytorch's update_moving_average: weights alone"
+AVERAGES = {
+    OURS: Implementation(UPDATE, partial(_average, OURS)),
+    ORIGINAL: Implementation(THEIRS, partial(_average, ORIGINAL), package='byol_pytorch'),
+    'copy': Implementation('a plain copy of as many numbers', partial(_average, 'copy'), baseline=True),
+}
 CASES: List[Case] = [
     _steps('byol', 'BYOL', ONE_DRAW, use_momentum=True),
-    _steps('simsiam', 'BYOL(use_momentum=False)', "its use_momentum=False with the same heads (SimSiam's)", False),
-    _against(
-        'moving-average',
-        AVERAGE,
-        "byol-pytorch's update_moving_average: weights alone",
-        1e-6,
-        partial(_average, OURS),
-        partial(_average, ORIGINAL),
-        copy=COPY,
-    ),
+    _steps('simsiam', 'BYOL(use_momentum=False)', "'s use_momentum=False with the same heads (SimSiam's)", False),
+    Case('ssl/moving-average', AVERAGES, 1e-6),
 ]

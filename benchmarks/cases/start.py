@@ -32,10 +32,14 @@ def _create(build: Callable[[], nn.Module], device: str) -> Call:
     return lambda: build() and torch.zeros(())
 
 
+def _timm(name: str) -> Implementation:
+    return Implementation(f"timm.create_model('{name}')", partial(_create, partial(timm.create_model, name)), True)
+
+
 def _transformers() -> nn.Module:
     from transformers import PerceiverConfig, PerceiverForImageClassificationFourier
 
-    from ..peers.perceiver import PUBLISHED
+    from tests.reference.perceiver import PUBLISHED
 
     return PerceiverForImageClassificationFourier(PerceiverConfig(**PUBLISHED))
 
@@ -46,24 +50,20 @@ def _glom() -> nn.Module:
     return Glom(dim=512, levels=6, image_size=224, patch_size=14)
 
 
-def _created(name: str, other: str, words: str, build: Callable[[], nn.Module], package: str = '') -> Case:
-    ours = Implementation(f"timm.create_model('{name}')", partial(_create, partial(timm.create_model, name)))
-    baseline = Implementation(words, partial(_create, build), baseline=True, package=package)
-    return Case(f'start/create_model/{name}', {OURS: ours, other: baseline})
-
-
-DEIT = 'deit_small_patch16_224'
+IMPORTS = {
+    OURS: Implementation('import timm_extra, where timm has been imported', partial(_import, 'timm', 'timm_extra')),
+    'timm': Implementation('import timm, where torch has been imported', partial(_import, 'torch', 'timm'), True),
+}
+FOURIER = Implementation(
+    'the Fourier classifier from its config', partial(_create, _transformers), True, 'transformers'
+)
+GLOM = Implementation("glom-pytorch's Glom of the same size", partial(_create, _glom), True, 'glom_pytorch')
+CREATED = {
+    'ceit_small': ('deit', _timm('deit_small_patch16_224')),
+    'perceiver_io_base': ('transformers', FOURIER),
+    'glom_base': ('glom-pytorch', GLOM),
+}
 CASES: List[Case] = [
-    Case(
-        'start/import',
-        {
-            OURS: Implementation('import timm_extra after timm', partial(_import, 'timm', 'timm_extra')),
-            'timm': Implementation('import timm after torch', partial(_import, 'torch', 'timm'), baseline=True),
-        },
-    ),
-    _created('ceit_small', 'deit', f"timm.create_model('{DEIT}')", partial(timm.create_model, DEIT)),
-    _created(
-        'perceiver_io_base', 'transformers', 'the Fourier classifier from its config', _transformers, 'transformers'
-    ),
-    _created('glom_base', 'glom-pytorch', "glom-pytorch's Glom of the same size", _glom, 'glom_pytorch'),
+    Case('start/import', IMPORTS),
+    *(Case(f'start/create_model/{n}', {OURS: _timm(n), other: one}) for n, (other, one) in CREATED.items()),
 ]

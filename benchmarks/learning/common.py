@@ -29,15 +29,11 @@ def _read_idx(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy())
 
 
-def load_images(folder: Path, split: str, count: int) -> Data:
-    """The first images of 'train' or 't10k' as uint8 (N, 1, 28, 28), with classes (N,)."""
+def load_images(folder: Path, split: str, count: int, normalised: bool = True) -> Data:
+    """The first images of 'train' or 't10k' (N, 1, 28, 28), normalised or as bytes, with classes (N,)."""
     x = _read_idx(folder / f'{split}-images-idx3-ubyte.gz')[:count, None]
+    x = x.float().div(255).sub(MEAN).div(STD) if normalised else x
     return x, _read_idx(folder / f'{split}-labels-idx1-ubyte.gz')[:count].long()
-
-
-def normalise(x: torch.Tensor) -> torch.Tensor:
-    """Bytes to floats with mean 0 and standard deviation 1 over the data set."""
-    return x.float().div(255).sub(MEAN).div(STD)
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -62,14 +58,13 @@ def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 def train(
     model: torch.nn.Module, data: Data, test: Data, recipe: Dict[str, Any], epochs: int, seed: int
 ) -> List[Dict[str, float]]:
-    """Train a classifier and test it after every epoch.
+    """Train a classifier of (N, 1, 28, 28) by AdamW under a cosine, and test it after every epoch.
 
     Args:
-        model: Classifier of (N, 1, 28, 28).
-        data: Normalised images and classes to train with, `augment`ed in every batch.
-        test: Normalised images and classes to test with.
-        recipe: `batch_size`, `lr`, `weight_decay` and `warmup_epochs` of AdamW under a cosine; where given, `smoothing`
-            of labels and `clip_grad`, the largest norm of a gradient.
+        model: The classifier.
+        data: Images and classes to train with, `augment`ed in every batch.
+        test: Images and classes to test with.
+        recipe: `batch_size`, `lr`, `weight_decay`, `warmup_epochs` and, where given, `smoothing` and `clip_grad`.
         epochs: Passes over the data.
         seed: Of orders and augmentations.
 
@@ -130,18 +125,7 @@ def _one(run: Callable[..., Dict[str, Any]], kind: str, seed: int, args: argpars
 def run_all(
     name: str, run: Callable[..., Dict[str, Any]], kinds: Sequence[str], args: argparse.Namespace, **about: Any
 ) -> Dict[str, Any]:
-    """Run every kind with every seed, side by side, and write the result.
-
-    Args:
-        name: Name of the JSON.
-        run: Takes kind, seed and arguments.
-        kinds: What to run.
-        args: The command line.
-        **about: What the result says of itself.
-
-    Returns:
-        The result.
-    """
+    """Run every kind with every seed, side by side; the result, which is written, says `about` of itself too."""
     tasks = [(run, kind, seed, args) for kind in kinds for seed in args.seeds]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context('spawn')) as pool:
         runs = list(pool.map(_one, *zip(*tasks, strict=True)))

@@ -16,7 +16,7 @@ from timm_extra.plot import island_sheet
 from timm_extra.pretrain import PretrainConfig, checkpoints, pretrain
 from timm_extra.pretrain.tasks import Denoise
 
-from .common import MEAN, STD, arguments, load_images, normalise, parameters, run_all, train
+from .common import MEAN, STD, arguments, load_images, parameters, run_all, train
 
 MODELS = {
     'classes': dict(img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=128, num_levels=3),
@@ -91,16 +91,15 @@ def denoise(
 
 def run(kind: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
     """Train for classes or to remove noise; the islands of test images before and after."""
-    x, y = load_images(args.data, 'train', args.num_train)
+    data = load_images(args.data, 'train', args.num_train, normalised=kind != 'noise')
     test, classes = load_images(args.data, 't10k', 10_000)
-    test = normalise(test)
     model = timm.create_model('test_glom', **MODELS[kind])
     before = islands(model, test[:500])
     sheets(model, test, args.out / f'glom-{kind}-before.png')
     if kind == 'noise':
-        found = denoise(model, x, test[:2000], seed, args)
+        found = denoise(model, data[0], test[:2000], seed, args)
     else:
-        found = dict(CLASSES, curve=train(model, (normalise(x), y), (test, classes), CLASSES, args.epochs, seed))
+        found = dict(CLASSES, curve=train(model, data, (test, classes), CLASSES, args.epochs, seed))
     sheets(model, test, args.out / f'glom-{kind}-after.png')
     return dict(found, params=parameters(model), islands=dict(before=before, after=islands(model, test[:500])))
 

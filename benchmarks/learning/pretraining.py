@@ -18,7 +18,7 @@ from timm_extra.pretrain.views import PlainView, RandomView, Recipe
 from .common import MEAN, STD, arguments, load_images, run_all
 
 SIZE, NUM_TEST = (1, 56, 56), 2_000
-NORM = dict(mean=(round(MEAN, 3),), std=(round(STD, 3),))
+NORM = dict(mean=(MEAN,), std=(STD,))
 VIEW = Recipe(scale=(0.5, 1.0), blur=0.0, contrast=0.2, brightness=0.2)
 MODEL = ('resnet18', dict(layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), in_chans=1, num_classes=0))
 RECIPE: Dict[str, Any] = dict(batch_size=128, opt='adamw', lr=1e-3, weight_decay=1e-2, warmup_epochs=1)
@@ -30,8 +30,8 @@ HEADS = {
 
 def run(method: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
     """Pretrain a network and probe it before, after every second epoch and at the end."""
-    train = TensorDataset(*load_images(args.data, 'train', args.num_train))
-    test = TensorDataset(*load_images(args.data, 't10k', NUM_TEST))
+    train = TensorDataset(*load_images(args.data, 'train', args.num_train, normalised=False))
+    test = TensorDataset(*load_images(args.data, 't10k', NUM_TEST, normalised=False))
     model = timm.create_model(MODEL[0], **MODEL[1])
     plain = PlainView(SIZE, **NORM)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.cases.perceiver import CASES, _built
-from benchmarks.peers import perceiver as peers
 from benchmarks.runner import run_case
+from tests.reference import perceiver as peers
 
 BY_NAME = {case.name: case for case in CASES}
 INFERENCE, STEP = 'perceiver/io_small/inference', 'perceiver/io_small/training-step'

@@ -153,7 +153,10 @@ def test_what_fails_while_it_is_measured_has_no_time():
 def test_a_package_that_is_not_installed_leaves_out_its_rows(capsys):
     missing = by(one, package='nosuchpackage')
     assert main([], [case(one, other=missing)]) == 2
-    assert 'nosuchpackage is not installed (pip install "timm-extra[bench]"): x/y' in capsys.readouterr().out
+    assert (
+        'x/y is left out, as nosuchpackage is not installed (pip install "timm-extra[bench]")'
+        in capsys.readouterr().out
+    )
     row = rows(case(one, first=one, other=missing))
     assert row['other']['correct'] is None and row['other']['error'] == 'other: not installed'
     assert row['first']['ratio']['median'] > 0

@@ -1,16 +1,17 @@
 """`python -m benchmarks`: ours against the originals, in turns, with ratios; a wrong result has no time."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
 import torch
 
 from .case import Case
-from .environment import environment, load, settle, slug
-from .report import RESULTS, stating, write_report
-from .results import about, time_text, write
+from .environment import environment, settle, slug
+from .report import COLUMNS, RESULTS, stating, write_report
+from .results import Result, write
 from .roofline import measured_peak
 from .runner import Row, run_case
 
@@ -38,30 +39,25 @@ def arguments(argv: List[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _printed(row: Row) -> str:
-    line = f'{row["case"]:<44} {row["against"]:<18}'
-    if 'ratio' in row:
-        ratio, peaks = row['ratio'], [row.get(key) for key in ('peak_mib', 'against_peak_mib')]
-        line += f'{ratio["median"]:.2f}× ({ratio["p10"]:.2f} to {ratio["p90"]:.2f})  '
-        line += f'{time_text(row["ms"])} / {time_text(row["against_ms"])}'
-        line += '' if None in peaks else f'  {peaks[0]:.0f} / {peaks[1]:.0f} MiB'
-    else:
-        line += {True: 'correct', False: 'WRONG', None: 'not compared'}[row['correct']]
-    return '  '.join(filter(None, (line, row.get('error'))))
+def _printed(row: Row, result: Result) -> str:
+    verdict = {True: 'correct', False: 'WRONG', None: 'not compared'}[row['correct']]
+    cells = [COLUMNS[name](row, result) for name in ('ratio', 'time', 'memory, MiB')]
+    return f'{row["case"]:<44} {row["against"]:<18} {verdict:<13}' + '  '.join(cell for cell in cells if cell != '–')
 
 
 def run(cases: List[Case], device: str, rounds: int, quick: bool, folder: Optional[Path]) -> List[Row]:
     """Rows of cases, printed and written into a folder as they come."""
-    result: Dict[str, Any] = dict(environment=environment(device), cases=about(cases), rows=[])
+    about = {case.name: case.about for case in cases}
+    result: Result = dict(environment=environment(device), cases=about, rows=[])
     file = folder / f'{slug(result["environment"]["processor"])}.json' if folder and not quick else None
     if file:
         result['peak'] = measured_peak(device)._asdict()
     for case in cases:
         rows = run_case(case, device, rounds, quick)
         result['rows'] += rows
-        print('\n'.join(map(_printed, rows)), flush=True)
+        print('\n'.join(_printed(row, result) for row in rows), flush=True)
         if file:
-            result['environment']['load_at_end'] = load()
+            result['environment']['load_at_end'] = round(os.getloadavg()[0], 2)
             write(result, file)
     if file:
         write_report(folder)

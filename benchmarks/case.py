@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 
@@ -12,36 +12,28 @@ OURS = 'timm-extra'
 Call = Callable[[], torch.Tensor]
 
 
+def images(count: int, device: str, size: int = 224) -> torch.Tensor:
+    """The same random images (count, 3, size, size) for all implementations."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
 @dataclass(frozen=True)
 class Ready:
-    """An implementation with inputs and weights.
+    """An implementation with inputs and weights."""
 
-    Attributes:
-        call: What is measured.
-        checked: What is compared instead, where the measured call draws at random.
-        seconds: Measures one call itself, for a call in a process of its own.
-    """
-
-    call: Call
-    checked: Optional[Call] = None
-    seconds: Optional[Callable[[], float]] = None
+    call: Call  # what is measured
+    checked: Optional[Call] = None  # what is compared instead, where that draws at random or holds several results
+    seconds: Optional[Callable[[], float]] = None  # measures one call itself, for one in a process of its own
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute something.
+    """One way to compute something; `make` makes weights and inputs, so that a call does only what is measured."""
 
-    Attributes:
-        words: What is measured, in words.
-        make: Makes inputs and weights on a device ('cpu' or 'cuda'), so that the call does only what is measured.
-        baseline: Another computation of like purpose, or a part of ours: measured, but its result is not compared.
-        package: Import name of the package that it needs, if any.
-    """
-
-    words: str
-    make: Callable[[str], 'Call | Ready']
-    baseline: bool = False
-    package: str = ''
+    words: str  # what is measured
+    make: Callable[[str], 'Call | Ready']  # on a device, 'cpu' or 'cuda'
+    baseline: bool = False  # another computation of like purpose: its result is not compared
+    package: str = ''  # import name of what it needs
 
     @property
     def missing(self) -> bool:
@@ -51,29 +43,23 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared and measured.
-
-    Attributes:
-        name: Path-like name; cases on one axis share all but its last part.
-        implementations: By name, `OURS` first.
-        tolerance: Largest difference that counts as correct.
-        axis: Name of what grows over several cases, such as 'pixels', and its value here.
-        work: Counted work of one call of ours, for the roofline.
-        memory: Measure the peak of memory too, in a fresh process for each implementation.
-        isolated: Measure times there as well: for sizes at which an implementation may run out of memory.
-        large: Too large for `--quick`.
-        gpu: Needs a GPU.
-    """
+    """What is compared and measured; on an axis, cases share all but the last part of their names."""
 
     name: str
-    implementations: Dict[str, Implementation]
-    tolerance: float = 0.0
-    axis: Optional[Tuple[str, int]] = None
-    work: Optional[Work] = None
-    memory: bool = False
-    isolated: bool = False
-    large: bool = False
-    gpu: bool = False
+    implementations: Dict[str, Implementation]  # by name, `OURS` first
+    tolerance: float = 0.0  # largest difference that counts as correct
+    axis: Optional[Tuple[str, int]] = None  # what grows over several cases, such as 'pixels', and its value here
+    work: Optional[Work] = None  # of one call of ours, for the roofline
+    memory: bool = False  # measure the peak of memory too, in a fresh process for each implementation
+    isolated: bool = False  # measure times there as well: for sizes at which one may run out of memory
+    large: bool = False  # too large for --quick
+    gpu: bool = False  # needs one
+
+    @property
+    def about(self) -> Dict[str, Any]:
+        """What a result says of it."""
+        found = dict(implementations={name: one.words for name, one in self.implementations.items()})
+        return found | {key: value for key, value in (('axis', self.axis), ('work', self.work)) if value}
 
     @property
     def compared(self) -> Dict[str, Implementation]:

@@ -38,11 +38,6 @@ def memory_limit() -> float:
     return min(20 * 2**30, 0.8 * _memory())
 
 
-def load() -> float:
-    """Processes that ran or waited in the last minute, on average."""
-    return round(os.getloadavg()[0], 2)
-
-
 def processor(device: str = 'cpu') -> str:
     """Name of the CPU or GPU."""
     if device == 'cuda':
@@ -59,12 +54,9 @@ def slug(processor: str) -> str:
 
 
 def _commit() -> str:
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ['git', '-C', Path(__file__).parent, *args], capture_output=True, text=True
-        ).stdout.strip()
-
-    return git('rev-parse', 'HEAD') + (' with changes' if git('status', '--porcelain') else '')
+    here = dict(cwd=Path(__file__).parent, capture_output=True, text=True)
+    commit, changes = (subprocess.run(['git', *a.split()], **here).stdout for a in ('rev-parse HEAD', 'status -s'))
+    return commit.strip() + (' with changes' if changes else '')
 
 
 def environment(device: str = 'cpu') -> Dict[str, Any]:
@@ -76,7 +68,7 @@ def environment(device: str = 'cpu') -> Dict[str, Any]:
         processor=processor(device),
         device=device,
         threads=torch.get_num_threads(),
-        load_at_start=load(),
+        load_at_start=round(os.getloadavg()[0], 2),  # processes that ran or waited in the last minute
         memory_gib=round(_memory() / 2**30, 1),
         limit_gib=round(memory_limit() / 2**30, 1),
         python=platform.python_version(),

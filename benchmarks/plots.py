@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sized, Tuple
+from typing import Any, Dict, List, Tuple
 
 from timm_extra.plot import new_figure
 
@@ -44,8 +44,7 @@ def draw_speed(results: Results, file: Path) -> None:
         axis.errorbar(middle, places, xerr=(below, above), **style)
     ratios = [ratio[key] for by in found.values() for ratio in by.values() for key in ('p10', 'p90')]
     axis.set(xscale='log', xlim=(min(0.8, *ratios) / 1.05, max(1.25, *ratios) * 1.05), ylim=(len(found) - 0.4, -0.6))
-    ticks = [tick for tick in (0.25, 0.5, 0.8, 1, 1.5, 2, 3, 4, 6, 10, 20, 50) if min(0.8, *ratios) <= tick]
-    ticks = [tick for tick in ticks if tick <= max(1.25, *ratios)]
+    ticks = [t for t in (0.25, 0.5, 0.8, 1, 1.5, 2, 3, 4, 6, 10, 20) if min(ratios) <= t <= max(ratios) or t == 1]
     axis.set_xticks(ticks, [f'{tick:g}×' for tick in ticks], fontsize=8.5)
     axis.xaxis.set_minor_locator(NullLocator())
     labels = [f'{case}  vs  {against}' for case, against in found]
@@ -83,8 +82,8 @@ def _panel(axis: Any, results: Results, names: List[str], key: str) -> None:
         for who, points in times(result, names, key).items():
             seen += [who] if who not in seen else []
             colour, marker = COLOURS[seen.index(who)], MARKERS[seen.index(who)]
-            axis.plot(*zip(*sorted(points.items()), strict=True), style, color=colour, marker=marker, ms=5, lw=1.6)
-            axis.plot([], [], style, color=colour, marker=marker, label=f'{who}, {processor}')
+            look = dict(color=colour, marker=marker, ms=5, lw=1.6, label=f'{who}, {processor}')
+            axis.plot(*zip(*sorted(points.items()), strict=True), style, **look)
             pixels += points
         rows = [row for row in result['rows'] if row['case'] in names and 'out of memory' in row.get('error', '')]
         places = [result['cases'][row['case']]['axis'][1] for row in rows]
@@ -102,15 +101,7 @@ def _panel(axis: Any, results: Results, names: List[str], key: str) -> None:
     axis.grid(alpha=0.3)
 
 
-class Picture(NamedTuple):
-    """A picture of results: its title, what it shows of them (empty where there is nothing), and how it is drawn."""
-
-    title: str
-    select: Callable[[Results], Sized]
-    draw: Callable[[Results, Path], None]
-
-
-PICTURES = {
-    'speed.png': Picture('Speed against the originals', _ratios, draw_speed),
-    'sizes.png': Picture('Time and memory over the size of the image', _over_sizes, draw_sizes),
+PICTURES = {  # by file: title, what is shown of results (empty where there is nothing), and how it is drawn
+    'speed.png': ('Speed against the originals', _ratios, draw_speed),
+    'sizes.png': ('Time and memory over the size of the image', _over_sizes, draw_sizes),
 }

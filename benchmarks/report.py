@@ -131,9 +131,9 @@ def markdown(results: Results) -> List[str]:
 
 
 def _pictures(results: Results, beside: str) -> Iterator[str]:
-    for file, picture in PICTURES.items():
-        if picture.select(results):
-            yield from (f'![{picture.title}]({Path(beside, file).as_posix()})', '')
+    for file, (title, select, _) in PICTURES.items():
+        if select(results):
+            yield from (f'![{title}]({Path(beside, file).as_posix()})', '')
 
 
 def splice(text: str, results: Results, folder: Path) -> str:
@@ -165,10 +165,10 @@ def write_report(folder: Path, pages: Sequence[Path] = ()) -> List[Path]:
     results = load(folder)
     texts = {page: splice(page.read_text(encoding='utf-8'), results, page.resolve().parent) for page in pages}
     texts = {folder / 'README.md': '\n'.join(markdown(results)) + '\n', **texts}
-    for file, picture in PICTURES.items():
+    for file, (_, select, draw) in PICTURES.items():
         (folder / file).unlink(missing_ok=True)
-        if picture.select(results):
-            picture.draw(results, folder / file)
+        if select(results):
+            draw(results, folder / file)
     for page, text in texts.items():
         with atomic_file(page) as aside:
             aside.write_text(text, encoding='utf-8')

@@ -6,21 +6,7 @@ from typing import Any, Dict, List, Sequence
 
 from timm_extra._files import atomic_file
 
-from .case import Case
-
 Result = Dict[str, Any]
-
-
-def about(cases: Sequence[Case]) -> Dict[str, Any]:
-    """What cases are, by name: words for their implementations, axis and work."""
-    found: Dict[str, Any] = {}
-    for case in cases:
-        found[case.name] = dict(implementations={name: one.words for name, one in case.implementations.items()})
-        if case.axis:
-            found[case.name]['axis'] = case.axis
-        if case.work:
-            found[case.name]['work'] = case.work
-    return found
 
 
 def write(result: Result, file: Path) -> None:

@@ -18,6 +18,7 @@ GRAPH_MS = 5.0  # longer calls hide their launches, and a CUDA graph would hold 
 
 Row = Dict[str, Any]
 Errors = Dict[str, str]
+Times = Dict[str, List[float]]
 
 
 def run_case(case: Case, device: str, rounds: int, quick: bool = False) -> List[Row]:
@@ -30,7 +31,7 @@ def run_case(case: Case, device: str, rounds: int, quick: bool = False) -> List[
     """
     names = [name for name, one in case.implementations.items() if not (quick and one.baseline)]
     errors = {n: 'not installed' for n in names if case.implementations[n].missing}
-    seconds: Dict[str, List[float]] = {}
+    seconds: Times = {}
     peaks: Dict[str, float] = {}
     if case.isolated and not quick:
         ran = {name: run_isolated(case.name, name, device) for name in names if name not in errors}
@@ -49,8 +50,7 @@ def run_case(case: Case, device: str, rounds: int, quick: bool = False) -> List[
         if case.memory:
             peaks = {name: run_isolated(case.name, name, device).get('peak_mib') for name in seconds}
     release()
-    rows = [_row(case, name, errors, seconds, peaks) for name in names if name != OURS]
-    return [dict(row, rounds=len(seconds[OURS])) if 'ratio' in row and not case.isolated else row for row in rows]
+    return [_row(case, name, errors, seconds, peaks) for name in names if name != OURS]
 
 
 def _prepare(case: Case, names: List[str], device: str, errors: Errors) -> Tuple[Dict[str, Ready], Dict[str, Any]]:
@@ -80,12 +80,10 @@ def _compare(case: Case, results: Dict[str, torch.Tensor], errors: Errors) -> No
                 errors[name] = f'differs from {reference} by {difference:.2g}, allowed {case.tolerance:.2g}'
 
 
-def _take_turns(
-    ready: Dict[str, Ready], case: Case, device: str, rounds: int, errors: Errors
-) -> Dict[str, List[float]]:
+def _take_turns(ready: Dict[str, Ready], case: Case, device: str, rounds: int, errors: Errors) -> Times:
     """Seconds of every implementation in every round; one that fails has none, and if it is ours no one has."""
     sample = {name: one.seconds or _Sample(one.call, device, case.gpu) for name, one in ready.items()}
-    times: Dict[str, List[float]] = {name: [] for name in ready}
+    times: Times = {name: [] for name in ready}
     begin = time.perf_counter()
     for i in range(rounds):
         if i >= FEWEST_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
@@ -123,7 +121,7 @@ class _Sample:
         return ms / 1e3
 
 
-def _row(case: Case, name: str, errors: Errors, seconds: Dict[str, List[float]], peaks: Dict[str, Any]) -> Row:
+def _row(case: Case, name: str, errors: Errors, seconds: Times, peaks: Dict[str, Any]) -> Row:
     failed = [n for n in (OURS, name) if n in errors]
     excused = all(errors[n] in ('out of memory', 'not installed') for n in failed if n != OURS)
     row = dict(case=case.name, implementation=OURS, against=name, correct=None)
@@ -133,6 +131,7 @@ def _row(case: Case, name: str, errors: Errors, seconds: Dict[str, List[float]],
         row['correct'] = True
     if OURS in seconds and name in seconds:
         row['ratio'] = _summary([b / a for a, b in zip(seconds[OURS], seconds[name], strict=True)])
+        row |= dict(rounds=len(seconds[OURS])) if not case.isolated else {}
     for key, one in (('', OURS), ('against_', name)):
         if one in seconds:
             row[f'{key}ms'] = _round(1e3 * statistics.median(seconds[one]))

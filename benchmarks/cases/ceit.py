@@ -10,7 +10,7 @@ from torch import nn
 import timm_extra  # noqa: F401
 from tests.reference.ceit import OfficialCeiT, randomize
 
-from ..case import OURS, Call, Case, Implementation
+from ..case import OURS, Call, Case, Implementation, images
 
 BATCH = 4
 SETTING = f'batch {BATCH} at 224 × 224'
@@ -20,10 +20,6 @@ PLAIN = (
     "the paper's modules in plain PyTorch: 1×1 convolutions on NCHW maps with permutes, explicit attention "
     'matrices, unfused BatchNorm, all tokens in all blocks'
 )
-
-
-def _images(device: str) -> torch.Tensor:
-    return torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _plain(size: str) -> nn.Module:
@@ -38,18 +34,14 @@ def _ours(size: str, fuse: bool = False) -> nn.Module:
     return model.fuse() if fuse else model
 
 
-def _deit(size: str) -> nn.Module:
-    return timm.create_model(f'deit_{size}_patch16_224').eval()
-
-
 def _inference(build: Callable[[], nn.Module], device: str) -> Call:
-    model, x = build().to(device), _images(device)
+    model, x = build().to(device).eval(), images(BATCH, device)
     return torch.inference_mode()(lambda: model(x))
 
 
 def _step(build: Callable[[], nn.Module], device: str) -> Call:
     """Forward in training mode and backward; the gradient of what first sees the image."""
-    model, x = build().to(device).train(), _images(device)
+    model, x = build().to(device).train(), images(BATCH, device)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
 
     def call() -> torch.Tensor:
@@ -66,8 +58,10 @@ def _case(size: str, what: str, how: str, run: Callable[..., Call], fuse: bool =
         'plain': Implementation(PLAIN, partial(run, partial(_plain, size))),
     }
     if not fuse:
-        words = f"timm's deit_{size}_patch16_224, a network without LeFF and LCA"
-        implementations['deit'] = Implementation(words, partial(run, partial(_deit, size)), baseline=True)
+        deit = f'deit_{size}_patch16_224'
+        make = partial(run, partial(timm.create_model, deit))
+        words = f"timm's {deit}, a network without LeFF and LCA"
+        implementations['deit'] = Implementation(words, make, baseline=True)
     return Case(f'ceit/{size}/{what}', implementations, 1e-4, memory=size == 'small' and not fuse)
 
 

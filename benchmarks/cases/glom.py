@@ -10,7 +10,7 @@ from torch import nn
 
 import timm_extra  # noqa: F401
 
-from ..case import OURS, Call, Case, Implementation
+from ..case import OURS, Call, Case, Implementation, images
 
 PATCH = 14
 SCALE = 1e5  # of gradients, to be of the size of one
@@ -48,13 +48,9 @@ def _model(ours: bool, size: str, device: str) -> nn.Module:
     return model.to(device)
 
 
-def _images(count: int, device: str) -> torch.Tensor:
-    return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
-
-
 def _inference(ours: bool, size: str, top: bool, device: str) -> Call:
     """States after twice as many iterations as levels, of all levels or of the top one."""
-    model, x = _model(ours, size, device).eval(), _images(4, device)
+    model, x = _model(ours, size, device).eval(), images(4, device)
     if not ours:
         return torch.inference_mode()(lambda: model(x)[:, :, -1] if top else model(x))
     return torch.inference_mode()(lambda: model.forward_level(x) if top else model.forward_state(x))
@@ -65,7 +61,7 @@ def _step(ours: bool, size: str, checkpointing: bool, device: str) -> Call:
 
     Compared are the gradients of what embeds the patches, at the very bottom.
     """
-    model, x = _model(ours, size, device).train(), _images(2, device)
+    model, x = _model(ours, size, device).train(), images(2, device)
     torch.manual_seed(1)
     decoder = nn.Linear(SIZES[size][0], PATCH * PATCH * 3).to(device)
     if ours:

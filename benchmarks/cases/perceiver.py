@@ -7,9 +7,10 @@ import timm
 import torch
 from torch import nn
 
+from tests.reference import perceiver as reference
 from timm_extra.models import PerceiverIO
 
-from ..case import OURS, Call, Case, Implementation
+from ..case import OURS, Call, Case, Implementation, images
 
 TOLERANCE = 2e-4  # of values from 0.5 to 27 (root mean square), gradients from 0.1 to 1.7; rounding makes up to 2.5e-5
 LATENTS = 100.0  # brings the gradient of a latent to that of a bias, which reaches all inputs
@@ -21,19 +22,12 @@ SMALL = (('num_latents', 256), ('d_latents', 512), ('num_blocks', 4))  # perceiv
 
 
 class Network(NamedTuple):
-    """A model, and what implementations name differently.
-
-    Attributes:
-        model: The model.
-        logits: Images (1, 3, height, width) to logits.
-        latents: Its latents.
-        norm_bias: Bias of the norm of the inputs, in the cross-attend with the last set of weights.
-    """
+    """A model, and what implementations name differently."""
 
     model: nn.Module
-    logits: Callable[[torch.Tensor], torch.Tensor]
+    logits: Callable[[torch.Tensor], torch.Tensor]  # of images (1, 3, height, width)
     latents: nn.Parameter
-    norm_bias: nn.Parameter
+    norm_bias: nn.Parameter  # of the norm of the inputs, in the cross-attend with the last set of weights
 
 
 Build = Callable[[str], Network]
@@ -46,66 +40,49 @@ def _built(make: Callable[..., Network], *args: Any) -> Network:
     return make(*args)
 
 
-def _images(device: str, size: int) -> torch.Tensor:
-    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-
-
 def _ours(model: nn.Module) -> Network:
     return Network(model, model, model.latents, model.cross_attends[-1].attn.norm_kv.bias)
 
 
 def _transformers(name: str, config: Config, device: str) -> Network:
     """transformers' classifier; its name is that of ours with the same stem."""
-    from tests.reference.perceiver import transformers_classifier
-
-    model = transformers_classifier(name, **dict(config)).to(device)
+    model = reference.transformers_classifier(name, **dict(config)).to(device)
     norm = model.perceiver.encoder.cross_attention.attention.self.layernorm2
     return Network(model, lambda x: model(x).logits, model.perceiver.embeddings.latents, norm.bias)
 
 
 def _with_its_weights(ours: str, name: str, config: Config, device: str) -> Network:
     """Our model with the weights of transformers' classifier."""
-    from tests.reference.perceiver import with_weights_of
-
     other = _built(_transformers, name, config, device).model
-    return _ours(with_weights_of(other, ours, compat='hf').to(device))
+    return _ours(reference.with_weights_of(other, ours, compat='hf').to(device))
 
 
 def _random(name: str, route: Optional[str], device: str) -> Network:
     """Our model with random weights: as initialised, it returns zeros and hardly sees its inputs."""
-    from tests.reference.perceiver import randomize
-
     torch.manual_seed(0)
-    return _ours(randomize(timm.create_model(name, cross_route=route)).eval().to(device))
-
-
-def _perceiver_pytorch() -> nn.Module:
-    """perceiver-pytorch's Perceiver with the numbers of the paper's ImageNet model."""
-    from perceiver_pytorch import Perceiver
-
-    from tests.reference.perceiver import randomize
-
-    torch.manual_seed(0)
-    images = dict(num_freq_bands=64, max_freq=224.0)
-    latents = dict(depth=8, num_latents=512, latent_dim=1024, weight_tie_layers=True, self_per_cross_attn=6)
-    heads = dict(cross_heads=1, latent_heads=8, cross_dim_head=261, latent_dim_head=128)
-    return randomize(Perceiver(**images, **latents, **heads)).eval()
+    return _ours(reference.randomize(timm.create_model(name, cross_route=route)).eval().to(device))
 
 
 def _lucidrains(ours: bool, device: str) -> Network:
-    """perceiver-pytorch's Perceiver, or ours with its weights."""
+    """perceiver-pytorch's Perceiver with the numbers of the paper's ImageNet model, or ours with its weights."""
+    from perceiver_pytorch import Perceiver
+
     if ours:
         other = _built(_lucidrains, False, device).model
         given = dict(unique_blocks=2, mlp_ratio=4, pretrained_cfg_overlay=dict(state_dict=other.state_dict()))
         model = timm.create_model('perceiver_base', pretrained=True, compat='lucidrains', **given)
         return _ours(model.eval().to(device))
-    other = _perceiver_pytorch().to(device)
+    torch.manual_seed(0)
+    pixels = dict(num_freq_bands=64, max_freq=224.0)
+    latents = dict(depth=8, num_latents=512, latent_dim=1024, weight_tie_layers=True, self_per_cross_attn=6)
+    heads = dict(cross_heads=1, latent_heads=8, cross_dim_head=261, latent_dim_head=128)
+    other = reference.randomize(Perceiver(**pixels, **latents, **heads)).eval().to(device)
     bias = other.layers[-1].cross_attn.norm_context.bias
     return Network(other, lambda x: other(x.movedim(1, -1)), other.latents, bias)  # channels last there
 
 
 def _inference(size: int, build: Build, device: str) -> Call:
-    network, x = build(device), _images(device, size)
+    network, x = build(device), images(1, device, size)
     network.model.eval()
     return torch.inference_mode()(lambda: network.logits(x))
 
@@ -116,7 +93,7 @@ def _step(scale: float, build: Build, device: str) -> Call:
     Compared are gradients of the latents and of a bias that all keys and values depend on: they pass through queries,
     keys, values and all blocks. The bias's is sorted, as implementations order the channels of positions differently.
     """
-    network, x = build(device), _images(device, 224)
+    network, x = build(device), images(1, device)
     network.model.train()
 
     def call() -> torch.Tensor:
@@ -137,14 +114,14 @@ def _parts(model: nn.Module) -> Tuple[Callable[[torch.Tensor], Any], Callable[[A
 
 
 def _image_to_latents(size: int, build: Build, device: str) -> Call:
-    (prepare, attend), x = _parts(build(device).model.eval()), _images(device, size)
+    (prepare, attend), x = _parts(build(device).model.eval()), images(1, device, size)
     return torch.inference_mode()(lambda: attend(prepare(x)))
 
 
 def _cross_attend(build: Build, device: str) -> Call:
     prepare, attend = _parts(build(device).model.eval())
     with torch.inference_mode():
-        prepared = prepare(_images(device, 224))
+        prepared = prepare(images(1, device))
     return torch.inference_mode()(lambda: attend(prepared))
 
 

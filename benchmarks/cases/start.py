@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import timm_extra  # noqa: F401
+from tests.reference.perceiver import PUBLISHED
 
 from ..case import OURS, Call, Case, Implementation, Ready
 
@@ -39,8 +40,6 @@ def _timm(name: str) -> Implementation:
 def _transformers() -> nn.Module:
     from transformers import PerceiverConfig, PerceiverForImageClassificationFourier
 
-    from tests.reference.perceiver import PUBLISHED
-
     return PerceiverForImageClassificationFourier(PerceiverConfig(**PUBLISHED))
 
 
@@ -54,13 +53,11 @@ IMPORTS = {
     OURS: Implementation('import timm_extra, where timm has been imported', partial(_import, 'timm', 'timm_extra')),
     'timm': Implementation('import timm, where torch has been imported', partial(_import, 'torch', 'timm'), True),
 }
-FOURIER = Implementation(
-    'the Fourier classifier from its config', partial(_create, _transformers), True, 'transformers'
-)
+HF = Implementation('the Fourier classifier from its config', partial(_create, _transformers), True, 'transformers')
 GLOM = Implementation("glom-pytorch's Glom of the same size", partial(_create, _glom), True, 'glom_pytorch')
 CREATED = {
     'ceit_small': ('deit', _timm('deit_small_patch16_224')),
-    'perceiver_io_base': ('transformers', FOURIER),
+    'perceiver_io_base': ('transformers', HF),
     'glom_base': ('glom-pytorch', GLOM),
 }
 CASES: List[Case] = [

@@ -13,7 +13,7 @@ import timm
 
 from timm_extra.plot import new_figure
 
-from .common import arguments, load_images, parameters, run_all, train
+from .common import arguments, load_images, run_all, train
 
 SIZE = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=6, num_heads=2)
 VARIANTS = {
@@ -33,7 +33,7 @@ def run(variant: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
     data, test = (load_images(args.data, *split) for split in (('train', args.num_train), ('t10k', 10_000)))
     name, extra = VARIANTS[variant]
     model = timm.create_model(name, **SIZE, **extra)
-    return dict(params=parameters(model), curve=train(model, data, test, RECIPE, args.epochs, seed))
+    return train(model, data, test, RECIPE, args.epochs, seed)
 
 
 def plot(result: Dict[str, Any], path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -57,19 +57,11 @@ def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def train(
     model: torch.nn.Module, data: Data, test: Data, recipe: Dict[str, Any], epochs: int, seed: int
-) -> List[Dict[str, float]]:
+) -> Dict[str, Any]:
     """Train a classifier of (N, 1, 28, 28) by AdamW under a cosine, and test it after every epoch.
 
-    Args:
-        model: The classifier.
-        data: Images and classes to train with, `augment`ed in every batch.
-        test: Images and classes to test with.
-        recipe: `batch_size`, `lr`, `weight_decay`, `warmup_epochs` and, where given, `smoothing` and `clip_grad`.
-        epochs: Passes over the data.
-        seed: Of orders and augmentations.
-
     Returns:
-        For every epoch `top1` in per cent, and `train_seconds` of this thread up to then.
+        `params` and the `curve`: for every epoch `top1` in per cent, and `train_seconds` of this thread up to then.
     """
     task = ClassificationTask(model, criterion_kwargs=dict(smoothing=recipe.get('smoothing', 0.0)), verbose=False)
     optimizer = create_optimizer_v2(model, 'adamw', lr=recipe['lr'], weight_decay=recipe['weight_decay'])
@@ -93,12 +85,7 @@ def train(
             scheduler.step_update(updates)
         seconds += time.thread_time() - begin
         curve.append(dict(top1=accuracy(model, *test), train_seconds=round(seconds, 1)))
-    return curve
-
-
-def parameters(model: torch.nn.Module) -> int:
-    """How many a model has."""
-    return sum(p.numel() for p in model.parameters())
+    return dict(params=sum(p.numel() for p in model.parameters()), curve=curve)
 
 
 def arguments(name: str, about: str, epochs: int, num_train: int) -> argparse.Namespace:

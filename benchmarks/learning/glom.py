@@ -16,7 +16,7 @@ from timm_extra.plot import island_sheet
 from timm_extra.pretrain import PretrainConfig, checkpoints, pretrain
 from timm_extra.pretrain.tasks import Denoise
 
-from .common import MEAN, STD, arguments, load_images, parameters, run_all, train
+from .common import MEAN, STD, arguments, load_images, run_all, train
 
 MODELS = {
     'classes': dict(img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=128, num_levels=3),
@@ -86,7 +86,8 @@ def denoise(
     noisy = test + torch.randn_like(test)
     denoised = torch.cat([task.denoise(part) for part in noisy.split(100)])
     found = dict(identity=psnr(noisy, test), blur=blurred(noisy, test), ours=psnr(denoised, test))
-    return dict(NOISE, epochs=epochs, train_seconds=round(seconds, 1), psnr=found)
+    params = sum(p.numel() for p in model.parameters())
+    return dict(NOISE, params=params, epochs=epochs, train_seconds=round(seconds, 1), psnr=found)
 
 
 def run(kind: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
@@ -99,9 +100,9 @@ def run(kind: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
     if kind == 'noise':
         found = denoise(model, data[0], test[:2000], seed, args)
     else:
-        found = dict(CLASSES, curve=train(model, data, (test, classes), CLASSES, args.epochs, seed))
+        found = dict(CLASSES, **train(model, data, (test, classes), CLASSES, args.epochs, seed))
     sheets(model, test, args.out / f'glom-{kind}-after.png')
-    return dict(found, params=parameters(model), islands=dict(before=before, after=islands(model, test[:500])))
+    return dict(found, islands=dict(before=before, after=islands(model, test[:500])))
 
 
 if __name__ == '__main__':

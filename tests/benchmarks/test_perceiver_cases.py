@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.cases.perceiver import CASES, _built
 from benchmarks.runner import run_case
-from tests.reference import perceiver as peers
+from tests.reference import perceiver as reference
 
 BY_NAME = {case.name: case for case in CASES}
 INFERENCE, STEP = 'perceiver/io_small/inference', 'perceiver/io_small/training-step'
@@ -27,7 +27,7 @@ def test_equal_networks_agree(name):
     ],
 )
 def test_a_weight_that_differs_by_a_hundredth_is_noticed(name, weight, monkeypatch):
-    converted = peers.with_weights_of
+    converted = reference.with_weights_of
 
     def changed(*args, **kwargs):
         model = converted(*args, **kwargs)
@@ -35,7 +35,7 @@ def test_a_weight_that_differs_by_a_hundredth_is_noticed(name, weight, monkeypat
             model.get_parameter(weight).mul_(1.01)
         return model
 
-    monkeypatch.setattr(peers, 'with_weights_of', changed)
+    monkeypatch.setattr(reference, 'with_weights_of', changed)
     _built.cache_clear()
     (row,) = run_case(BY_NAME[name], 'cpu', 1, quick=True)
     _built.cache_clear()

@@ -10,33 +10,28 @@ import torch
 
 from .case import Case
 from .environment import environment, settle, slug
-from .report import COLUMNS, RESULTS, stating, write_report
+from .report import COLUMNS, RESULTS, write_report
 from .results import Result, write
 from .roofline import measured_peak
 from .runner import Row, run_case
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'a whole number of at least 1 is needed, not {text!r}')
-    return int(text)
-
-
 def arguments(argv: List[str]) -> argparse.Namespace:
     """Parse a command line."""
     parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__)
-    parser.add_argument('verb', nargs='?', choices=['report'], help='write the report of --out and the pages anew')
+    parser.add_argument('verb', nargs='?', choices=['report'], help='write the report of a folder of results anew')
     parser.add_argument('--only', nargs='+', default=[''], metavar='PART', help='cases whose name contains a PART')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument(
-        '--rounds', type=_positive, default=20, help='most samples of each implementation (%(default)s)'
-    )
+    parser.add_argument('--rounds', type=int, default=20, help='most samples of each implementation (%(default)s)')
     parser.add_argument('--quick', action='store_true', help='compare results, measure nothing, leave out large cases')
     parser.add_argument(
         '--out', type=Path, metavar='FOLDER', help='for a JSON named after the processor, and the report'
     )
     parser.add_argument('--list', action='store_true', help='list the cases and their implementations')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f'--rounds must be at least 1, not {args.rounds}')
+    return args
 
 
 def _printed(row: Row, result: Result) -> str:
@@ -90,7 +85,7 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
     args = arguments(sys.argv[1:] if argv is None else argv)
     try:
         if args.verb == 'report':
-            print('\n'.join(map(str, write_report(args.out or RESULTS, () if args.out else stating()))))
+            print('\n'.join(map(str, write_report(args.out or RESULTS))))
             return 0
         if cases is None:
             from .cases import CASES as cases

@@ -95,9 +95,8 @@ def where(results: Results) -> List[str]:
         about = result['environment']
         load = [about[key] for key in ('load_at_start', 'load_at_end')]
         said = 'load not recorded' if None in load else f'load {load[0]:g} at the start and {load[1]:g} at the end'
-        commit = about['commit'][:10] + about['commit'][40:]
-        date = about['date'][:10]
-        lines.append(f'- {name}: {about["processor"]}, {about["threads"]} threads, {said}; {date}, commit {commit}')
+        when = f'{about["date"][:10]}, commit {about["commit"][:10]}{about["commit"][40:]}'
+        lines.append(f'- {name}: {about["processor"]}, {about["threads"]} threads, {said}; {when}')
     return lines
 
 
@@ -160,21 +159,22 @@ def splice(text: str, results: Results, folder: Path) -> str:
     return SECTION.sub(filled, text)
 
 
-def write_report(folder: Path, pages: Sequence[Path] = ()) -> List[Path]:
-    """Write the report of a folder of results into it, with pictures, fill the sections of pages, and say what was."""
+def write_report(folder: Path) -> List[Path]:
+    """Write the report of a folder of results into it, with pictures, and say what was written.
+
+    Of the committed results the sections of pages in docs are filled as well.
+    """
     results = load(folder)
-    texts = {page: splice(page.read_text(encoding='utf-8'), results, page.resolve().parent) for page in pages}
-    texts = {folder / 'README.md': '\n'.join(markdown(results)) + '\n', **texts}
+    texts = {folder / 'README.md': '\n'.join(markdown(results)) + '\n'}
+    for page in sorted((ROOT / 'docs').glob('*.md')) if folder.resolve() == RESULTS else ():
+        text = page.read_text(encoding='utf-8')
+        if SECTION.search(text):
+            texts[page] = splice(text, results, page.parent)
+    for page, text in texts.items():
+        with atomic_file(page) as aside:
+            aside.write_text(text, encoding='utf-8')
     for file, (_, select, draw) in PICTURES.items():
         (folder / file).unlink(missing_ok=True)
         if select(results):
             draw(results, folder / file)
-    for page, text in texts.items():
-        with atomic_file(page) as aside:
-            aside.write_text(text, encoding='utf-8')
     return list(texts)
-
-
-def stating() -> List[Path]:
-    """Pages that state figures of the committed results."""
-    return [page for page in sorted((ROOT / 'docs').glob('*.md')) if SECTION.search(page.read_text(encoding='utf-8'))]

@@ -5,11 +5,5 @@ from typing import List
 from ..case import Case
 from . import ceit, glom, operations, perceiver, pretraining, start
 
-CASES: List[Case] = [
-    *start.CASES,
-    *ceit.CASES,
-    *perceiver.CASES,
-    *glom.CASES,
-    *pretraining.CASES,
-    *operations.CASES,
-]
+MODULES = (start, ceit, perceiver, glom, pretraining, operations)
+CASES: List[Case] = [case for module in MODULES for case in module.CASES]

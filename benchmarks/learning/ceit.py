@@ -56,11 +56,6 @@ def plot(result: Dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Run what the command line says."""
+if __name__ == '__main__':
     args = arguments('ceit', __doc__.splitlines()[0], epochs=8, num_train=10_000)
     plot(run_all('ceit', run, list(VARIANTS), args, model=SIZE, recipe=RECIPE), args.out / 'ceit.png')
-
-
-if __name__ == '__main__':
-    main()

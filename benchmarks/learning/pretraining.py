@@ -72,11 +72,6 @@ def draw(runs: List[Dict[str, Any]], file: Path) -> None:
     figure.savefig(file)
 
 
-def main() -> None:
-    """Run what the command line says."""
+if __name__ == '__main__':
     args = arguments('pretraining', __doc__, epochs=20, num_train=10_000)
     draw(run_all('pretraining', run, list(HEADS), args, recipe=RECIPE)['runs'], args.out / 'pretraining.png')
-
-
-if __name__ == '__main__':
-    main()

@@ -208,7 +208,7 @@ def test_files_are_named_after_processors():
 
 
 @pytest.mark.parametrize(
-    'argv, named', [(['--only', 'nosuch'], "'nosuch'"), (['--rounds', '0'], "not '0'"), (['--help'], 'report')]
+    'argv, named', [(['--only', 'nosuch'], "'nosuch'"), (['--rounds', '0'], 'not 0'), (['--help'], 'report')]
 )
 def test_the_command_names_what_it_cannot_do(argv, named, capsys):
     try:

@@ -1,7 +1,7 @@
 # make demo        train, reload and draw a small CeiT     make lint        format and static checks
 # make test        everything CI runs                      make format      format and sort imports
 # make test-fast   the tests that take seconds             make timm-suite  timm's own tests on our models
-# make test ARGS='-k leff -x'   a part of the tests        make bench       measure against the peers
+# make test ARGS='-k leff -x'   a part of the tests        make bench       measure against the originals
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,7 +45,7 @@ timm-suite: $(INSTALLED)
 	$(BIN)/python tests/timm_suite/run.py $(ARGS)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks --out output/bench.json $(ARGS)
+	$(BIN)/python -m benchmarks --out output/bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist output

@@ -1,16 +1,15 @@
-"""Where something was measured."""
+"""Where something was measured, and equal terms for all who are."""
 
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Dict
 
 import torch
-
-from .alone import memory_limit
 
 PACKAGES = (
     'torch',
@@ -24,49 +23,54 @@ PACKAGES = (
 )
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return 'not installed'
+def settle() -> None:
+    """float32 is float32, on GPUs too."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _memory() -> int:
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def memory_limit() -> float:
+    """Bytes of data that a fresh process may hold on a CPU: it shall fail before the machine does."""
+    return min(20 * 2**30, 0.8 * _memory())
+
+
+def processor(device: str = 'cpu') -> str:
+    """Name of the CPU or GPU."""
+    if device == 'cuda':
+        return torch.cuda.get_device_name()
+    about = Path('/proc/cpuinfo')
+    found = re.search(r'model name\s*:\s*(.+)', about.read_text()) if about.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def slug(processor: str) -> str:
+    """Name of a processor as that of a file: 'Intel(R) Xeon(R) Processor' is 'intel-xeon'."""
+    plain = re.sub(r'\(\w+\)|\b(Processor|CPU)\b|@.*', ' ', processor)
+    return '-'.join(re.findall(r'[a-z0-9]+', plain.lower()))
 
 
 def _commit() -> str:
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ['git', *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git('rev-parse', 'HEAD') + (' with changes' if git('status', '--porcelain') else '')
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'
-
-
-def _processor() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> Dict[str, float]:
-    """What the machine has, and what a process that runs one side may hold."""
-    whole = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return dict(memory_gib=round(whole / 2**30, 1), limit_gib=round(memory_limit() / 2**30, 1))
+    here = dict(cwd=Path(__file__).parent, capture_output=True, text=True)
+    commit, changes = (subprocess.run(['git', *a.split()], **here).stdout for a in ('rev-parse HEAD', 'status -s'))
+    return commit.strip() + (' with changes' if changes else '')
 
 
 def environment(device: str = 'cpu') -> Dict[str, Any]:
-    """Versions, device, threads, commit and time, for a result file; of a CPU the memory too."""
+    """Processor, threads, load, memory, versions, commit and date."""
+    installed = {package.metadata['Name']: package.version for package in distributions()}
     return dict(
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         commit=_commit(),
-        device=torch.cuda.get_device_name() if device == 'cuda' else _processor(),
+        processor=processor(device),
+        device=device,
         threads=torch.get_num_threads(),
-        **(_memory() if device == 'cpu' else {}),
+        load_at_start=round(os.getloadavg()[0], 2),  # processes that ran or waited in the last minute
+        memory_gib=round(_memory() / 2**30, 1),
+        limit_gib=round(memory_limit() / 2**30, 1),
         python=platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **{package: installed.get(package, 'not installed') for package in PACKAGES},
     )

@@ -1,160 +1,180 @@
-"""Results as Markdown: what was asked, ratios to the peers, growth over sizes, shares, floors."""
+"""Results of all processors side by side: a report with pictures, and the sections of pages that state figures."""
 
-from typing import Any, Dict, List
+import math
+import os
+import re
+import statistics
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
-from . import asked, floors
-from .rows import Result, Row, at, groups, has_peers, is_same, names, table_cell, time_text, where
-from .rows import reason as reason_of
+from timm_extra._files import atomic_file
 
+from .plots import PICTURES
+from .results import Result, groups, load, time_text, times
+from .roofline import RULES, Work, roofline
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+SECTION = re.compile(r'(<!-- benchmarks: (\S+) -->\n).*?(<!-- /benchmarks -->)', re.DOTALL)
+SUMMARY = 'summary'  # the section with pictures and all families; others are named by the beginning of their cases
 RATIO = (
-    'Speed is the time of the peer over ours, of rounds in which the sides take turns: the median, and the 10th to '
-    '90th percentile; above 1 ours is faster.'
+    'The ratio is the time of the other implementation over ours, in rounds in which they take turns: the median, and '
+    'the 10th to 90th percentile. Above 1 ours is faster, below 1 slower. Memory is the peak beyond weights and '
+    'inputs, ours / other. Of a baseline, another computation of like purpose, the result is not compared.'
 )
 HOW_TO_READ = (
-    f'{RATIO} Results are compared with the reference first, and no speed is told of a wrong one. A yardstick is '
-    'another computation of like purpose, whose result is not compared. Extra peak memory is what a call needs beyond '
-    'weights and inputs.'
+    f'{RATIO} Results are compared before anything is timed, and a wrong one has no time. Memory, and times over '
+    'pixels, are those of a fresh process. The roofline is the time that counted work takes at best on the '
+    f'processor as measured; what stays in caches can beat it. {RULES}'
 )
-SPEEDS = ['| case | against | ours | peer | speed | extra peak memory |', '|---|---|---|---|---|---|']
+Results = Dict[str, Result]
+Row = Dict[str, Any]
 
 
-def markdown(result: Result, only: str = '') -> List[str]:
-    """A result file as a report.
-
-    Args:
-        result: What a result file holds.
-        only: Rows whose name contains this.
-
-    Returns:
-        Lines of Markdown.
-    """
-    rows = [row for row in result['rows'] if only in row['name']]
-    lines = [f'# Benchmarks: {where(result)}', '', _versions(result['environment']), '', HOW_TO_READ]
-    lines += asked.section(rows, result.get('slopes', {}))
-    families: Dict[str, List[Row]] = {}
-    for row in rows:
-        if row['kind'] == 'speed' and 'over' not in row:
-            families.setdefault(row['name'].split('/')[0], []).append(row)
-    for family, members in families.items():
-        lines += ['', f'## {family}', '', *SPEEDS]
-        lines += [line for row in members for line in _speed_lines(row)]
-        lines += ['', *(_words(row) for row in members)]
-    for group, members in groups(rows).items():
-        lines += _axis_section(group, members, result.get('slopes', {}).get(group, {}))
-    lines += _share_section([row for row in rows if row['kind'] == 'share'])
-    if any('work' in row for row in rows):
-        lines += ['', '## Least times', '', *floors.sheet(dict(result, rows=rows))]
-    return lines
+def _ratio(row: Row, result: Result) -> str:
+    if row['correct'] is False or 'ratio' not in row:
+        return row.get('error', '–').replace('|', r'\|').replace('<', '&lt;')
+    ratio = row['ratio']
+    return f'{ratio["median"]:.2f}×' + (f' ({ratio["p10"]:.2f} to {ratio["p90"]:.2f})' if 'rounds' in row else '')
 
 
-def _versions(about: Dict[str, Any]) -> str:
-    said = {key: value for key, value in about.items() if key not in ('date', 'device', 'threads', 'commit')}
-    memory, limit = said.pop('memory_gib', None), said.pop('limit_gib', None)
-    versions = ', '.join(f'{package} {number}' for package, number in said.items())
-    room = f', of which a process may hold {limit:g}' if limit else ''
-    return (f'{memory:g} GiB of memory{room}; ' if memory else '') + versions
+def _both(row: Row, key: str, form: Callable[[float], str]) -> str:
+    values = [form(row[k]) if k in row else '–' for k in (key, f'against_{key}')]
+    return '–' if values == ['–', '–'] else ' / '.join(values)
 
 
-def _spread(ratio: Dict[str, float], rounds: bool) -> str:
-    """A ratio with its spread over the rounds, where there were any."""
-    return f'{ratio["median"]:.2f}×' + (f' ({ratio["p10"]:.2f} to {ratio["p90"]:.2f})' if rounds else '')
+def _roofline(row: Row, result: Result) -> str:
+    work = result['cases'][row['case']].get('work')
+    if not work or 'ms' not in row:
+        return '–'
+    seconds, bound = roofline(Work(*work), Work(**result['peak']))
+    return f'{row["ms"] / (1e3 * seconds):.1f}× {time_text(1e3 * seconds)} ({bound})'
 
 
-def _memory(ours: Dict[str, Any], peer: Dict[str, Any]) -> str:
-    if 'peak_mib' not in ours or 'peak_mib' not in peer:
-        return 'not measured' if 'memory_failed' in ours or 'memory_failed' in peer else '–'
-    return f'{ours["peak_mib"]:,.0f} instead of {peer["peak_mib"]:,.0f} MiB'
+COLUMNS: Dict[str, Callable[[Row, Result], str]] = {
+    'ratio': _ratio,
+    'time': lambda row, result: _both(row, 'ms', time_text),
+    'memory, MiB': lambda row, result: _both(row, 'peak_mib', '{:,.0f}'.format),
+    'ours over the roofline': _roofline,
+}
 
 
-def _speed_lines(row: Row) -> List[str]:
-    """Lines of a table: one for every peer, or a single one that says why ours has no time."""
-    case, ours = f'`{row["name"]}`', row['sides']['ours']
-    reason = reason_of(row, 'ours')
-    peers = {name: side for name, side in row['sides'].items() if name != 'ours'}
-    if reason:
-        return [f'| {case} | {row["reference"] or "–"} | – | – | {table_cell(f"ours {reason}")} | – |']
-    if not peers:
-        return [f'| {case} | – | {time_text(ours["ms"]["median"])} | – | – | – |']
+def table(results: Results, cases: Sequence[str], columns: Sequence[str]) -> List[str]:
+    """Lines of Markdown: a row for each comparison of some cases, with the columns of each processor."""
+    rows: Dict[Tuple[str, str], Dict[str, Row]] = {}
+    for processor, result in results.items():
+        for row in result['rows']:
+            if row['case'] in cases:
+                rows.setdefault((row['case'], row['against']), {})[processor] = row
+    rows = dict(sorted(rows.items(), key=lambda item: cases.index(item[0][0])))
+    cells: Dict[str, List[str]] = {'case': [f'`{case}`' for case, _ in rows], 'against': []}
+    for (_, against), found in rows.items():
+        baseline = all(row['correct'] is None and 'error' not in row for row in found.values())
+        cells['against'].append(f'{against}, a baseline' if baseline else against)
+    for processor, result in results.items():
+        for column in columns:
+            shown = [
+                COLUMNS[column](found[processor], result) if processor in found else '–' for found in rows.values()
+            ]
+            if set(shown) != {'–'}:
+                cells[f'{processor}: {column}'] = shown
+    lines = [list(cells), ['---'] * len(cells), *zip(*cells.values(), strict=True)]
+    return [f'| {" | ".join(line)} |' for line in lines]
+
+
+def _names(results: Results, prefix: str = '') -> List[str]:
+    """Names of all cases that are on no axis, in order."""
+    cases = {name: case for result in results.values() for name, case in result['cases'].items()}
+    return [name for name, case in cases.items() if 'axis' not in case and name.startswith(prefix)]
+
+
+def where(results: Results) -> List[str]:
+    """A line for each processor: when, how many threads and at which load."""
     lines = []
-    for name, side in peers.items():
-        against = name if is_same(side) else f'{name}, a yardstick'
-        cells = [case, against, time_text(ours['ms']['median'])]
-        if 'speed' in side:
-            cells += [time_text(side['ms']['median']), _spread(side['speed'], 'rounds' in row), _memory(ours, side)]
-        else:
-            cells += ['–', table_cell(reason_of(row, name)), '–']
-        lines.append(f'| {" | ".join(cells)} |')
+    for name, result in results.items():
+        about = result['environment']
+        load = [about[key] for key in ('load_at_start', 'load_at_end')]
+        said = 'load not recorded' if None in load else f'load {load[0]:g} at the start and {load[1]:g} at the end'
+        when = f'{about["date"][:10]}, commit {about["commit"][:10]}{about["commit"][40:]}'
+        lines.append(f'- {name}: {about["processor"]}, {about["threads"]} threads, {said}; {when}')
     return lines
 
 
-def _words(row: Row) -> str:
-    """What the sides of a row are."""
-    said = '; '.join(f'{name}: {side["words"]}' for name, side in row['sides'].items())
-    how = f'{row["rounds"]} rounds' if 'rounds' in row else 'each side in a process of its own'
-    if row['correct'] and not row['reference'] and has_peers(row):
-        how += '; no peer was left to compare the result with'
-    return f'- `{row["name"]}` ({how}): {said}'
+def _growth(results: Results, names: List[str]) -> Iterator[str]:
+    """Slopes of log time over the log of the axis, of three points or more."""
+    for processor, result in results.items():
+        slopes = []
+        for who, points in times(result, names).items():
+            if len(points) > 2:
+                logs = [[math.log(v) for v in values] for values in (points, points.values())]
+                slopes.append(f'{who} {statistics.linear_regression(*logs).slope:.2f}')
+        if slopes:
+            yield f'Time grows to the power of, on {processor}: {", ".join(slopes)}.'
 
 
-def _axis_section(group: str, rows: List[Row], slopes: Dict[str, Any]) -> List[str]:
-    """Times and memory of all sides over the axis of a group."""
-    sides, axis = names(rows), rows[0]['over']['axis']
-    lines = ['', f'## {group}, over {axis}', '', f'| {axis} | {" | ".join(sides)} |', '|---' * (len(sides) + 1) + '|']
-    for row in rows:
-        cells = [_axis_cell(row, name) if name in row['sides'] else '–' for name in sides]
-        lines.append(f'| {at(axis, row["over"]["value"])} | {" | ".join(cells)} |')
-    if slopes:
-        found = [f'{slopes[name]:.2f}' if name in slopes else '–' for name in sides]
-        lines.append(f'| slope | {" | ".join(found)} |')
-    if any('rounds' not in row and row['correct'] for row in rows):
-        lines += ['', 'Each side in a process of its own: times of a warm call, where two are not too long.']
-    return [*lines, '', _words(rows[0])]
+def markdown(results: Results) -> List[str]:
+    """The report, in lines."""
+    lines = ['# Results of the benchmarks', '', *where(results), '', HOW_TO_READ, '', *_pictures(results, '')]
+    words = {n: case['implementations'] for r in results.values() for n, case in r['cases'].items()}
+    parts: Dict[str, List[str]] = {}
+    for name in _names(results):
+        parts.setdefault(name.split('/')[0], []).append(name)
+    over = groups(list(results.values()))
+    for part, names in {**parts, **over}.items():
+        lines += [f'## {part}', '', *table(results, names, list(COLUMNS)), '']
+        lines += [*(_growth(results, names) if part in over else ()), '']
+        for name in names[:1] if part in over else names:
+            lines.append(f'- `{name}`: ' + '; '.join(f'{who}: {what}' for who, what in words[name].items()))
+        lines.append('')
+    return lines[:-1]
 
 
-def _axis_cell(row: Row, name: str) -> str:
-    side, reason = row['sides'][name], reason_of(row, name)
-    if reason:
-        return table_cell(reason)
-    memory = f', {side["peak_mib"]:,.0f} MiB' if 'peak_mib' in side else ''
-    alone = name == 'ours' and row['reference'] is None
-    return time_text(side['ms']['median']) + memory + (' (no peer to compare the result with)' if alone else '')
+def _pictures(results: Results, beside: str) -> Iterator[str]:
+    for file, (title, select, _) in PICTURES.items():
+        if select(results):
+            yield from (f'![{title}]({Path(beside, file).as_posix()})', '')
 
 
-def _share_section(rows: List[Row]) -> List[str]:
-    """How much of a whole its parts take."""
-    if not rows:
-        return []
-    lines = ['', '## Shares', '', '| case | part | the whole takes | the part takes | share |', '|---|---|---|---|---|']
-    for row in rows:
-        whole, reason = row['sides']['ours'], reason_of(row, 'ours')
-        if reason:
-            lines.append(f'| `{row["name"]}` | – | – | – | {table_cell(f"the whole {reason}")} |')
-            continue
-        for name, side in row['sides'].items():
-            if 'speed' in side:
-                low, median, high = (100 * side['speed'][k] for k in ('p10', 'median', 'p90'))
-                share = f'{median:.1f} % ({low:.1f} to {high:.1f})'
-                times = f'{time_text(whole["ms"]["median"])} | {time_text(side["ms"]["median"])}'
-                lines.append(f'| `{row["name"]}` | {name} | {times} | {share} |')
-            elif name != 'ours':
-                lines.append(f'| `{row["name"]}` | {name} | – | – | {table_cell(reason_of(row, name))} |')
-    return [*lines, '', *(_words(row) for row in rows)]
+def splice(text: str, results: Results, folder: Path) -> str:
+    """A page in a folder with the figures of the committed results in all its sections.
 
+    A section is what lies between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`: pictures and a table of all
+    families where NAME is 'summary', a table of the cases whose name begins with NAME elsewhere.
 
-def table(rows: List[Row]) -> List[str]:
-    """Ratios to the peers that compute the same, a line for each.
-
-    Args:
-        rows: Correct rows of a result file.
-
-    Returns:
-        Lines of Markdown.
+    Raises:
+        ValueError: A section has no end, or no row belongs to it.
     """
-    lines = ['| case | against | speed | extra peak memory |', '|---|---|---|---|']
-    for row in rows:
-        ours = row['sides']['ours']
-        for name, side in row['sides'].items():
-            if name != 'ours' and is_same(side):
-                speed = _spread(side['speed'], True) if 'speed' in side else table_cell(reason_of(row, name))
-                lines.append(f'| `{row["name"]}` | {name} | {speed} | {_memory(ours, side)} |')
-    return lines
+    if len(SECTION.findall(text)) != text.count('<!-- benchmarks: '):
+        raise ValueError('a section has no <!-- /benchmarks -->')
+
+    def filled(match: 're.Match[str]') -> str:
+        every = match[2] == SUMMARY
+        names = _names(results, '' if every else match[2])
+        if not names:
+            raise ValueError(f'no row belongs to the section {match[2]!r}')
+        pictures = _pictures(results, os.path.relpath(RESULTS, folder)) if every else ()
+        lines = [match[1], *where(results), '', RATIO, '', *pictures, *table(results, names, ('ratio', 'memory, MiB'))]
+        return '\n'.join([*lines, '', match[3]])
+
+    return SECTION.sub(filled, text)
+
+
+def write_report(folder: Path) -> List[Path]:
+    """Write the report of a folder of results into it, with pictures, and say what was written.
+
+    Of the committed results the sections of pages in docs are filled as well.
+    """
+    results = load(folder)
+    texts = {folder / 'README.md': '\n'.join(markdown(results)) + '\n'}
+    for page in sorted((ROOT / 'docs').glob('*.md')) if folder.resolve() == RESULTS else ():
+        text = page.read_text(encoding='utf-8')
+        if SECTION.search(text):
+            texts[page] = splice(text, results, page.parent)
+    for page, text in texts.items():
+        with atomic_file(page) as aside:
+            aside.write_text(text, encoding='utf-8')
+    for file, (_, select, draw) in PICTURES.items():
+        (folder / file).unlink(missing_ok=True)
+        if select(results):
+            draw(results, folder / file)
+    return list(texts)

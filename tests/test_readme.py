@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import pages
-from benchmarks.files import load
-from benchmarks.peers.ceit import OfficialCeiT
+from benchmarks import report
+from benchmarks.results import load
+from tests.reference.ceit import OfficialCeiT
 from timm_extra.models.info import list_names, model_info
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-RESULT = ROOT / 'benchmarks' / 'results' / 'cpu.json'
+RESULTS = ROOT / 'benchmarks' / 'results'
 MODELS = (ROOT / 'docs' / 'models.md').read_text()
 STATING = [ROOT / 'docs' / 'benchmarks.md', ROOT / 'docs' / 'glom.md', ROOT / 'docs' / 'pretraining.md']
 BLOCKS = [
@@ -55,42 +55,40 @@ def test_the_model_table_states_what_is_counted(name):
 @pytest.mark.parametrize('page', STATING, ids=lambda page: page.stem)
 def test_stated_speeds_are_those_committed(page):
     text = page.read_text()
-    assert text == pages.splice(text, load(RESULT), RESULT, page.parent)
+    assert text == report.splice(text, load(RESULTS), page.parent)
 
 
 def test_speeds_in_the_readme_are_those_committed():
-    rows = {row['name']: row for row in load(RESULT)['rows']}
+    rows = {row['case']: row for row in load(RESULTS)['intel-xeon']['rows'] if row['correct']}
     stated = re.findall(r'(\d+\.\d)× as fast[^(]*\(`([\w/-]+)`\)', README)
     assert len(stated) == 3
     for speed, name in stated:
-        sides = rows[name]['sides']
-        (peer,) = [s for key, s in sides.items() if key != 'ours' and s.get('same', True)]
-        assert f'{peer["speed"]["median"]:.1f}' == speed, name
+        assert f'{rows[name]["ratio"]["median"]:.1f}' == speed, name
 
 
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 150
 
 
-def test_the_committed_report_is_of_the_committed_result():
-    assert RESULT.with_suffix('.md').read_text().splitlines() == pages.page(load(RESULT), RESULT)
+def test_the_committed_report_is_of_the_committed_results():
+    assert (RESULTS / 'README.md').read_text().splitlines() == report.markdown(load(RESULTS))
 
 
 def test_stated_learning_is_what_was_measured():
-    runs = json.loads((ROOT / 'benchmarks' / 'results' / 'learning-fashion-mnist.json').read_text())['runs']
+    runs = json.loads((RESULTS / 'learning' / 'ceit.json').read_text())['runs']
     page = (ROOT / 'docs' / 'learning.md').read_text().splitlines()
 
     def mean(curves, epoch, key):
         return sum(c[epoch][key] for c in curves) / len(curves)
 
-    for variant in dict.fromkeys(r['variant'] for r in runs):
-        curves = [r['curve'] for r in runs if r['variant'] == variant]
+    for variant in dict.fromkeys(r['kind'] for r in runs):
+        curves = [r['curve'] for r in runs if r['kind'] == variant]
         row = next(line for line in page if re.match(rf'\| {re.escape(variant)}( instead of I2T)? \|', line))
         cells = [c.strip() for c in row.split('|')[2:-1]]
         last = mean(curves, -1, 'top1')
         seeds = ', '.join(f'{c[-1]["top1"]:.1f}' for c in curves)
         assert cells == [
-            f'{next(r["params"] for r in runs if r["variant"] == variant):,}',
+            f'{next(r["params"] for r in runs if r["kind"] == variant):,}',
             f'{mean(curves, 1, "top1"):.1f}',
             f'{last:.1f} ({seeds})',
             f'{mean(curves, -1, "train_seconds"):.0f}',
@@ -100,9 +98,8 @@ def test_stated_learning_is_what_was_measured():
 
 
 def test_stated_pretraining_is_what_was_measured():
-    results = ROOT / 'benchmarks' / 'results'
     page = (ROOT / 'docs' / 'pretraining.md').read_text().splitlines()
-    runs = {r['method']: r for r in json.loads((results / 'pretraining-fashion-mnist.json').read_text())['runs']}
+    runs = {r['kind']: r for r in json.loads((RESULTS / 'learning' / 'pretraining.json').read_text())['runs']}
     byol = runs['byol']
     for name, found in (
         ('the network at random', byol['random']),
@@ -115,9 +112,8 @@ def test_stated_pretraining_is_what_was_measured():
 
 
 def test_stated_glom_results_are_what_was_measured():
-    results = ROOT / 'benchmarks' / 'results'
     page = (ROOT / 'docs' / 'glom.md').read_text().splitlines()
-    runs = {r['kind']: r for r in json.loads((results / 'glom-fashion-mnist.json').read_text())['runs']}
+    runs = {r['kind']: r for r in json.loads((RESULTS / 'learning' / 'glom.json').read_text())['runs']}
     classes, noise = runs['classes'], runs['noise']
     top1 = classes['curve'][-1]
     minutes = f'{top1["train_seconds"] / 60:.0f} minutes'

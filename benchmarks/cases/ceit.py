@@ -1,4 +1,4 @@
-"""CeiT against the paper's modules in plain PyTorch with the same weights, and against timm's DeiT as a yardstick."""
+"""CeiT against the paper's modules in plain PyTorch with the same weights, and against timm's DeiT as a baseline."""
 
 from functools import partial
 from typing import Callable, List
@@ -8,21 +8,18 @@ import torch
 from torch import nn
 
 import timm_extra  # noqa: F401
+from tests.reference.ceit import OfficialCeiT, randomize
 
-from ..harness import Asked, Call, Case, Side
-from ..peers.ceit import OfficialCeiT, randomize
+from ..case import OURS, Call, Case, Implementation, images
 
 BATCH = 4
+SETTING = f'batch {BATCH} at 224 × 224'
 SCALE = 1e4  # of gradients, to be of the size of one
 SIZES = {'tiny': (192, 3), 'small': (384, 6)}  # width and heads
 PLAIN = (
     "the paper's modules in plain PyTorch: 1×1 convolutions on NCHW maps with permutes, explicit attention "
     'matrices, unfused BatchNorm, all tokens in all blocks'
 )
-
-
-def _images(device: str) -> torch.Tensor:
-    return torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _plain(size: str) -> nn.Module:
@@ -37,18 +34,14 @@ def _ours(size: str, fuse: bool = False) -> nn.Module:
     return model.fuse() if fuse else model
 
 
-def _deit(size: str) -> nn.Module:
-    return timm.create_model(f'deit_{size}_patch16_224').eval()
-
-
 def _inference(build: Callable[[], nn.Module], device: str) -> Call:
-    model, x = build().to(device), _images(device)
+    model, x = build().to(device).eval(), images(BATCH, device)
     return torch.inference_mode()(lambda: model(x))
 
 
 def _step(build: Callable[[], nn.Module], device: str) -> Call:
     """Forward in training mode and backward; the gradient of what first sees the image."""
-    model, x = build().to(device).train(), _images(device)
+    model, x = build().to(device).train(), images(BATCH, device)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
 
     def call() -> torch.Tensor:
@@ -59,35 +52,25 @@ def _step(build: Callable[[], nn.Module], device: str) -> Call:
     return call
 
 
-def _cases(size: str) -> List[Case]:
-    paper = size == 'small'
-    setting = f'batch {BATCH} at 224 × 224'
-    cases = []
-    for what, run, how in (
-        ('inference', _inference, ''),
-        ('training-step', _step, ', forward in training mode and backward'),
-    ):
-        peers = {
-            'plain': Side(PLAIN, partial(run, partial(_plain, size))),
-            'deit': Side(
-                f"timm's deit_{size}_patch16_224, a network without LeFF and LCA",
-                partial(run, partial(_deit, size)),
-                same=False,
-            ),
-        }
-        cases.append(
-            Case(
-                f'ceit/{size}/{what}',
-                Side(f'ceit_{size} as created{how}, {setting}', partial(run, partial(_ours, size))),
-                peers,
-                atol=1e-4,
-                memory=paper,
-            )
-        )
-    fused = Side(f'ceit_{size} after fuse(), {setting}', partial(_inference, partial(_ours, size, fuse=True)))
-    peers = {'plain': Side(PLAIN, partial(_inference, partial(_plain, size)))}
-    asked = (Asked('speed', 1.25, 'plain'),) if paper else ()
-    return [*cases, Case(f'ceit/{size}/inference/fused', fused, peers, atol=1e-4, asked=asked)]
+def _case(size: str, what: str, how: str, run: Callable[..., Call], fuse: bool = False) -> Case:
+    implementations = {
+        OURS: Implementation(f'ceit_{size} {how}, {SETTING}', partial(run, partial(_ours, size, fuse))),
+        'plain': Implementation(PLAIN, partial(run, partial(_plain, size))),
+    }
+    if not fuse:
+        deit = f'deit_{size}_patch16_224'
+        make = partial(run, partial(timm.create_model, deit))
+        words = f"timm's {deit}, a network without LeFF and LCA"
+        implementations['deit'] = Implementation(words, make, baseline=True)
+    return Case(f'ceit/{size}/{what}', implementations, 1e-4, memory=size == 'small' and not fuse)
 
 
-CASES = [case for size in SIZES for case in _cases(size)]
+CASES: List[Case] = [
+    case
+    for size in SIZES
+    for case in (
+        _case(size, 'inference', 'as created', _inference),
+        _case(size, 'training-step', 'as created, forward in training mode and backward', _step),
+        _case(size, 'inference/fused', 'after fuse()', _inference, fuse=True),
+    )
+]

@@ -1,93 +1,129 @@
-"""Where the time of a pretraining step goes: reading images, making views, the networks."""
+"""Steps of BYOL and SimSiam against byol-pytorch with the same network and heads."""
 
-import io
+import copy
+import random
 from functools import partial
-from typing import Any, Callable, Dict, List, Tuple
+from typing import List, Tuple
 
-import numpy as np
 import timm
 import torch
-from PIL import Image
-from torch.utils.data import Dataset
+from torch import nn
 
-from timm_extra.pretrain.data import Collate, MakeViews, Samples
 from timm_extra.pretrain.tasks import BYOL
 
-from ..harness import Call, Case, Side
+from ..case import OURS, Case, Implementation, Ready
 
-BATCH, SIZE = 16, 224
-PHOTO = (375, 500)  # rows and columns: ImageNet's usual size
-
-
-class Photos(Dataset):
-    """JPEG files in memory, smooth with some noise: about as many bytes as photographs of that size."""
-
-    def __init__(self, count: int):
-        self.files = []
-        for i in range(count):
-            random = np.random.default_rng(i)
-            coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-            smooth = np.asarray(coarse.resize(PHOTO[::-1], Image.Resampling.BICUBIC), dtype=np.float32)
-            noisy = (smooth + random.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-            file = io.BytesIO()
-            Image.fromarray(noisy).save(file, 'JPEG', quality=90)
-            self.files.append(file.getvalue())
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
-        return Image.open(io.BytesIO(self.files[index])), 0
+BATCH, SIZE = 64, 64
+ORIGINAL = 'byol-pytorch'
 
 
-def _step(part: str, device: str) -> Call:
-    """A step of BYOL, or one part of it, in one process and with no reading ahead."""
+def _tasks(use_momentum: bool) -> Tuple[BYOL, nn.Module]:
+    """Our task and byol-pytorch's learner, with equal weights in network, projector, predictor and target."""
+    from byol_pytorch import BYOL as Learner
+
     torch.manual_seed(0)
-    task = BYOL(timm.create_model('resnet18', num_classes=0), input_size=(3, SIZE, SIZE)).to(device).train()
-    for view in task.views:
-        view.cpu()  # where images are read
-    optimizer = torch.optim.SGD(task.trainable_module.parameters(), 1e-3, momentum=0.9)
-    samples, views = Samples(Photos(BATCH), 3), Collate(MakeViews(task.views, seed=0))
+    random.seed(0)  # the learner's constructor makes a forward pass with its augmentations
+    net = timm.create_model('resnet18', num_classes=0)
+    given = dict(hidden_layer='global_pool', use_momentum=use_momentum, use_simplicial_embeddings=False)
+    learner = Learner(copy.deepcopy(net), SIZE, **given)
+    net.load_state_dict(learner.net.state_dict())  # its constructor changed the statistics
+    task = BYOL(net, input_size=(3, SIZE, SIZE), use_momentum=use_momentum, decay=0.99)
+    task.trainable_module.projector = copy.deepcopy(learner.online_encoder.projector)
+    task.trainable_module.predictor = copy.deepcopy(learner.online_predictor)
+    if use_momentum:
+        task.target['projector'] = copy.deepcopy(learner.target_encoder.projector)
+        task.target['encoder'].model.load_state_dict(learner.target_encoder.net.state_dict())
+    return task, learner
 
-    def read() -> List[Any]:
-        return [samples[0, i] for i in range(BATCH)]
 
-    def network(batch: Dict[str, Any]) -> torch.Tensor:
-        loss = task([view.to(device) for view in batch['views']])['loss']
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        task.update_ema(0)
-        return loss.detach()
+def _step(ours: bool, use_momentum: bool, device: str) -> Ready:
+    """Augmentation, forward, backward, optimizer and moving average.
 
-    kept = read()
-    batch = views(kept)
-    calls: Dict[str, Callable[[], Any]] = {
-        'ours': lambda: network(views(read())),
-        'reading': read,
-        'views': lambda: views(kept),
-        'networks': lambda: network(batch),
-    }
+    byol-pytorch puts both views into one batch: its losses can be the same in evaluation mode only, where there are no
+    batch statistics.
+    """
+    task, learner = _tasks(use_momentum)
+    module = (task if ours else learner).to(device).train()
+    images = torch.rand(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    learning = task.trainable_module if ours else learner
+    optimizer = torch.optim.SGD([p for p in learning.parameters() if p.requires_grad], 1e-3, momentum=0.9)
+    average = task.update_ema if ours else learner.update_moving_average
+
+    def loss(module: nn.Module) -> torch.Tensor:
+        return module(images)['loss'] if ours else module(images)
 
     def call() -> torch.Tensor:
-        calls[part]()
+        value = loss(module)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        if use_momentum:
+            average()
+        return value.detach()
+
+    @torch.no_grad()
+    def checked() -> torch.Tensor:
+        twin = copy.deepcopy(module).eval()
+        for name in ('view1', 'view2', 'augment1', 'augment2'):
+            if hasattr(twin, name):
+                setattr(twin, name, nn.Identity() if name.endswith('1') else _Mirror())
+        return loss(twin)
+
+    return Ready(call, checked)
+
+
+class _Mirror(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(-1)
+
+
+def _average(who: str, device: str) -> Ready:
+    """The moving average of one of both, or a plain copy of as many numbers."""
+    task, learner = (module.to(device) for module in _tasks(use_momentum=True))
+    if who == ORIGINAL:
+        encoder, average = learner.online_encoder.net, learner.update_moving_average
+        target = [learner.target_encoder.net, learner.target_encoder.projector]
+    else:
+        encoder, average = task.trainable_module.encoder, task.update_ema
+        target = [task.target['encoder'], task.target['projector']]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+    if who == 'copy':
+        source = [p.detach() for module in target for p in module.parameters()]
+        average = partial(torch._foreach_copy_, [torch.empty_like(p) for p in source], source)
+
+    def call() -> torch.Tensor:
+        average()
         return torch.zeros(())
 
-    return call
+    def checked() -> torch.Tensor:
+        average()
+        return torch.cat([p.flatten() for module in target for p in module.parameters()])
+
+    return Ready(call, checked)
 
 
-CASES = [
-    Case(
-        'pretraining/byol-step',
-        Side(
-            f'BYOL of resnet18, {BATCH} JPEG photographs of {PHOTO[1]} × {PHOTO[0]} at {SIZE} × {SIZE}, one process',
-            partial(_step, 'ours'),
-        ),
-        {
-            'reading': Side('reading and decoding the files', partial(_step, 'reading'), same=False),
-            'views': Side("the paper's two views of every image", partial(_step, 'views'), same=False),
-            'networks': Side('forward, backward, optimizer and moving average', partial(_step, 'networks'), same=False),
-        },
-        kind='share',
-    )
+def _steps(name: str, words: str, other: str, use_momentum: bool) -> Case:
+    words = f'{words}, resnet18, {BATCH} images of {SIZE} × {SIZE}: two draws for every image'
+    implementations = {
+        OURS: Implementation(words, partial(_step, True, use_momentum)),
+        ORIGINAL: Implementation(f'byol-pytorch{other}', partial(_step, False, use_momentum), package='byol_pytorch'),
+    }
+    return Case(f'ssl/{name}/step', implementations, 1e-4)
+
+
+ONE_DRAW = ' with the same heads: one draw for the whole batch, both views in one batch'
+UPDATE = 'update_ema: weights and running statistics of resnet18 and projector'
+THEIRS = "byol-pytorch's update_moving_average: weights alone"
+AVERAGES = {
+    OURS: Implementation(UPDATE, partial(_average, OURS)),
+    ORIGINAL: Implementation(THEIRS, partial(_average, ORIGINAL), package='byol_pytorch'),
+    'copy': Implementation('a plain copy of as many numbers', partial(_average, 'copy'), baseline=True),
+}
+CASES: List[Case] = [
+    _steps('byol', 'BYOL', ONE_DRAW, use_momentum=True),
+    _steps('simsiam', 'BYOL(use_momentum=False)', "'s use_momentum=False with the same heads (SimSiam's)", False),
+    Case('ssl/moving-average', AVERAGES, 1e-6),
 ]

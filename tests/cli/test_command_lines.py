@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.peers.ceit import OfficialCeiT
+from tests.reference.ceit import OfficialCeiT
 from timm_extra import cli, hub, inference
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.peers.perceiver import transformers_classifier
 from tests.hub.standin import TOKEN, Hub
+from tests.reference.perceiver import transformers_classifier
 from timm_extra import hub
 from timm_extra.inference.predict import predict
 

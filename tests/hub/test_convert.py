@@ -12,8 +12,8 @@ from glom_pytorch import Glom
 from perceiver_pytorch import Perceiver as OtherPerceiver
 
 import timm_extra  # noqa: F401
-from benchmarks.peers.ceit import ArticleCeiT, OfficialCeiT, randomize
-from benchmarks.peers.perceiver import transformers_classifier
+from tests.reference.ceit import ArticleCeiT, OfficialCeiT, randomize
+from tests.reference.perceiver import transformers_classifier
 from timm_extra.hub.convert import convert, load_checkpoint
 
 SMALL = dict(embed_dim=24, depth=3, num_heads=3)

@@ -17,8 +17,8 @@ import torch
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
-from benchmarks.peers.perceiver import transformers_classifier
 from tests.hub.standin import TOKEN, Hub, is_lfs
+from tests.reference.perceiver import transformers_classifier
 from timm_extra import hub
 from timm_extra.models._build import read_checkpoint
 

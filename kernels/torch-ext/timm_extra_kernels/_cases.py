@@ -67,20 +67,6 @@ class Sweep:
     model: Sizes
 
 
-class MemoryCase(NamedTuple):
-    """Inputs for which memory is what counts.
-
-    Attributes:
-        case: The inputs.
-        words: The same in words.
-        gib: Peak that the kernel should stay below.
-    """
-
-    case: Case
-    words: str
-    gib: float
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """How an operation is measured.
@@ -89,18 +75,16 @@ class Benchmark:
         sizes: Inputs of the models' sizes, for the kernels.
         routes: Other ways by name; the naive form is always one.
         forward_routes: Ways that only make sense in the forward pass at the models' sizes.
-        speedups: Goals for a GPU: by name of the case and 'forward' or 'step', the speed over other ways.
         sweep: Further sizes, on a CPU too.
-        memory: A case for memory.
+        memory: Inputs for which memory is what counts.
         rounding: Results of a step that are not compared, by their place: little more than rounding.
     """
 
     sizes: List[Case]
     routes: Dict[str, Route] = field(default_factory=dict)
     forward_routes: Dict[str, Route] = field(default_factory=dict)
-    speedups: Dict[Tuple[str, str], Dict[str, float]] = field(default_factory=dict)
     sweep: Optional[Sweep] = None
-    memory: Optional[MemoryCase] = None
+    memory: Optional[Case] = None
     rounding: Tuple[int, ...] = ()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import timm_extra  # noqa: F401
-from benchmarks.peers.ceit import OfficialCeiT, randomize
+from tests.reference.ceit import OfficialCeiT, randomize
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=7)
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import timm_extra  # noqa: F401
-from benchmarks.peers.ceit import ArticleCeiT, OfficialCeiT, randomize
+from tests.reference.ceit import ArticleCeiT, OfficialCeiT, randomize
 
 SMALL = dict(embed_dim=24, depth=3, num_heads=3)
 PLAIN_SMALL = dict(dim=24, heads=3, depth=3)

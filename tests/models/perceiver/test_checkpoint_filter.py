@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import timm_extra  # noqa: F401
-from benchmarks.peers.perceiver import CLASSIFIERS, transformers_classifier
 from tests.models.perceiver.test_transformers import SMALL, SMALL_CONFIG
+from tests.reference.perceiver import CLASSIFIERS, transformers_classifier
 from timm_extra import hub
 from timm_extra.models.perceiver import checkpoint_filter_fn
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.perceiver import modeling_perceiver
 
-from benchmarks.peers.perceiver import CLASSIFIERS, transformers_classifier, with_weights_of
+from tests.reference.perceiver import CLASSIFIERS, transformers_classifier, with_weights_of
 
 # the published widths of the inputs, on few and narrow latents
 SMALL = dict(num_latents=24, latent_dim=64, num_heads=4, num_blocks=2, block_depth=2, num_classes=20)

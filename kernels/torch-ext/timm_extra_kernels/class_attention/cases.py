@@ -42,7 +42,6 @@ COMPILED = [Case('ceit', dict(B=256, H=6, L=12, D=64)), Case('wide', dict(B=256,
 BENCHMARK = Benchmark(
     COMPILED,
     routes=dict(library=Route(LIBRARY, _library)),
-    speedups={('ceit', 'forward'): dict(eager=3)},
     sweep=Sweep(
         dict(B=8, H=6, L=197, D=64),
         {

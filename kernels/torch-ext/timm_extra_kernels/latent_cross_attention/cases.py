@@ -71,10 +71,6 @@ BENCHMARK = Benchmark(
     forward_routes=dict(
         matmul=Route(MATMUL, naive, normalised, applies=lambda sizes: sizes.get('eps', 1e-5) is not None)
     ),
-    speedups={
-        ('perceiver 512', 'forward'): dict(library=2),
-        ('perceiver 512 batch 1', 'forward'): dict(library=3),
-    },
     sweep=Sweep(
         dict(B=1, M=128, C=128, N=8192),
         {

@@ -47,7 +47,6 @@ COMPILED = [
 ]
 BENCHMARK = Benchmark(
     COMPILED,
-    speedups={('ceit', 'forward'): dict(eager=5, compile=2)},
     sweep=Sweep(
         dict(B=4, H=14, W=14, C=384, P=1),
         {

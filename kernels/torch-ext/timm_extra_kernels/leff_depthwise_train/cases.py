@@ -43,4 +43,4 @@ COMPILED = [
 ]
 # Gradients that are not compared: the mean takes all of that of the bias away, and so much of the first norm's shift
 # that the naive form in bfloat16 errs by a fifth
-BENCHMARK = Benchmark(COMPILED, speedups={('ceit', 'step'): dict(eager=2.5)}, rounding=(3, 5))
+BENCHMARK = Benchmark(COMPILED, rounding=(3, 5))

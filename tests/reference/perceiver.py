@@ -1,6 +1,6 @@
 """transformers' Perceiver IO image classifiers with random weights: what tests and benchmarks compare with."""
 
-from typing import Any, Tuple
+from typing import Any
 
 import timm
 import torch
@@ -27,7 +27,7 @@ PUBLISHED = dict(
 
 
 def randomize(model: nn.Module) -> nn.Module:
-    """Draw all parameters of a Perceiver, ours or a peer's, such that a change of any shows in its outputs."""
+    """Draw all parameters of a Perceiver, ours or another's, such that a change of any shows in its outputs."""
     with torch.no_grad():
         for key, p in model.named_parameters():
             if p.ndim > 1 and not key.endswith(('latents', 'embeddings')):
@@ -67,9 +67,3 @@ def with_weights_of(other: nn.Module, name: str, **kwargs: Any) -> nn.Module:
     """Our model of that name with a classifier's weights, in evaluation mode."""
     overlay = dict(state_dict=other.state_dict(), num_classes=other.config.num_labels)
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs).eval()
-
-
-def classifier_pair(name: str) -> Tuple[nn.Module, nn.Module]:
-    """Our model that computes what transformers does, and that classifier."""
-    other = transformers_classifier(name)
-    return with_weights_of(other, name, compat='hf'), other

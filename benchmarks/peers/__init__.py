@@ -1,1 +1,0 @@
-"""Straightforward implementations to measure and test against."""

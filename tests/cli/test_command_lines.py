@@ -64,8 +64,8 @@ def test_the_block_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         assert cli.main(argv) == 0, argv
     assert calls == [
         ('ceit_small.onnx', 'onnx'),
-        ('ceit_small', 'OWNER/ceit_small'),
-        ('OWNER/ceit_small', 'models/ceit_small'),
+        ('converted', 'OWNER/ceit_small'),
+        ('OWNER/ceit_small', 'pulled'),
     ]
     out = capsys.readouterr().out
     assert 'photos/a.png' in out and 'layer-wise class-token attention' in out and 'fourier_cross_attention: ' in out

@@ -8,7 +8,7 @@ from typing import List, Optional
 from . import convert, demo, doctor, export, models, plot, predict, pretrain, probe, pull, push, run
 
 MODULES = (models, run, demo, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
-EPILOG = """`python -m timm_extra X` is this command if X is a verb, else it runs the script X, models registered:
+EPILOG = """`python -m timm_extra COMMAND` equals `timm-extra COMMAND`; with a script, `timm-extra run SCRIPT`:
   python -m timm_extra train.py --model ceit_small --data-dir imagenet
   torchrun --nproc_per_node=8 -m timm_extra train.py --model ceit_small --data-dir imagenet"""
 VERBS = {module.VERB.name: module.VERB for module in MODULES}
@@ -20,12 +20,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog='timm-extra',
-        description='CeiT and friends for timm. `timm-extra VERB --help` shows examples.',
+        description='CeiT, Perceiver and GLOM for timm. `timm-extra COMMAND --help` shows examples.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'timm-extra {__version__}')
-    verbs = parser.add_subparsers(title='verbs', metavar='VERB', required=True)
+    verbs = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for verb in VERBS.values():
         examples = '\n'.join(f'  {line}' for line in verb.examples.splitlines())
         sub = verbs.add_parser(

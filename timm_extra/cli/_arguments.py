@@ -76,13 +76,22 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 def name_arguments(parser: argparse.ArgumentParser) -> None:
     from timm.utils import ParseKwargs
 
-    parser.add_argument('--model', required=True, help='name of a timm model, or local-dir:FOLDER, hf-hub:OWNER/NAME')
-    parser.add_argument('--pretrained', action='store_true', help='start from its published weights')
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE')
+    parser.add_argument('--model', required=True, help='timm model name, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    parser.add_argument(
+        '--pretrained', action='store_true', help='load the pretrained weights; local-dir: and hf-hub: always do'
+    )
+    parser.add_argument(
+        '--model-kwargs',
+        nargs='*',
+        default={},
+        action=ParseKwargs,
+        metavar='NAME=VALUE',
+        help='extra create_model arguments',
+    )
 
 
 def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--checkpoint', metavar='FILE', help='weights in a file or folder, of any known layout')
+    parser.add_argument('--checkpoint', metavar='FILE', help='load these weights: file or folder, any known layout')
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +101,9 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--data-dir', help='folder of images, or of the data set')
-    parser.add_argument('--dataset', default='', help="timm's name of a data set, as torch/cifar10 (default: a folder)")
-    parser.add_argument('--dataset-download', action='store_true', help='download a torch/ data set')
+    parser.add_argument('--data-dir', help='image folder, or root of --dataset')
+    parser.add_argument('--dataset', default='', help='timm dataset name, e.g. torch/cifar10 (default: image folder)')
+    parser.add_argument('--dataset-download', action='store_true', help='download a torch/ dataset')
 
 
 def create_model(args: argparse.Namespace, **options):

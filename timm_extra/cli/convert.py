@@ -17,8 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument('src', metavar='SRC', help='checkpoint, or a folder with model.safetensors')
     parser.add_argument('dst', metavar='DST', help='folder to write: config.json, model.safetensors, README.md')
-    parser.add_argument('--model', required=True, help='name of a model of this package')
-    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE')
+    parser.add_argument('--model', required=True, help='model name')
+    parser.add_argument(
+        '--model-kwargs',
+        nargs='*',
+        default={},
+        action=ParseKwargs,
+        metavar='NAME=VALUE',
+        help='extra create_model arguments',
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -48,7 +55,7 @@ def _print_keys(kind: str, keys: List[str]) -> None:
 
 VERB = Verb(
     'convert',
-    "the authors', transformers' and lucidrains' weights into a folder in the Hub's format",
+    'convert weights of the original code, transformers or lucidrains to the Hub format',
     'timm-extra convert ceit_small_patch16_224.pth ceit_small --model ceit_small\n'
     'timm-extra convert glom.pt glom --model glom_base --model-kwargs compat=lucidrains learned_mean=False\n'
     'timm-extra convert vision-perceiver-fourier/ perceiver --model perceiver_io_base --json',

@@ -7,7 +7,9 @@ from ._verb import Verb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', default='output/demo', help='folder for model, pictures and log (%(default)s)')
-    parser.add_argument('--model', default='ceit', help='ceit, perceiver or perceiver-permuted (%(default)s)')
+    parser.add_argument(
+        '--model', default='ceit', help='ceit, perceiver or perceiver-permuted, with shuffled pixels (%(default)s)'
+    )
     parser.add_argument('--epochs', type=int, help="passes over the training images (default: the model's own number)")
     parser.add_argument('--batch-size', type=int, default=64, help='images per step (%(default)s)')
     parser.add_argument('--lr', type=float, help="peak learning rate (default: the model's own)")
@@ -23,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'demo',
-    'train a small model on 5,000 handwritten digits, save, reload and draw it',
+    'train a small model on 5,000 handwritten digits, save, reload and plot it',
     'timm-extra demo\ntimm-extra demo --model perceiver --output output/perceiver',
     add_arguments,
     run,

@@ -9,7 +9,7 @@ from ._verb import Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--no-hub', action='store_true', help='do not ask the Hub who is logged in')
+    parser.add_argument('--no-hub', action='store_true', help='do not check the login to the Hub')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'doctor',
-    'versions, GPUs, which path operations take and why, login to the Hub',
+    'show versions, GPUs, which kernels are used and why, and the login to the Hub',
     'timm-extra doctor\ntimm-extra doctor --no-hub --json',
     add_arguments,
     run,

@@ -10,12 +10,12 @@ from ._verb import Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('format', choices=('onnx', 'torch-export'))
-    parser.add_argument('dst', metavar='DST', help='file to write, as model.onnx or model.pt2')
+    parser.add_argument('format', choices=('onnx', 'torch-export'), help='format to write')
+    parser.add_argument('dst', metavar='DST', help='file to write, e.g. model.onnx or model.pt2')
     model_arguments(parser)
     checkpoint_argument(parser)
-    parser.add_argument('--tolerance', type=float, default=1e-4, help='largest difference allowed (%(default)s)')
-    parser.add_argument('--opset', type=int, help="of ONNX (default: PyTorch's)")
+    parser.add_argument('--tolerance', type=float, default=1e-4, help='maximum absolute difference (%(default)s)')
+    parser.add_argument('--opset', type=int, help="ONNX opset (default: PyTorch's)")
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'export',
-    'write a model as ONNX or as a program of torch.export, and compare it with the original',
+    'export a model with ONNX or torch.export, and verify its outputs',
     'timm-extra export onnx ceit.onnx --model ceit_small --checkpoint ceit_small_patch16_224.pth\n'
     'timm-extra export onnx digits.onnx --model local-dir:output/demo/model --json\n'
     'timm-extra export torch-export perceiver.pt2 --model perceiver_io_base --pretrained',

@@ -31,4 +31,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb('models', 'list the models', "timm-extra models\ntimm-extra models 'ceit_*' --json", add_arguments, run)
+VERB = Verb(
+    'models',
+    'list models with parameters and GMACs',
+    "timm-extra models\ntimm-extra models 'ceit_*' --json",
+    add_arguments,
+    run,
+)

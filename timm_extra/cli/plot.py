@@ -10,19 +10,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'picture',
         choices=('islands', 'attention'),
-        help="islands: how GLOM's columns come to agree; attention: of a CeiT over layers, of a Perceiver over pixels",
+        help="attention: CeiT's across layers, Perceiver's over pixels; islands: where GLOM's columns agree",
     )
     parser.add_argument('image', help='image file')
     model_arguments(parser)
     parser.add_argument('--output', metavar='FILE', help='PNG to write (islands.png, attention.png)')
     islands = parser.add_argument_group('islands')
     islands.add_argument('--iters', type=int, help="iterations (default: the model's)")
-    islands.add_argument('--threshold', type=float, help='cosine that joins neighbours (0.9)')
-    islands.add_argument('--mask', metavar='FILE', help='image of the same size whose values are numbers of segments')
+    islands.add_argument('--threshold', type=float, help='cosine similarity that joins neighbours (0.9)')
+    islands.add_argument('--mask', metavar='FILE', help='segment ids, as an image of the same size')
     attention = parser.add_argument_group('attention')
     checkpoint_argument(attention)
-    attention.add_argument('--latents', type=int, nargs='+', help="a Perceiver's latents (six of them)")
-    attention.add_argument('--block', type=int, help="a Perceiver's cross-attend (-1, the last)")
+    attention.add_argument('--latents', type=int, nargs='+', help='latent indices of a Perceiver (six of them)')
+    attention.add_argument('--block', type=int, help='index of the cross-attention (-1, the last)')
 
 
 PICTURES = dict(islands=('iters', 'threshold', 'mask'), attention=('checkpoint', 'latents', 'block'))
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'plot',
-    'draw what a model attends to in an image, or the islands of a GLOM',
+    'plot the attention of CeiT and Perceivers, or the islands of GLOM',
     'timm-extra plot islands photo.jpg --model local-dir:output/glom/model\n'
     'timm-extra plot islands photo.jpg --model glom_tiny --iters 20 --mask segments.png --output islands.png\n'
     'timm-extra plot attention photo.jpg --model perceiver_io_base --pretrained --latents 0 7 100\n'

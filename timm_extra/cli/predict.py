@@ -10,12 +10,12 @@ from ._verb import Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files, and folders of them')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files or folders')
     model_arguments(parser)
     checkpoint_argument(parser)
-    parser.add_argument('--topk', type=int, default=5, help='classes for each image (%(default)s)')
-    parser.add_argument('-b', '--batch-size', type=int, default=32, help='images at a time (%(default)s)')
-    parser.add_argument('--device', default='cpu', help='(%(default)s)')
+    parser.add_argument('--topk', type=int, default=5, help='classes per image (%(default)s)')
+    parser.add_argument('-b', '--batch-size', type=int, default=32, help='batch size (%(default)s)')
+    parser.add_argument('--device', default='cpu', help='torch device (%(default)s)')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'predict',
-    'classes of images, by a model with its published weights or those of a file',
+    'classify images with pretrained weights or a checkpoint',
     'timm-extra predict photo.jpg --model perceiver_io_base\n'
     'timm-extra predict photos/ --model local-dir:output/demo/model --topk 3 --json\n'
     'timm-extra predict photo.jpg --model ceit_small --checkpoint ceit_small_patch16_224.pth',

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'pretrain',
-    'train any timm model without labels',
+    'self-supervised pretraining of any timm model',
     'timm-extra pretrain byol --model resnet50 --data-dir photos --epochs 100 --output output/byol\n'
     'timm-extra pretrain simsiam --model ceit_tiny --data-dir photos --output output/simsiam --opt adamw\n'
     'timm-extra pretrain glom --model glom_tiny --data-dir photos --output output/glom --noise 0.5 1.5\n'

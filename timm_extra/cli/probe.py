@@ -8,10 +8,10 @@ from ._verb import Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('probe', choices=('knn', 'linear'))
+    parser.add_argument('probe', choices=('knn', 'linear'), help='classifier on the features')
     model_arguments(parser)
     data_arguments(parser)
-    parser.add_argument('--device', default='cpu', help='(%(default)s)')
+    parser.add_argument('--device', default='cpu', help='torch device (%(default)s)')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'probe',
-    'accuracy of a simple classifier on frozen features',
+    'measure a simple classifier on frozen features, with folders train/CLASS and validation/CLASS',
     'timm-extra probe knn --model local-dir:output/byol/model --data-dir labelled',
     add_arguments,
     run,

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'pull',
-    'copy a model from the Hub, with its hashes checked',
+    'download a model from the Hub and verify its hashes',
     'timm-extra pull OWNER/NAME models/name\ntimm-extra pull OWNER/NAME models/name --revision v1.0',
     add_arguments,
     run,

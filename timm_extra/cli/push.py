@@ -6,12 +6,12 @@ from ._verb import HUB_REFUSALS, Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', metavar='FOLDER', help='of convert, pull or demo, or the output of pretrain')
+    parser.add_argument('folder', metavar='FOLDER', help='model folder from convert, pull, demo or pretrain')
     parser.add_argument('repo', metavar='REPO', help='OWNER/NAME, made if absent')
-    parser.add_argument('--private', action='store_true', help='make the repository a private one')
+    parser.add_argument('--private', action='store_true', help='make the repository private')
     parser.add_argument('--revision', help='branch, made if absent')
     parser.add_argument('--create-pr', action='store_true', help='propose the commit as a pull request')
-    parser.add_argument('--message', help='first line of the commit')
+    parser.add_argument('--message', help='commit message title')
     parser.add_argument('--training-data', metavar='TEXT', help='what it was trained on and how, for the card')
 
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'push',
-    'publish a folder on the Hub, in one commit',
+    'upload a model folder to the Hub in one commit',
     'timm-extra push output/byol/model OWNER/NAME --private\n'
     'timm-extra push ceit_small OWNER/ceit_small --message "official weights" --create-pr',
     add_arguments,

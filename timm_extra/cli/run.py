@@ -32,8 +32,8 @@ def run_script(script: str, args: List[str]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('script', help='Python script, as train.py of timm')
-    parser.add_argument('args', nargs=argparse.REMAINDER, help='its command line')
+    parser.add_argument('script', help="Python script, e.g. timm's train.py")
+    parser.add_argument('args', nargs=argparse.REMAINDER, help='its arguments')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     'run',
-    'run a script with the models registered',
+    'run a script with timm_extra imported',
     'timm-extra run train.py --model ceit_small --data-dir imagenet',
     add_arguments,
     run,

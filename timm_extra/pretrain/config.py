@@ -34,20 +34,20 @@ class PretrainConfig:
 
     method: str = option('byol', 'BYOL, SimSiam, or denoising with a GLOM.', choices=METHODS, flags=('method',))
     epochs: Optional[int] = option(
-        None, 'Passes over the images. Give this or num_train_steps; the command takes 100 if neither is given.'
+        None, 'Passes over the images; or give num_train_steps. The command defaults to 100.'
     )
     num_train_steps: Optional[int] = option(None, 'Optimizer steps, instead of epochs.')
-    batch_size: int = option(256, 'Images per process and forward pass.', flags=('-b', '--batch-size'))
+    batch_size: int = option(256, 'Batch size per process.', flags=('-b', '--batch-size'))
     lr: Optional[float] = option(
-        None, 'Peak learning rate, not scaled.', none="the recipe's, scaled by images per step / 256"
+        None, 'Peak learning rate, used as it is.', none="the method's, times images per step / 256"
     )
     opt: Optional[str] = option(
         None,
         'Name of a timm optimizer.',
         none='LARS (BYOL) or SGD (SimSiam) for models with BatchNorm, else AdamW',
     )
-    weight_decay: Optional[float] = option(None, 'Weight decay.', none="the recipe's")
-    warmup_epochs: Optional[float] = option(None, 'Epochs of linear warm-up.', none="the recipe's")
+    weight_decay: Optional[float] = option(None, 'Weight decay.', none="the method's")
+    warmup_epochs: Optional[float] = option(None, 'Epochs of linear warm-up.', none="the method's")
     grad_accum_steps: int = option(1, 'Forward passes per optimizer step.')
     clip_grad: Optional[float] = option(None, 'Clip the norm of the gradient to this value.', none='no clipping')
     task_args: Optional[Mapping[str, Any]] = option(
@@ -72,7 +72,7 @@ class PretrainConfig:
     )
     scale: Optional[Tuple[float, float]] = option(
         None,
-        'Smallest and largest area of the crops, as fractions of the image. Not together with view1 or view2.',
+        'Smallest and largest area of random crops, as fractions of the image.',
         none="the method's",
         metavar=('MIN', 'MAX'),
     )
@@ -93,14 +93,14 @@ class PretrainConfig:
     )
     iteration: Optional[int] = option(
         None,
-        'Iteration after which the level is decoded.',
-        none="one more than half of the model's",
+        'GLOM iteration that is decoded.',
+        none="half of the model's, plus one",
         group='glom: denoising',
     )
     level: Optional[int] = option(
-        None, 'Level that is decoded. Negative values count from the top.', none='the top', group='glom: denoising'
+        None, 'GLOM level that is decoded. Negative values count from the top.', none='the top', group='glom: denoising'
     )
-    views_on_device: bool = option(False, 'Make the views on the GPU, not in the workers that read images.')
+    views_on_device: bool = option(False, 'Augment on the GPU, not in the data loader workers.')
     unreadable: str = option(
         'raise',
         'What to do with an image that cannot be read: stop, or skip it and count it.',
@@ -108,14 +108,14 @@ class PretrainConfig:
     )
     probes: Optional[Tuple[str, ...]] = option(
         None,
-        'Classifiers on frozen features, which measure accuracy during training on labelled images. The first one '
-        'selects the best model.',
+        'Classifiers on frozen features, to measure accuracy while training. They need labelled images, in the command '
+        'the splits train and validation. The first selects the best model.',
         none='none; in Python knn if labelled images are given',
         choices=PROBES,
     )
     probe_interval: int = option(1, 'Epochs between probes.')
     checkpoint_interval: Optional[int] = option(None, 'Optimizer steps between checkpoints.', none='one epoch')
-    checkpoint_hist: int = option(2, 'Number of latest checkpoints to keep, besides the best.')
+    checkpoint_hist: int = option(2, 'Number of latest checkpoints to keep, besides the best if there are probes.')
     resume: bool = option(False, 'Continue from the last checkpoint in the output folder, if there is one.')
     log_interval: int = option(10, 'Optimizer steps between rows of log.csv.')
     tensorboard: bool = option(False, 'Write TensorBoard events as well.')

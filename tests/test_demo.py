@@ -6,6 +6,8 @@ import torch
 
 from timm_extra.demo import Permute, run_demo, write_digits
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_split_is_a_fifth_of_each_class_and_is_written_once(tmp_path):
     root = write_digits(tmp_path / 'digits', seed=3)

@@ -35,6 +35,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block', BLOCKS)
 def test_blocks_run_as_written(block, folder):
     """All but those marked `python notest`, which need the network."""

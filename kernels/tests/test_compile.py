@@ -12,7 +12,7 @@ import triton
 AOT = Path(__file__).with_name('triton_aot.py')
 COMMITTED = Path(__file__).with_name('resources.json')
 LIMITS = {'sm_80': 163 * 1024, 'sm_90': 227 * 1024, 'sm_100': 227 * 1024, 'gfx942': 64 * 1024}  # bytes a block may have
-pytestmark = pytest.mark.xdist_group('compile')  # compiled once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('compile')]  # compiled once
 
 
 @pytest.fixture(scope='module')

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from timm_extra_kernels._cases import Case
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('spec, case', ALL)

@@ -16,6 +16,8 @@ from tests.reference.perceiver import transformers_classifier
 from timm_extra import hub
 from timm_extra.inference.predict import predict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def there():

@@ -15,6 +15,8 @@ from torch import nn
 from timm_extra import cli, hub
 from timm_extra.inference.export import export
 
+pytestmark = pytest.mark.slow
+
 
 def create(name, **kwargs):
     torch.manual_seed(0)

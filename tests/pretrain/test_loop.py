@@ -27,6 +27,8 @@ from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
 sys.path.insert(0, str(Path(__file__).parent))
 from train import STEPS, images, run
 
+pytestmark = pytest.mark.slow
+
 ENV = dict(
     os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(Path(timm_extra.__file__).parents[1])
 )

@@ -538,6 +538,7 @@ def test_per_sample_gradients():
             torch.testing.assert_close(ours[name][i], model.get_parameter(name).grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('kwargs', [{}, CONV, LEARNED])
 def test_compiled_scripted_traced_exported(name, kwargs):

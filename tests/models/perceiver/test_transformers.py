@@ -7,6 +7,8 @@ from transformers.models.perceiver import modeling_perceiver
 
 from tests.reference.perceiver import CLASSIFIERS, transformers_classifier, with_weights_of
 
+pytestmark = pytest.mark.slow
+
 # the published widths of the inputs, on few and narrow latents
 SMALL = dict(num_latents=24, latent_dim=64, num_heads=4, num_blocks=2, block_depth=2, num_classes=20)
 SMALL_CONFIG = dict(

@@ -377,7 +377,7 @@ class TokenStem(Stem):
     """
 
     kind = 'tokens'
-    pos_embeds = ('learned', 'none')
+    allowed_pos_embeds = ('learned', 'none')
     default_axes = 1
 
     def __init__(self, img_size: Size, in_chans: int, positions: Positions, device=None, dtype=None):

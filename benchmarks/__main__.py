@@ -19,7 +19,7 @@ from .runner import Row, run_case
 def arguments(argv: List[str]) -> argparse.Namespace:
     """Parse a command line."""
     parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__)
-    parser.add_argument('verb', nargs='?', choices=['report'], help='write the report of a folder of results anew')
+    parser.add_argument('verb', nargs='?', choices=['report'], help='rewrite the report of a folder of results')
     parser.add_argument('--only', nargs='+', default=[''], metavar='PART', help='cases whose name contains a PART')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--rounds', type=int, default=20, help='most samples of each implementation (%(default)s)')

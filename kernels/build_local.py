@@ -32,7 +32,7 @@ def build(directory: Path) -> List[Path]:
     """Write every build variant.
 
     Args:
-        directory: Where `build/` is made anew.
+        directory: Where `build/` is rebuilt.
 
     Returns:
         The folders of the variants.

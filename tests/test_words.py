@@ -15,7 +15,7 @@ REPLACED = {
     r'\bsides\b': 'implementations',
     r'\btold\b': 'reported',
     r'\btells? (from|apart)\b': 'distinguish',
-    r'drawn anew|initialised anew': 're-initialised',
+    r'\banew\b': 're-initialised, again',
     r'\btoys?\b': 'test model',
     r'\bsummands?\b': 'shift',
     r'least times?\b': 'roofline',

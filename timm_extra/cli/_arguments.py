@@ -74,12 +74,16 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def name_arguments(parser: argparse.ArgumentParser) -> None:
-    from timm.utils import ParseKwargs
-
     parser.add_argument('--model', required=True, help='timm model name, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument(
         '--pretrained', action='store_true', help='load the pretrained weights; local-dir: and hf-hub: always do'
     )
+    model_kwargs_argument(parser)
+
+
+def model_kwargs_argument(parser: argparse.ArgumentParser) -> None:
+    from timm.utils import ParseKwargs
+
     parser.add_argument(
         '--model-kwargs',
         nargs='*',

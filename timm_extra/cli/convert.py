@@ -6,26 +6,17 @@ import sys
 from dataclasses import asdict
 from typing import List
 
-from ._arguments import known_arguments
+from ._arguments import known_arguments, model_kwargs_argument
 from ._verb import Verb
 
 SHOWN = 8  # keys of a kind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from timm.utils import ParseKwargs
-
     parser.add_argument('src', metavar='SRC', help='checkpoint, or a folder with model.safetensors')
     parser.add_argument('dst', metavar='DST', help='folder to write: config.json, model.safetensors, README.md')
     parser.add_argument('--model', required=True, help='model name')
-    parser.add_argument(
-        '--model-kwargs',
-        nargs='*',
-        default={},
-        action=ParseKwargs,
-        metavar='NAME=VALUE',
-        help='extra create_model arguments',
-    )
+    model_kwargs_argument(parser)
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 

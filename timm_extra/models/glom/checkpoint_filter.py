@@ -19,8 +19,8 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
     """Convert a GLOM checkpoint of any known layout to the model's own.
 
     Positions of another number of columns are resampled, from a square grid; native ones of the same number are taken
-    as they are. glom-pytorch has no classifier: the
-    model keeps its own, which has not been trained, and a warning says so.
+    as they are. glom-pytorch has no classifier: the model keeps its own, which has not been trained, and a warning says
+    so.
 
     Args:
         state_dict: Keys and tensors of a checkpoint, or a training checkpoint around them.

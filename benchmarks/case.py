@@ -35,6 +35,11 @@ class Implementation:
     baseline: bool = False  # another computation of like purpose: its result is not compared
     package: str = ''  # import name of what it needs
 
+    def ready(self, device: str) -> Ready:
+        """It with inputs and weights, on a device."""
+        made = self.make(device)
+        return made if isinstance(made, Ready) else Ready(made)
+
     @property
     def missing(self) -> bool:
         """Whether its package is not installed."""

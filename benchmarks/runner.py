@@ -59,8 +59,7 @@ def _prepare(case: Case, names: List[str], device: str, errors: Errors) -> Tuple
     for name in names:
         if name not in errors:
             try:
-                one = case.implementations[name].make(device)
-                ready[name] = one if isinstance(one, Ready) else Ready(one)
+                ready[name] = case.implementations[name].ready(device)
                 results[name] = (ready[name].checked or ready[name].call)().clone()
             except Exception as error:  # one that fails is no reason to lose the other rows
                 errors[name] = reason(f'{type(error).__name__}: {error}')

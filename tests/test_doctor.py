@@ -46,7 +46,7 @@ def test_paths_on_a_gpu(monkeypatch):
     assert {path.reason for path in doctor.operation_paths('cuda')} == {'TIMM_EXTRA_FUSED=0'}
 
 
-def test_what_is_missing_is_told(monkeypatch, capsys):
+def test_what_is_missing_is_reported(monkeypatch, capsys):
     version = doctor._version
     monkeypatch.setattr(doctor, '_version', lambda name: None if name in ('einops', 'onnx') else version(name))
     assert cli.main(['doctor', '--no-hub']) == 1
@@ -90,7 +90,7 @@ def test_login(error, expected, monkeypatch, capsys):
     assert SECRET not in captured.out + captured.err
 
 
-def test_nobody_is_asked_without_a_token(monkeypatch):
+def test_the_hub_is_not_called_without_a_token(monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'get_token', lambda: None)
     monkeypatch.setattr(huggingface_hub, 'whoami', lambda token: pytest.fail('the Hub was queried'))
     assert doctor.hub_login() == 'not logged in: public models only (hf auth login)'

@@ -56,6 +56,7 @@ def test_the_model_table_states_what_is_counted(name):
 @pytest.mark.parametrize('page', STATING, ids=lambda page: page.stem)
 def test_stated_speeds_are_those_committed(page):
     text = page.read_text()
+    assert '<!-- benchmarks: ' in text
     assert text == report.splice(text, load(RESULTS), page.parent)
 
 

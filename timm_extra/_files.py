@@ -32,7 +32,7 @@ def atomic_file(path: PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: PathLike, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Write files into a hidden folder from which they are moved to `folder`, one after the other, when the block ends.
+    """Write files into a hidden folder; when the block ends, each is flushed to disk and moved to `folder`.
 
     Args:
         folder: Folder to write to, made if absent. Files of other names in it stay.
@@ -48,7 +48,9 @@ def atomic_folder(folder: PathLike, last: Sequence[str] = ()) -> Iterator[Path]:
         files = sorted(Path(aside).iterdir(), key=lambda f: (f.name in last and 1 + last.index(f.name), f.name))
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
+            _flush(file)
             os.replace(file, folder / file.name)
+    _flush(folder)
 
 
 def _flush(path: Path) -> None:

@@ -5,7 +5,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import timm
@@ -18,7 +18,7 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from . import hub, plot
-from ._files import atomic_file
+from ._files import PathLike, atomic_file
 
 NUM_TRAIN = 4000
 PIXELS = 28 * 28
@@ -79,7 +79,7 @@ class Permute:
 
 
 def run_demo(
-    output: Union[str, Path],
+    output: PathLike,
     *,
     model: str = 'ceit',
     epochs: Optional[int] = None,
@@ -210,7 +210,7 @@ def write_digits(root: Path, seed: int) -> Path:
     return root
 
 
-def _loaders(root: Path, batch_size: int, permute: Optional[Permute] = None) -> Tuple[Any, Any]:
+def _loaders(root: Path, batch_size: int, permute: Optional[Permute]) -> Tuple[Any, Any]:
     common = dict(input_size=DATA['input_size'], use_prefetcher=False, mean=DATA['mean'], std=DATA['std'])
     loaders = []
     for split, is_training in (('train', True), ('validation', False)):

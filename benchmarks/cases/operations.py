@@ -34,7 +34,7 @@ def counted(spec: OpSpec, sizes: OpCase, dtype: torch.dtype, step: bool = False)
     args = spec.inputs(sizes, dtype, torch.device('meta'))
     read = sum(t.nbytes for t in tensors(args))
     gradients = sum(t.nbytes for t in tensors(args) if t.is_floating_point())
-    written = _shape(spec, sizes, dtype).numel() * dtype.itemsize
+    written = _first(spec.operator(*args)).numel() * dtype.itemsize
     flops, special = map(float, spec.work(args))
     if step:
         return Work(2.0 * read + 2 * written + gradients, 3 * flops, 2 * special)

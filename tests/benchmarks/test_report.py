@@ -91,7 +91,6 @@ def test_losses_errors_and_the_roofline_are_shown(results):
     lines = report.markdown(results)
     assert '0.94× (0.85 to 1.03)' in cells(lines, 'ssl/byol/step')
     assert r'differs \| &lt;by> 1' in '\n'.join(lines)
-    assert '5.0× 4.00 ms (bytes)' not in cells(lines, 'ops/leff/model')
     assert '2.0× 10.0 ms (special)' in cells(lines, 'ops/leff/model')
 
 
@@ -127,6 +126,13 @@ def test_the_report_and_its_pictures_lie_beside_the_results(folder, results):
     for name in plots.PICTURES:
         data = (folder / name).read_bytes()
         assert data[:8] == b'\x89PNG\r\n\x1a\n' and struct.unpack('>I', data[16:20])[0] == 1350
+
+
+def test_the_picture_of_sizes_marks_what_ran_out_of_memory(results, monkeypatch, tmp_path):
+    figure = plots.new_figure(9, 6)
+    monkeypatch.setattr(plots, 'new_figure', lambda *size: figure)
+    plots.draw_sizes(results, tmp_path / 'sizes.png')
+    assert [text.get_text() for axis in figure.axes for text in axis.texts] == ['out of memory'] * 2
 
 
 def test_a_picture_of_nothing_is_not_drawn(results):

@@ -157,6 +157,7 @@ def test_a_package_that_is_not_installed_leaves_out_its_rows(capsys):
         'x/y is left out, as nosuchpackage is not installed (pip install "timm-extra[bench]")'
         in capsys.readouterr().out
     )
+    assert main([], [case(one, other=missing), case(one, plain=one, name='x/z')]) == 0
     row = rows(case(one, first=one, other=missing))
     assert row['other']['correct'] is None and row['other']['error'] == 'other: not installed'
     assert row['first']['ratio']['median'] > 0
@@ -197,7 +198,9 @@ def test_results_say_where_they_were_measured(tmp_path):
     result = json.loads(file.read_text())
     about = result['environment']
     assert file.stem == slug(about['processor'])
-    assert {'date', 'commit', 'threads', 'load_at_start', 'load_at_end', 'memory_gib', 'torch', 'timm'} <= about.keys()
+    assert {'date', 'commit', 'threads', 'load_at_start', 'load_at_end', 'torch', 'timm', 'triton'} <= about.keys()
+    assert {'perceiver-pytorch', 'glom-pytorch', 'byol-pytorch'} <= about.keys()
+    assert about['memory_gib'] > 0
     assert result['rows'][0]['rounds'] == 3 and result['peak'] == dict(bytes=1.0, flops=1.0, special=1.0)
     assert '| `x/y` | plain |' in (tmp_path / 'new' / 'README.md').read_text()
 

@@ -93,7 +93,7 @@ def test_pull_hands_its_arguments_on(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('verb', ['push', 'pull'])
-def test_what_the_hub_refuses_is_told_in_a_line(verb, monkeypatch, capsys):
+def test_errors_of_the_hub_are_reported_in_one_line(verb, monkeypatch, capsys):
     recorded(monkeypatch, verb, hub.HubError('no repository owner/name'))
     assert cli.main([verb, *(('folder', 'owner/name') if verb == 'push' else ('owner/name', 'dest'))]) == 1
     captured = capsys.readouterr()

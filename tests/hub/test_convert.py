@@ -129,7 +129,7 @@ def test_native_files(tmp_path):
     assert_converted(report, model, torch.randn(2, 3, 160, 160), tolerance=1e-6)
 
 
-def test_asked_for_classes_are_drawn_anew(tmp_path):
+def test_another_number_of_classes_reinitialises_the_head(tmp_path):
     model = timm.create_model('test_ceit', num_classes=4)
     report = convert(saved(tmp_path, model.state_dict()), tmp_path / 'out', 'test_ceit', dict(num_classes=9))
     assert report.new == ['head.weight', 'head.bias'] and report.num_classes == 9

@@ -102,7 +102,7 @@ def test_predict_prints_classes_and_json(photos, folder, capsys):
     assert found[0]['guesses'][0].keys() == {'index', 'label', 'probability'}
 
 
-def test_unreadable_images_are_left_out_and_told(photos, folder, tmp_path, capsys):
+def test_unreadable_images_are_left_out_and_reported(photos, folder, tmp_path, capsys):
     (tmp_path / 'broken.png').write_bytes(b'no image')
     (tmp_path / 'whole.png').write_bytes((photos / 'a.png').read_bytes())
     command = ['predict', str(tmp_path), '--model', f'local-dir:{folder}']

@@ -116,17 +116,14 @@ def create_model(args: argparse.Namespace, **options):
     import torch
 
     torch.manual_seed(getattr(args, 'seed', 0))
-    kwargs = dict(args.model_kwargs)
-    if args.input_size:
-        kwargs.setdefault('in_chans', args.input_size[0])
     options = {'pretrained': args.pretrained, **(options or dict(num_classes=0))}
     kind, _, place = args.model.partition(':')
     if kind in ('local-dir', 'hf-hub') and place:
         options.pop('pretrained')
-        return _of_size(lambda **kwargs: _checked(kind, place, {**options, **kwargs}), args, kwargs)
+        return _of_size(lambda **kwargs: _checked(kind, place, {**options, **kwargs}), args)
     if not timm.is_model(args.model):
         raise ValueError(f'timm has no model {args.model!r}')
-    return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args, kwargs)
+    return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args)
 
 
 def _checked(kind: str, place: str, kwargs: Dict[str, Any]):
@@ -142,8 +139,11 @@ def _checked(kind: str, place: str, kwargs: Dict[str, Any]):
         raise ValueError(str(e)) from e
 
 
-def _of_size(build: Callable, args: argparse.Namespace, kwargs: Dict[str, Any]):
-    """Call `build` with the size of the images where the model wants to know it."""
+def _of_size(build: Callable, args: argparse.Namespace):
+    """Call `build` with `--model-kwargs` and the channels of the images, and their size where the model takes it."""
+    kwargs = dict(args.model_kwargs)
+    if args.input_size:
+        kwargs.setdefault('in_chans', args.input_size[0])
     if args.input_size and 'img_size' not in kwargs:
         try:
             return build(**kwargs, img_size=tuple(args.input_size[1:]))
@@ -178,10 +178,7 @@ def create_classifier(args: argparse.Namespace, random: bool = False):
 
         if args.pretrained:
             raise ValueError('give --checkpoint or --pretrained, not both')
-        kwargs = dict(args.model_kwargs)
-        if args.input_size:
-            kwargs = {'in_chans': args.input_size[0], **kwargs}
-        return _of_size(lambda **kwargs: load_checkpoint(args.checkpoint, args.model, kwargs)[0], args, kwargs)
+        return _of_size(lambda **kwargs: load_checkpoint(args.checkpoint, args.model, kwargs)[0], args)
     hosted = not timm.is_model(args.model) or timm.models.is_model_pretrained(args.model)
     if not hosted and (args.pretrained or not random):
         raise ValueError(f'{args.model} has no published weights: give --checkpoint, or local-dir:FOLDER')

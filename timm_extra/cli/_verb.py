@@ -26,4 +26,4 @@ class Verb:
     examples: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
-    refusals: Tuple[Type[Exception], ...] = (ValueError, FileExistsError, FileNotFoundError, ModuleNotFoundError)
+    refusals: Tuple[Type[Exception], ...] = (ValueError, OSError, ModuleNotFoundError)

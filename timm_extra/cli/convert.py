@@ -52,5 +52,4 @@ VERB = Verb(
     'timm-extra convert vision-perceiver-fourier/ perceiver --model perceiver_io_base --json',
     add_arguments,
     run,
-    refusals=(ValueError, OSError),
 )

@@ -49,5 +49,4 @@ VERB = Verb(
     'timm-extra export torch-export perceiver.pt2 --model perceiver_io_base --pretrained',
     add_arguments,
     run,
-    refusals=(ValueError, OSError, ModuleNotFoundError),
 )

@@ -61,5 +61,4 @@ VERB = Verb(
     'timm-extra plot attention digit.png --model local-dir:output/demo/model',
     add_arguments,
     run,
-    refusals=(ValueError, OSError, ModuleNotFoundError),
 )

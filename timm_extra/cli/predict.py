@@ -57,5 +57,4 @@ VERB = Verb(
     'timm-extra predict photo.jpg --model ceit_small --checkpoint ceit_small_patch16_224.pth',
     add_arguments,
     run,
-    refusals=(ValueError, OSError, ModuleNotFoundError),
 )

@@ -53,5 +53,4 @@ VERB = Verb(
     'accelerate launch -m timm_extra pretrain byol --model resnet50 --data-dir photos --output output/byol',
     add_arguments,
     run,
-    refusals=(ValueError, OSError, ModuleNotFoundError),
 )

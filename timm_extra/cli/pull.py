@@ -19,9 +19,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# RuntimeError: of the Hub, whose own class would cost every start the import of its client
-
-
 VERB = Verb(
     'pull',
     'download a model from the Hub and verify its hashes',

@@ -24,8 +24,6 @@ def run_script(script: str, args: List[str]) -> None:
     """
     if not os.path.isfile(script):
         sys.exit(f'timm-extra: no script at {script!r}')
-    import timm_extra  # noqa: F401
-
     sys.argv = [script, *args]
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     runpy.run_path(script, run_name='__main__')

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
+PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')  # extensions of files that are not read
 LARGEST_CONFIG = 16 << 20  # bytes; a thousand labels with descriptions take a tenth of one
 LARGEST_NUMBER = 1 << 20  # of anything a model is built with
 LARGEST_HEADER = 100 << 20  # bytes, as safetensors has it
@@ -52,7 +53,7 @@ def check_folder(folder: Path) -> Dict[str, Any]:
     """
     config = read_config(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
-        pickles = sorted(p.name for p in folder.glob('*') if p.suffix in ('.bin', '.pt', '.pth', '.pkl', '.ckpt'))
+        pickles = sorted(p.name for p in folder.glob('*') if p.suffix in PICKLES)
         other = f', and pickles ({", ".join(pickles)}) are not read: convert them' if pickles else ''
         raise FileNotFoundError(f'{folder} holds no {WEIGHTS}{other}')
     header = read_header(folder / WEIGHTS)

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -70,7 +70,7 @@ def convert(src: PathLike, dst: PathLike, model: str, model_kwargs: Optional[Dic
         raise ValueError(f"{model} is timm's own: only layouts of this package's models are known here")
     loaded, report = load_checkpoint(file, model, model_kwargs)
     save(loaded, dst)
-    return Report(**{**vars(report), 'folder': str(dst)})
+    return replace(report, folder=str(dst))
 
 
 def load_checkpoint(
@@ -101,7 +101,7 @@ def load_checkpoint(
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # they come again below
             traced, origins, resampled = _trace(state, empty)
-    overlay: Dict[str, Any] = dict(file=str(file)) if is_ours(model) else dict(state_dict=state)
+    overlay: Dict[str, Any] = dict(state_dict=state)
     head = f'{empty.pretrained_cfg.get("classifier")}.weight'
     if head in traced and (origins.get(head) or not is_ours(model)):
         overlay['num_classes'] = len(traced[head])

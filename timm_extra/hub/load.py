@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional
 
 import timm
 from torch import nn
+
+from timm_extra._files import PathLike
 
 from .checks import check_folder
 from .client import Token
@@ -13,11 +15,11 @@ from .pull import fetch
 
 
 def load(
-    source: Union[str, Path],
+    source: PathLike,
     *,
     revision: Optional[str] = None,
     token: Token = None,
-    cache_dir: Optional[Union[str, Path]] = None,
+    cache_dir: Optional[PathLike] = None,
     model_args: Optional[Dict[str, Any]] = None,
 ) -> nn.Module:
     """Load a model from a folder or a Hub repository in timm's format, trusting neither.

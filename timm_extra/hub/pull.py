@@ -2,13 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, List, Optional, Union
+from typing import Any, List, Optional
 
 from huggingface_hub import constants, hf_hub_download
 
-from timm_extra._files import atomic_folder
+from timm_extra._files import PathLike, atomic_folder
 
-from .checks import CARD, CONFIG, LARGEST_CONFIG, WEIGHTS, read_header
+from .checks import CARD, CONFIG, LARGEST_CONFIG, PICKLES, WEIGHTS, read_header
 from .client import HubError, Token, cached, call, download, listing
 
 PULLED = (CARD, 'LICENSE', WEIGHTS, CONFIG)
@@ -16,11 +16,11 @@ PULLED = (CARD, 'LICENSE', WEIGHTS, CONFIG)
 
 def pull(
     repo_id: str,
-    dest: Union[str, Path],
+    dest: PathLike,
     *,
     revision: Optional[str] = None,
     token: Token = None,
-    cache_dir: Optional[Union[str, Path]] = None,
+    cache_dir: Optional[PathLike] = None,
 ) -> Path:
     """Copy a model from the Hub to a folder, after comparing its files with the hashes that the Hub states.
 
@@ -49,7 +49,7 @@ def pull(
     return Path(dest)
 
 
-def fetch(repo_id: str, revision: Optional[str], token: Token, cache_dir: Optional[Union[str, Path]]) -> Path:
+def fetch(repo_id: str, revision: Optional[str], token: Token, cache_dir: Optional[PathLike]) -> Path:
     """Get a model into the cache.
 
     Returns:
@@ -84,7 +84,7 @@ def fetch(repo_id: str, revision: Optional[str], token: Token, cache_dir: Option
 def _check_listing(repo_id: str, names: List[str], config: Any) -> None:
     missing = [n for n in (CONFIG, WEIGHTS) if n not in names]
     if missing:
-        pickles = [n for n in names if n.endswith(('.bin', '.pt', '.pth', '.pkl', '.ckpt'))]
+        pickles = [n for n in names if n.endswith(PICKLES)]
         other = f'; its pickles ({", ".join(pickles)}) are not read' if pickles else ''
         raise HubError(f'{repo_id} holds no {missing[0]}{other}')
     if config.size is not None and config.size > LARGEST_CONFIG:

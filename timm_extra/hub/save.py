@@ -1,7 +1,7 @@
 """Models to folders in the Hub's format: `config.json`, `model.safetensors` and a model card."""
 
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional
 
 import safetensors.torch
 import timm
@@ -9,7 +9,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_extra._files import atomic_folder
+from timm_extra._files import PathLike, atomic_folder
 from timm_extra._timm import save_config_for_hf
 from timm_extra.models.info import PLUGIN, is_ours
 
@@ -19,7 +19,7 @@ from .checks import CARD, CONFIG, WEIGHTS
 
 def save(
     model: nn.Module,
-    folder: Union[str, Path],
+    folder: PathLike,
     *,
     model_config: Optional[Dict[str, Any]] = None,
     model_args: Optional[Dict[str, Any]] = None,

@@ -83,7 +83,7 @@ def export(
     write: Callable = _write_onnx if format == 'onnx' else _write_program
     like = next(model.parameters())
     example = torch.randn(2, *size, generator=torch.Generator().manual_seed(2)).to(like)
-    with atomic_folder(path.parent) as aside:  # ONNX of more than 2 GB has its weights beside it
+    with atomic_folder(path.parent, last=[path.name]) as aside:  # ONNX of more than 2 GB names a file of weights
         run = write(model, example, aside / path.name, opset)
         error, constant = _compare(model, run, size, like)
         if not error <= tolerance:  # NaN, too

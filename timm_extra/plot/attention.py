@@ -10,7 +10,7 @@ from timm_extra.images import preprocessing, read_image
 from timm_extra.models import CeiT, Perceiver
 from timm_extra.models.info import class_labels
 
-from .sheets import latent_sheet, prediction_sheet
+from .sheets import evenly_spaced, latent_sheet, prediction_sheet
 
 
 def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def plot_attention(
         return f'layer-wise class-token attention, {attention.shape[1]} heads over {attention.shape[2]} layers'
     count = model.latents.shape[0]
     if latents is None:
-        latents = torch.linspace(0, count - 1, min(count, 6)).round().long().tolist()
+        latents = evenly_spaced(count)
     maps = latent_attention(model, x, latents, block)
     latent_sheet(shown, maps.float(), path, [f'latent {i}' for i in latents])
     return f'attention of latents {", ".join(map(str, latents))} over {maps.shape[-2]}×{maps.shape[-1]} inputs'

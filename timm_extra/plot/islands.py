@@ -11,7 +11,7 @@ from timm_extra._files import PathLike
 from timm_extra.images import preprocessing, read_image
 from timm_extra.models.glom import GLOM, adjusted_rand_index, island_labels, neighbour_cosine
 
-from .sheets import new_figure, write_figure
+from .sheets import draw_image, evenly_spaced, new_figure, write_figure
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def island_sheet(
     """
     T, _, L, _ = states.shape
     if iterations is None:
-        iterations = torch.linspace(0, T - 1, min(T, 6)).round().long().tolist()
+        iterations = evenly_spaced(T)
     outside = [i for i in iterations if not 0 <= i < T]
     if outside or not iterations:
         raise ValueError(f'iterations are 0 to {T - 1}, got {outside[0] if outside else "none"}')
@@ -179,9 +179,7 @@ def island_sheet(
     figure = new_figure(3.2 + width, height)
     left, right = figure.subfigures(1, 2, width_ratios=[3.2, width])
     top, bottom = left.subplots(2, 1, height_ratios=[tall, height - tall - 0.9])  # the rest is legend and labels
-    shown = image.detach().permute(1, 2, 0).squeeze(-1).cpu().numpy()
-    top.imshow(shown, cmap='gray' if shown.ndim == 2 else None, vmin=0, vmax=1)
-    top.set_axis_off()
+    draw_image(top, image)
     _draw_agreement(bottom, cosines)
     axes = right.subplots(L, len(iterations), squeeze=False)
     for row, level in enumerate(reversed(range(L))):

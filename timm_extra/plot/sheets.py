@@ -1,7 +1,7 @@
 """Sheets of images with predictions and attention maps, and learning curves."""
 
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 
@@ -25,8 +25,7 @@ def latent_sheet(images: torch.Tensor, attention: torch.Tensor, path: PathLike, 
     figure = new_figure(1.3 * (L + 1), 1.3 * B + 0.4)
     axes = figure.subplots(B, L + 1, squeeze=False)
     for i in range(B):
-        image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
-        axes[i, 0].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
+        draw_image(axes[i, 0], images[i])
         for j in range(L):
             axes[i, j + 1].imshow(maps[i, j].numpy(), cmap='magma', vmin=0)  # a scale of its own: maps differ in peak
             if i == 0:
@@ -68,9 +67,7 @@ def prediction_sheet(
         return class_names[index] if class_names else str(index)
 
     for i in range(columns):
-        image = images[i].permute(1, 2, 0).squeeze(-1).cpu().numpy()
-        axes[0, i].imshow(image, cmap='gray' if image.ndim == 2 else None, vmin=0, vmax=1)
-        axes[0, i].set_axis_off()
+        draw_image(axes[0, i], images[i])
         if logits is None:
             continue
         text, colour = f'{name(int(predicted[i]))}  {100 * float(probability[i]):.0f} %', 'black'
@@ -130,6 +127,18 @@ def new_figure(width: float, height: float):
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError('drawing needs matplotlib: pip install "timm-extra[plot]"') from e
     return Figure(figsize=(width, height), layout='constrained')
+
+
+def draw_image(axis, image: torch.Tensor) -> None:
+    """Draw an image (1 or 3, height, width) with values in 0 to 1, without ticks."""
+    shown = image.detach().permute(1, 2, 0).squeeze(-1).cpu().numpy()
+    axis.imshow(shown, cmap='gray' if shown.ndim == 2 else None, vmin=0, vmax=1)
+    axis.set_axis_off()
+
+
+def evenly_spaced(count: int) -> List[int]:
+    """At most six indices below `count`, from first to last."""
+    return torch.linspace(0, count - 1, min(count, 6)).round().long().tolist()
 
 
 def write_figure(figure, path: PathLike) -> Path:

@@ -6,12 +6,13 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from timm_extra._files import PathLike
 from timm_extra.images import input_config
 
 from . import checkpoints
@@ -52,7 +53,7 @@ class Pretrained:
 def pretrain(
     model: nn.Module,
     dataset: Dataset,
-    output: Union[str, Path],
+    output: PathLike,
     config: PretrainConfig,
     *,
     probe: Optional[Tuple[Dataset, Dataset]] = None,

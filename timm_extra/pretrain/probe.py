@@ -178,7 +178,9 @@ def accuracies(
     Raises:
         ValueError: A probe is unknown.
     """
-    check_probes(probes)
+    for probe in probes:
+        if probe not in PROBES:
+            raise ValueError(f'a probe must be one of {", ".join(PROBES)}, got {probe!r}')
     read = dict(batch_size=batch_size, device=device, workers=workers)
     train_x, train_y = features(encoder, train, view, **read)
     test_x, test_y = features(encoder, test, view, **read)
@@ -188,10 +190,3 @@ def accuracies(
         classes = PROBES[probe](train_x, train_y, test_x, **options)
         found[probe] = 100 * int((classes == test_y).sum()) / len(test_y)
     return found
-
-
-def check_probes(probes: Sequence[str]) -> None:
-    """Refuse unknown probes with a ValueError."""
-    for probe in probes:
-        if probe not in PROBES:
-            raise ValueError(f'a probe must be one of {", ".join(PROBES)}, got {probe!r}')

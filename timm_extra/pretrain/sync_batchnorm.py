@@ -7,6 +7,8 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 
+from .views import in_float32
+
 
 class _AllReduce(torch.autograd.Function):
     """Sum over the processes; so is its gradient."""
@@ -63,7 +65,7 @@ class _CrossReplicaBatchNormAct(CrossReplicaBatchNorm):
 
 def _statistics(x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean, biased variance (C,) and count over batches and places of all processes, the variance around the mean."""
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = in_float32(x)
     dims = [d for d in range(x.ndim) if d != 1]
     count = wide.new_tensor([wide.numel() / wide.shape[1]])
     sums = _AllReduce.apply(torch.cat([wide.sum(dims), count]))

@@ -174,10 +174,8 @@ class RandomView(nn.Module):
             numbers = torch.from_numpy(
                 np.stack([np.random.default_rng([int(k) for k in key]).random(needed) for key in keys])
             )
-        u = iter(numbers.unbind(1))
+        u = iter(numbers[:, 2 * CROP_TRIES :].unbind(1))
         height, width = _crop_sizes(size, recipe, numbers[:, : 2 * CROP_TRIES])
-        for _ in range(2 * CROP_TRIES):
-            next(u)
         crop = dict(
             top=((size[0] - height + 1) * next(u)).long(),
             left=((size[1] - width + 1) * next(u)).long(),
@@ -278,7 +276,12 @@ def _stacked(images: Images, channels: int) -> Union[torch.Tensor, List[torch.Te
     low, high = (float(v) for v in images.aminmax())
     if not (low >= -SLACK and high <= 1 + SLACK):
         raise ValueError(f'floating-point images must lie in [0, 1], got values from {low:.4g} to {high:.4g}')
-    return images if images.dtype == torch.float64 else images.float()
+    return in_float32(images)
+
+
+def in_float32(x: torch.Tensor) -> torch.Tensor:
+    """A tensor of any shape in at least float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _crop_sizes(size: Sequence[int], recipe: Recipe, numbers: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -98,7 +98,7 @@ def test_points_with_features():
         Perceiver(img_size=10, stem='points')
 
 
-def test_points_can_be_told_apart():
+def test_points_can_be_distinguished():
     """Spheres, cubes and cylinders, turned at random: 3 classes, so that guessing gives a third."""
     torch.manual_seed(0)
     clouds, labels = shapes(100, 200)

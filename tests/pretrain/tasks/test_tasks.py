@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import ScaledStdConv2d
 from torch import nn
 
 import timm_extra  # noqa: F401
@@ -359,6 +360,14 @@ def test_group_norm_keeps_weights_and_the_original():
     assert converted(torch.rand(2, *SIZE)).shape == net(torch.rand(2, *SIZE)).shape
     for groups in (m for m in converted.modules() if isinstance(m, nn.GroupNorm)):
         assert groups.num_channels % groups.num_groups == 0
+
+
+def test_convolutions_that_do_not_pad_with_zeros_stay():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect')
+    )
+    first, _, last = without_batchnorm(net)
+    assert type(first) is ScaledStdConv2d and type(last) is nn.Conv2d and last.padding_mode == 'reflect'
 
 
 def test_an_encoder_is_its_models_pre_logits():

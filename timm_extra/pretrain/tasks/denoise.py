@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..views import DENOISE_VIEW
+from ..views import DENOISE_VIEW, in_float32
 from .encoder import Encoder, output_shape
-from .task import PretrainingTask, View, in_float32
+from .task import PretrainingTask, View
 
 SCHEDULES = {None: lambda p: 1.0, 'linear': lambda p: p, 'cosine': lambda p: (1 - math.cos(math.pi * p)) / 2}
 INTERFACE = (

@@ -116,8 +116,3 @@ class PretrainingTask(TrainingTask):
         module = module or self.get_trainable_module(ema=ema)
         online = nn.Module() if module is None else unwrap_model(module)  # there may be no moving average
         return {name: child for name, child in online.named_children() if name != 'encoder'}
-
-
-def in_float32(x: torch.Tensor) -> torch.Tensor:
-    """A tensor in at least float32."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..sync_batchnorm import CrossReplicaBatchNorm
-from ..views import Recipe
+from ..views import Recipe, in_float32
 from .encoder import Encoder
-from .task import PretrainingTask, View, in_float32
+from .task import PretrainingTask, View
 
 Output = Tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -2,7 +2,6 @@
 
 import copy
 
-import torch
 from timm.layers import BatchNormAct2d, GroupNormAct, ScaledStdConv2d
 from torch import nn
 
@@ -11,7 +10,8 @@ def without_batchnorm(model: nn.Module, groups: int = 16) -> nn.Module:
     """A copy with group norm for batch norm, and standardised weights in the convolutions.
 
     As in "BYOL works even without batch statistics" (https://arxiv.org/abs/2010.10241), 16 groups there. Weights,
-    scales and shifts are kept; convolutions whose inputs per output are fewer than two (depthwise 1×1) stay.
+    scales and shifts are kept; convolutions whose inputs per output are fewer than two (depthwise 1×1), or that
+    pad with other than zeros, stay.
 
     Args:
         model: Model with BatchNorm.
@@ -32,7 +32,7 @@ def without_batchnorm(model: nn.Module, groups: int = 16) -> nn.Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
                 setattr(parent, name, _group_norm(child, groups))
-            elif type(child) is nn.Conv2d and child.weight[0].numel() > 1:
+            elif type(child) is nn.Conv2d and child.weight[0].numel() > 1 and child.padding_mode == 'zeros':
                 setattr(parent, name, _standardised(child))
     return model
 
@@ -64,11 +64,5 @@ def _standardised(conv: nn.Conv2d) -> nn.Module:
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
-    new.weight = conv.weight
-    if conv.bias is not None:
-        new.bias = conv.bias
-    else:
-        new.bias = None
-    with torch.no_grad():
-        new.gain.fill_(1.0)
+    new.weight, new.bias = conv.weight, conv.bias
     return new.train(conv.training)

@@ -13,7 +13,7 @@ from .naive import tokens
 def inputs(case: Case, dtype: torch.dtype, device: torch.device):
     """Arguments of the operator; a size F of features holds for every axis of S, or for the one it is given for."""
     sizes = case.sizes
-    spatial = sizes['S'] if 'S' in sizes else [sizes[name] for name in ('T', 'Y', 'X') if sizes.get(name)]
+    spatial = sizes['S'] if 'S' in sizes else (sizes['Y'], sizes['X'])
     features = sizes['F'] if isinstance(sizes['F'], (list, tuple)) else [sizes['F']] * len(spatial)
     B, c = sizes['B'], sizes['c']
     axes = [randn((s, f), dtype, device) for s, f in zip(spatial, features)]

@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 
 from timm_extra import plot
 from timm_extra.models.glom.islands import adjusted_rand_index, island_labels, neighbour_cosine
+from timm_extra.models.perceiver.cross_attention import tokens_alone
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3)
 
@@ -100,6 +101,26 @@ def test_latent_attention_is_what_the_layer_uses(name, kwargs):
         torch.testing.assert_close(attn.proj(gathered), output[:, [4, 0]], rtol=0, atol=1e-5)
     assert torch.equal(plot.latent_attention(model, x, [1], -1), plot.latent_attention(model, x, [1], block))
     assert not attn._forward_pre_hooks
+
+
+def test_decoder_attention_is_what_the_layer_uses():
+    torch.manual_seed(0)
+    model = timm.create_model('test_perceiver_io', num_queries=2).eval()
+    with torch.no_grad():
+        model.query.normal_()
+    x = torch.randn(3, 3, 16, 16)
+    weights = plot.decoder_attention(model, x)
+    assert weights.shape == (3, 1, 2, 16)
+    attn, z = model.decoder.attn, model.forward_features(x)
+    values = attn.v(attn.norm_kv(z))[:, None]  # one head
+    expected = attn.proj((weights @ values)[:, 0])
+    torch.testing.assert_close(attn(model.decoder.norm1(model.query[None]), tokens_alone(z)), expected)
+    own = torch.randn(5, model.head_hidden_size)
+    assert plot.decoder_attention(model, x, queries=own).shape == (3, 1, 5, 16)
+    with pytest.raises(ValueError, match='no decoder'):
+        plot.decoder_attention(timm.create_model('test_perceiver').eval(), x)
+    with pytest.raises(ValueError, match='eval'):
+        plot.decoder_attention(model.train(), x)
 
 
 def test_latent_attention_of_learned_positions_masks_and_points():

@@ -1,13 +1,13 @@
 """What models attend to: layers of a CeiT, inputs of a Perceiver."""
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from timm_extra._files import PathLike
 from timm_extra.images import preprocessing, read_image
-from timm_extra.models import CeiT, Perceiver
+from timm_extra.models import CeiT, Perceiver, PerceiverIO
 from timm_extra.models.info import class_labels
 
 from .sheets import evenly_spaced, latent_sheet, prediction_sheet
@@ -28,19 +28,14 @@ def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
     """
     if getattr(model, 'lca', None) is None:
         raise ValueError(f'this {type(model).__name__} has no layer-wise class-token attention to show')
-    if model.training:
-        raise ValueError('the model is in training mode, where images change its statistics: call model.eval() first')
+    _check_evaluates(model, 'images change its statistics')
     attn, fused = model.lca.attn, model.lca.attn.fused_attn
-    seen: List[torch.Tensor] = []
-    hook = attn.attn_drop.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         attn.fused_attn = False  # the fused path never forms the weights
-        with torch.no_grad():
-            model(x)
+        ((weights,),) = _arguments(attn.attn_drop, model, x)
     finally:
         attn.fused_attn = fused
-        hook.remove()
-    return seen[0][:, :, 0]  # (B, H, L) of (B, H, 1, L)
+    return weights[:, :, 0]  # (B, H, L) of (B, H, 1, L)
 
 
 def latent_attention(
@@ -66,26 +61,62 @@ def latent_attention(
     count = model.num_cross_attends
     if not -count <= block < count:
         raise ValueError(f'blocks with a cross-attend are 0 to {count - 1}, got {block}')
-    if model.training:
-        raise ValueError('the model is in training mode, where dropout disturbs what is seen: call model.eval() first')
+    _check_evaluates(model, 'dropout disturbs what is seen')
     outside = [i for i in latents if not 0 <= i < model.latents.shape[0]]
     if outside:
         raise ValueError(f'latents are 0 to {model.latents.shape[0] - 1}, got {outside[0]}')
     block %= count
     used = min(block, len(model.cross_attends) - 1)
     attn = model.cross_attends[used].attn
-    seen: List[Tuple[Any, ...]] = []
-    hook = attn.register_forward_pre_hook(lambda module, args: seen.append(args))
-    try:
-        with torch.no_grad():
-            model.forward_features(x, mask)
-    finally:
-        hook.remove()
-    queries, inputs = seen[block - used]  # a shared set of weights is called once for each of its blocks
+    # a shared set of weights is called once for each of its blocks
+    queries, inputs = _arguments(attn, model.forward_features, x, mask)[block - used]
     with torch.no_grad():
         weights = attn.attention_weights(queries[:, list(latents)], inputs)  # (B, H, L, N)
         grid = model.stem(x)[-1]
     return weights.unflatten(-1, grid)
+
+
+def decoder_attention(
+    model: PerceiverIO, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """What the queries of a decoder look at: their weights over the latents.
+
+    Args:
+        model: Perceiver IO, in evaluation mode.
+        x: As in `PerceiverIO.forward`, like `mask` and `queries`.
+        mask: Likewise.
+        queries: Likewise.
+
+    Returns:
+        (B, H, Q, M), non-negative, summing to 1 over the M latents.
+
+    Raises:
+        ValueError: The model has no decoder, or is in training mode.
+    """
+    if getattr(model, 'decoder', None) is None:
+        raise ValueError(f'this {type(model).__name__} has no decoder to look at')
+    _check_evaluates(model, 'dropout disturbs what is seen')
+    attn = model.decoder.attn
+    arguments = _arguments(attn, model, x, mask, queries)[0]
+    with torch.no_grad():
+        return attn.attention_weights(*arguments)
+
+
+def _arguments(module: nn.Module, run: Callable, *inputs: Any) -> List[Tuple[Any, ...]]:
+    """What a module is called with, each time, while something runs without gradients."""
+    seen: List[Tuple[Any, ...]] = []
+    hook = module.register_forward_pre_hook(lambda module, args: seen.append(args))
+    try:
+        with torch.no_grad():
+            run(*inputs)
+    finally:
+        hook.remove()
+    return seen
+
+
+def _check_evaluates(model: nn.Module, why: str) -> None:
+    if model.training:
+        raise ValueError(f'the model is in training mode, where {why}: call model.eval() first')
 
 
 def plot_attention(

@@ -367,6 +367,121 @@ def test_gradient_checkpointing_changes_nothing(name, kwargs):
 
 
 @pytest.mark.parametrize('name', MODELS)
+def test_hooks_on_blocks_see_them_under_checkpointing(name):
+    model, seen = small_model(name).train(), []
+    model.set_grad_checkpointing()
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: seen.append(out))
+    model(torch.randn(2, 3, 16, 16))
+    assert len(seen) == model.num_blocks
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_stage_is_a_module_of_its_own(name):
+    model = small_model(name, num_blocks=3)
+    names = [info['module'] for info in model.feature_info]
+    assert len(set(names)) == 3
+    x = torch.randn(2, 3, 16, 16)
+    expected = model.forward_intermediates(x, intermediates_only=True)
+    seen = []
+    for label in names:
+        model.get_submodule(label).register_forward_hook(lambda module, args, out: seen.append(out))
+    model(x)
+    for found, latents in zip(seen, expected, strict=True):
+        assert torch.equal(found, latents)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_features_by_hooks_are_those_by_the_getter(name):
+    found = []
+    for feature_cls in ('getter', 'hook'):
+        torch.manual_seed(3)
+        options = dict(features_only=True, out_indices=(0, 2), num_blocks=3)
+        backbone = timm.create_model(name, feature_cls=feature_cls, **options).eval()
+        assert len(set(backbone.feature_info.module_name())) == 2
+        found.append(backbone(torch.linspace(-1, 1, 2 * 3 * 256).view(2, 3, 16, 16)))
+    assert not torch.equal(found[0][0], found[0][1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('name', MODELS)
+def test_without_fused_attention_maps_are_formed_and_seen(name, masked):
+    torch.manual_seed(5)
+    fused = small_model(name)
+    try:
+        timm.layers.set_fused_attn(False)
+        torch.manual_seed(5)
+        model = small_model(name)
+    finally:
+        timm.layers.set_fused_attn(True)
+    x = torch.randn(2, 3, 16, 16)
+    mask = torch.rand(2, 16, 16) < 0.7 if masked else None
+    if masked:
+        mask[1] = False
+    torch.testing.assert_close(model(x, mask), fused(x, mask), rtol=1e-4, atol=1e-5)
+    maps = {}
+    for label, module in model.named_modules():
+        if label.endswith('attn_drop'):
+            module.register_forward_hook(lambda module, args, out, label=label: maps.setdefault(label, out))
+    model(x, mask)
+    assert maps['cross_attends.0.attn.attn_drop'].shape == (2, 1, 16, 256)
+    assert ('decoder.attn.attn_drop' in maps) == (name == 'test_perceiver_io')
+    for weights in maps.values():
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+def test_without_fused_attention_there_are_second_derivatives():
+    try:
+        timm.layers.set_fused_attn(False)
+        model = small_model().double()
+    finally:
+        timm.layers.set_fused_attn(True)
+    x, v = torch.randn(2, 1, 3, 16, 16, dtype=torch.float64)
+
+    def gradient(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(model(x).square().sum(), x)[0]
+
+    found = torch.autograd.functional.hvp(lambda x: model(x).square().sum(), x, v)[1]
+    expected = (gradient(x + 1e-6 * v) - gradient(x - 1e-6 * v)) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(query_dim=20), dict(num_queries=3), dict(compat='lucidrains')])
+@pytest.mark.parametrize('pool', ['', 'avg'])
+def test_perceiver_io_that_pools_its_latents_has_no_decoder(pool, kwargs, tmp_path):
+    x = torch.randn(2, 3, 16, 16)
+    built = small_model(global_pool=pool, **kwargs)
+    reset = small_model(**kwargs)
+    reset.reset_classifier(11, pool)
+    for model in (built, reset):
+        assert model.decoder is None and model.query is None
+        z = model.forward_features(x)
+        torch.testing.assert_close(model.forward_head(z, pre_logits=True), z.mean(1) if pool else z)
+        model(x).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+        with pytest.raises(ValueError, match="'token' needs the decoder, which went with"):
+            model.reset_classifier(11, 'token')
+        with pytest.raises(AssertionError, match='has no decoder'):
+            model(x, queries=torch.randn(2, model.head_hidden_size))
+        hub.save(model, tmp_path / 'saved')
+        again = timm.create_model(f'local-dir:{tmp_path / "saved"}', pretrained=True).eval()
+        assert torch.equal(again(x), model(x))
+
+
+def test_weights_with_a_decoder_load_into_a_model_without():
+    trained = small_model()
+    overlay = dict(state_dict=trained.state_dict(), num_classes=11)
+    model = timm.create_model(
+        'test_perceiver_io', pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, global_pool='avg'
+    ).eval()
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model(x), trained.forward_features(x).mean(1))
+
+
+@pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize(
     'kwargs',
     [{}, CONV, LEARNED, dict(unique_blocks=2, num_cross_attends=2), dict(compat='lucidrains'), dict(img_size=(16, 40))],

@@ -5,7 +5,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_all
 
-PLAIN_TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
+PLAIN_TENSORS = (nn.Parameter, torch.Tensor, nn.Buffer)
 
 
 def may_shortcut(*modules: nn.Module, operators: bool = True) -> bool:
@@ -59,16 +59,16 @@ def _all_are_hooked() -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether nobody looks at a module or at one inside, and nobody has changed them."""
+    """Whether nobody looks at a module or at one inside, and nobody has changed them. (Loops, as every call runs it.)"""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
     if 'forward' in module.__dict__:
         return False
-    if not all(_is_plain_tensor(p) for p in module._parameters.values() if p is not None):
-        return False
-    return all(_is_plain(child) for child in module._modules.values() if child is not None)
-
-
-def _is_plain_tensor(tensor: torch.Tensor) -> bool:
-    kind = type(tensor)  # torch's own tracers put their tensors in the place of parameters
-    return kind in PLAIN_TENSORS or kind.__module__.startswith('torch._subclasses.')
+    for parameter in module._parameters.values():
+        kind = type(parameter)  # torch's own tracers put their tensors in the place of parameters
+        if parameter is not None and kind not in PLAIN_TENSORS and not kind.__module__.startswith('torch._subclasses.'):
+            return False
+    for child in module._modules.values():  # noqa: SIM110, as above
+        if child is not None and not _is_plain(child):
+            return False
+    return True

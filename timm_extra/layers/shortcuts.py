@@ -59,7 +59,7 @@ def _all_are_hooked() -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether nobody looks at a module or at one inside, and nobody has changed them. (Loops, as every call runs it.)"""
+    """Whether nobody looks at a module or at one inside, and nobody has changed them. (Loops: every call runs it.)"""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
     if 'forward' in module.__dict__:

@@ -1,21 +1,27 @@
-"""Image files and tensors, and what input a model takes."""
+"""Images as pixels and tensors, and what input a model takes."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterable, List, Optional, Sequence, Union
+from typing import Any, BinaryIO, Callable, Dict, Optional, Sequence, Union
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from timm.data import create_transform, resolve_model_data_config
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import nn
 
 from ._files import PathLike
 from .models.info import input_size as own_input_size
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # PIL's modes by channels
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises; SyntaxError of some broken files
+UPRIGHT = 1  # the EXIF orientation of an image that is stored as it is seen
+
+
+class PixelError(ValueError):
+    """An image whose numbers are no pixels."""
+
+
+# what PIL raises, SyntaxError of some broken files, and what `as_array` does
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError, PixelError)
 
 
 def input_config(
@@ -59,14 +65,36 @@ class Preprocessing:
     Attributes:
         config: Arguments of timm's `create_transform`.
         transform: PIL image to tensor (C, height, width).
+        as_timm: See pixels as timm's scripts do: 16 bits clipped to eight, no orientation, transparency left out.
     """
 
     config: Dict[str, Any]
     transform: Callable[[Image.Image], torch.Tensor]
+    as_timm: bool = False
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Image to (C, height, width), normalised."""
-        return self.transform(image.convert(MODES[self.config['input_size'][0]]))
+        """Image, as `decode` gives it, to (C, height, width), normalised."""
+        channels = self.config['input_size'][0]
+        if self.as_timm:
+            return self.transform(image.convert(MODES[channels]))
+        pixels = as_array(image, channels)
+        if pixels.dtype != np.uint8:
+            pixels = (pixels * 255).round().astype(np.uint8)  # the transform resizes eight bits
+        return self.transform(Image.fromarray(pixels[..., 0] if channels == 1 else pixels))
+
+    def read(self, path: PathLike) -> torch.Tensor:
+        """The image in a file as (C, height, width), normalised.
+
+        Raises:
+            ValueError: There is none that can be read; the message names the file.
+        """
+        try:
+            if not self.as_timm:
+                return self(decode(path))
+            with Image.open(path) as image:
+                return self(image)
+        except UNREADABLE as e:
+            raise ValueError(f'{path} cannot be read: {e}') from e
 
     def visible(self, x: torch.Tensor) -> torch.Tensor:
         """Images (…, C, height, width) as before normalisation, in 0 to 1."""
@@ -79,6 +107,7 @@ def preprocessing(
     input_size: Optional[Sequence[int]] = None,
     mean: Optional[Sequence[float]] = None,
     std: Optional[Sequence[float]] = None,
+    as_timm: bool = False,
 ) -> Preprocessing:
     """What a model's own configuration says about preprocessing.
 
@@ -87,6 +116,7 @@ def preprocessing(
         input_size: As in `input_config`, like `mean` and `std`.
         mean: What images are normalised with.
         std: Likewise.
+        as_timm: As in `Preprocessing`.
 
     Returns:
         The preprocessing.
@@ -99,28 +129,35 @@ def preprocessing(
         raise ValueError(f'this {type(model).__name__} takes no images')
     if config['input_size'][0] not in (1, 3):
         raise ValueError(f'images have 1 or 3 channels, the model takes {config["input_size"][0]}')
-    return Preprocessing(config, create_transform(**config))
+    return Preprocessing(config, create_transform(**config), as_timm)
 
 
 def decode(image: Union[PathLike, BinaryIO, Image.Image]) -> Image.Image:
-    """The one reader of image files.
+    """The one reader of image files: their first frame, the right way up.
 
     Args:
         image: Path, file opened for reading bytes, or an image whose pixels PIL may not have read yet.
 
     Returns:
-        The image, its pixels in memory.
+        The image, its pixels in memory, turned and mirrored as its EXIF orientation says.
 
     Raises:
-        UNREADABLE: What PIL raises.
+        UNREADABLE: It cannot be read.
     """
     image = image if isinstance(image, Image.Image) else Image.open(image)
     image.load()
-    return image
+    return image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception:  # what broken EXIF raises is of nearly any type, and the pixels are fine
+        return UPRIGHT
 
 
 def read_image(path: PathLike) -> Image.Image:
-    """The image in a file.
+    """The image in a file, as `decode` reads it.
 
     Raises:
         ValueError: There is none that can be read.
@@ -131,12 +168,52 @@ def read_image(path: PathLike) -> Image.Image:
         raise ValueError(f'{path} cannot be read: {e}') from e
 
 
+def as_array(image: Image.Image, channels: int) -> np.ndarray:
+    """The pixels of an image.
+
+    16 bits are taken as 0 to 1 over 65,535, also where 32 bits hold them, and floating-point numbers as they are; no
+    image is stretched to its own range. What is transparent is seen on white, unless the model takes four channels.
+    Everything else (palettes, 1 bit, CMYK) is PIL's conversion to 8 bits.
+
+    Args:
+        image: As `decode` gives it.
+        channels: C: 1 grey, 3 RGB or 4 RGBA; any number for the same grey in each of 16-bit and floating-point images.
+
+    Returns:
+        (H, W, C), uint8, or float32 in [0, 1].
+
+    Raises:
+        ValueError: There are no pixels of that many channels.
+        PixelError: Numbers are out of range, or PIL cannot convert them.
+    """
+    if image.mode.startswith('I;16') or image.mode in ('I', 'F'):  # which PIL would clip to eight bits
+        return np.repeat(_unit(np.asarray(image), image.mode)[..., None], channels, 2)
+    if channels not in MODES:
+        raise ValueError(f'an image of mode {image.mode} has no {channels} channels')
+    try:
+        if channels < 4 and image.has_transparency_data:
+            image = image.convert('RGBA')
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+        pixels = np.asarray(image.convert(MODES[channels]))
+    except ValueError as e:
+        raise PixelError(str(e)) from e
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _unit(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """Numbers of a PIL image of more than eight bits as float32 in [0, 1]."""
+    low, high, largest = pixels.min(), pixels.max(), 1 if mode == 'F' else 65535
+    if not (low >= 0 and high <= largest):  # NaN neither
+        raise PixelError(f'pixels of mode {mode} must be in 0 to {largest:,}, they are in {low:,} to {high:,}')
+    return pixels.astype(np.float32) / np.float32(largest)
+
+
 def as_tensor(image: Any, channels: int) -> torch.Tensor:
     """An image as a tensor (channels, H, W).
 
     Args:
         image: PIL image, array (H, W) or (H, W, C), or tensor (C, H, W).
-        channels: C.
+        channels: C; a PIL image is converted, as `as_array` does.
 
     Returns:
         uint8, or floating-point; uint16 becomes float32 in [0, 1].
@@ -145,12 +222,7 @@ def as_tensor(image: Any, channels: int) -> torch.Tensor:
         ValueError: It is none of these, has other channels, or other numbers.
     """
     if isinstance(image, Image.Image):
-        if image.mode.startswith('I;16') or image.mode in ('I', 'F'):  # which PIL would clip to eight bits
-            image = np.asarray(image)
-            image = np.repeat((image.astype(np.uint16) if image.dtype == np.int32 else image)[..., None], channels, 2)
-        elif channels in MODES:
-            image = image.convert(MODES[channels])
-        image = np.asarray(image)
+        image = as_array(image, channels)
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.array(image[..., None] if image.ndim == 2 else image)).permute(2, 0, 1)
     if not isinstance(image, torch.Tensor):
@@ -162,24 +234,3 @@ def as_tensor(image: Any, channels: int) -> torch.Tensor:
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise ValueError(f'an image must be uint8, uint16 or floating-point in [0, 1], got {image.dtype}')
     return image
-
-
-def find_images(paths: Iterable[PathLike]) -> List[Path]:
-    """Files as they are, and the images in folders and their folders, in order of their names.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A folder has no images.
-    """
-    extensions, found = tuple(get_img_extensions()), []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f'no image or folder at {str(path)!r}')
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(f for f in path.rglob('*') if f.is_file() and f.name.lower().endswith(extensions))
-        if not inside:
-            raise ValueError(f'no images in {path}')
-        found += inside
-    return found

@@ -4,6 +4,7 @@ import argparse
 import collections.abc
 import contextlib
 import os
+import sys
 from dataclasses import fields
 from typing import Any, Callable, Dict, Iterator, Type, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -197,8 +198,11 @@ def labelled_splits(args: argparse.Namespace, channels: int):
 
 def create_dataset(args: argparse.Namespace, split: str, channels: int, **options):
     """A split of the data set that the arguments name, its images with that many channels."""
+    from timm.data import ImageDataset
     from timm.data import create_dataset as timm_dataset
 
+    from timm_extra._timm import search_split
+    from timm_extra.folders import FolderReader
     from timm_extra.images import MODES
 
     if not args.dataset and not args.data_dir:
@@ -206,4 +210,9 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
     if args.dataset_download:
         options['download'] = True
     mode = MODES.get(channels, '')
+    if not args.dataset:
+        reader = FolderReader(search_split(args.data_dir, split), **options)
+        if str(reader.found):
+            print(f'timm-extra: {reader.found}', file=sys.stderr)
+        return ImageDataset(args.data_dir, reader=reader, input_img_mode=mode)
     return timm_dataset(args.dataset, root=args.data_dir, split=split, input_img_mode=mode, **options)

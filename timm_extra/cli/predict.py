@@ -16,15 +16,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--topk', type=int, default=5, help='classes per image (%(default)s)')
     parser.add_argument('-b', '--batch-size', type=int, default=32, help='batch size (%(default)s)')
     parser.add_argument('--device', default='cpu', help='torch device (%(default)s)')
+    parser.add_argument(
+        '--as-timm',
+        action='store_true',
+        help="read pixels as timm's scripts do: 16 bits clipped, no EXIF orientation, transparency left out",
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
 def run(args: argparse.Namespace) -> int:
+    from timm_extra.folders import find_images
     from timm_extra.inference import predict
 
+    files = find_images(args.images)
+    if str(files):
+        print(f'timm-extra: {files}', file=sys.stderr)
     found = predict(
         create_classifier(args),
-        args.images,
+        files.images,
         topk=args.topk,
         batch_size=args.batch_size,
         device=args.device,
@@ -32,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         input_size=args.input_size,
         mean=args.mean,
         std=args.std,
+        as_timm=args.as_timm,
     )
     done, unreadable = [], 0
     for prediction in found:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from timm_extra._files import PathLike
-from timm_extra.images import find_images, preprocessing, read_image
+from timm_extra.folders import find_images
+from timm_extra.images import preprocessing
 from timm_extra.models.info import class_labels
 
 
@@ -52,6 +53,7 @@ def predict(
     input_size: Optional[Sequence[int]] = None,
     mean: Optional[Sequence[float]] = None,
     std: Optional[Sequence[float]] = None,
+    as_timm: bool = False,
 ) -> Iterator[Prediction]:
     """Classify images, preprocessed as the model's configuration says.
 
@@ -65,6 +67,7 @@ def predict(
         input_size: As in `timm_extra.images.input_config`, like `mean` and `std`.
         mean: What images are normalised with.
         std: Likewise.
+        as_timm: As in `timm_extra.images.Preprocessing`.
 
     Returns:
         One entry for each image, in order, as they are computed.
@@ -78,8 +81,8 @@ def predict(
             raise ValueError(f'{name} must be at least 1, got {value}')
     if getattr(model, 'num_classes', 0) < 1:
         raise ValueError(f'this {type(model).__name__} has no classifier')
-    prepare = preprocessing(model, input_size, mean, std)
-    files, labels = find_images(images), class_labels(model)
+    prepare = preprocessing(model, input_size, mean, std, as_timm)
+    files, labels = find_images(images).images, class_labels(model)
     model = model.to(device).eval()
     return _predict(model, files, prepare, labels, min(topk, len(labels)), batch_size, progress)
 
@@ -111,7 +114,7 @@ def _guesses(values: Sequence[float], indices: Sequence[int], labels: Sequence[s
 def _read(file: PathLike, prepare) -> Tuple[Optional[torch.Tensor], Optional[str]]:
     """An image as the model sees it, or why there is none."""
     try:
-        return prepare(read_image(file)), None
+        return prepare.read(file), None
     except ValueError as e:
         return None, str(e)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from timm_extra._files import PathLike
-from timm_extra.images import preprocessing, read_image
+from timm_extra.images import preprocessing
 from timm_extra.models import CeiT, Perceiver, PerceiverIO
 from timm_extra.models.info import class_labels
 
@@ -155,7 +155,7 @@ def plot_attention(
     if isinstance(model, CeiT) and latents is not None:
         raise ValueError('a CeiT has no latents')
     prepare = preprocessing(model, input_size, mean, std)
-    x = prepare(read_image(image))[None]
+    x = prepare.read(image)[None]
     shown, x = prepare.visible(x), x.to(next(model.parameters()))
     if isinstance(model, CeiT):
         attention = lca_attention(model, x)

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from timm_extra.images import UNREADABLE, as_tensor, decode
+from timm_extra.images import UNREADABLE, as_array, as_tensor, decode
 
 from .views import Images, RandomView
 
@@ -82,7 +82,7 @@ class Samples(Dataset):
             item = item['image'], item.get('label')
         image, label, *_ = (*item, None) if isinstance(item, (tuple, list)) else (item, None)
         if isinstance(image, Image.Image):
-            image = decode(image)
+            image = as_array(decode(image), self.channels)
         return image, self._class(label, index) if self.labelled else -1
 
     def _class(self, label: Any, index: int) -> int:

@@ -1,0 +1,136 @@
+"""Image files in folders."""
+
+import os
+from pathlib import Path
+from typing import Iterable, List, NamedTuple, Optional, Set
+
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader import Reader
+from timm.utils.misc import natural_key
+
+from ._files import PathLike
+
+EXTENSIONS = frozenset(
+    ['.jpg', '.jpeg', '.png', '.webp', '.avif', '.tif', '.tiff', '.bmp', '.gif', '.ppm', '.pgm', '.jp2']
+)
+HEIC = frozenset(('.heic', '.heif'))
+
+
+class Found(NamedTuple):
+    """What a search for images has found.
+
+    Attributes:
+        images: Files, in order of their names.
+        left_out: What is no image by its name, and links that lead nowhere; hidden files do not count.
+    """
+
+    images: List[Path]
+    left_out: List[Path]
+
+    def __str__(self) -> str:
+        """What was left out, in a line; empty if nothing."""
+        if not self.left_out:
+            return ''
+        first, count = self.left_out[0], len(self.left_out)
+        what = f'{first} is' if count == 1 else f'{count} files are'
+        kind = 'a link to nothing' if first.is_symlink() and not first.exists() else 'no image by its name'
+        return f'{what} left out' + ('' if count == 1 else f', the first is {first}') + f': {kind}'
+
+
+def image_extensions() -> Set[str]:
+    """Endings of the names of image files, in lower case: those that Pillow reads, and whatever timm was told."""
+    found = {*EXTENSIONS, *get_img_extensions()}
+    try:
+        from pillow_heif import register_heif_opener
+    except ModuleNotFoundError:
+        return found
+    register_heif_opener()
+    return found | HEIC
+
+
+def find_images(paths: Iterable[PathLike]) -> Found:
+    """Files as they are, and the images in folders and their folders.
+
+    Links are followed, to each folder once. What begins with a dot is hidden and does not count.
+
+    Args:
+        paths: Files and folders.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A folder has no images; the message says what it has.
+    """
+    extensions, images, left_out = image_extensions(), [], []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f'no image or folder at {str(path)!r}')
+        if not path.is_dir():
+            images.append(path)
+            continue
+        files = _files_in(path)
+        inside = [file for file in files if file.suffix.lower() in extensions and file.exists()]
+        others = [file for file in files if file.suffix.lower() not in extensions or not file.exists()]
+        if not inside:
+            more = str(Found([], others))
+            raise ValueError(f'no images in {path}' + (f' ({more})' if more else ''))
+        images += inside
+        left_out += others
+    return Found(images, left_out)
+
+
+def _files_in(folder: Path) -> List[Path]:
+    """Files in a folder and its folders that are not hidden, sorted."""
+    found, seen = [], {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(root, name))
+            if not name.startswith('.') and real not in seen:  # a link to a folder above would not end
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
+        found += [Path(root, name) for name in files if not name.startswith('.')]
+    return sorted(found)
+
+
+class FolderReader(Reader):
+    """timm's reader of folders whose names are classes, of all images that `find_images` finds.
+
+    Args:
+        root: Folder.
+        class_map: Numbers of the classes, as timm's readers take them; in the order of their names when None.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It has no images.
+    """
+
+    def __init__(self, root: PathLike, class_map: Optional[object] = None):
+        super().__init__()
+        self.root = os.fspath(root)
+        if not os.path.isdir(self.root):
+            raise FileNotFoundError(f'no folder at {self.root!r}')
+        self.found = find_images([self.root])
+        labelled = [
+            (os.fspath(path), '' if path.parent == Path(root) else path.parent.name) for path in self.found.images
+        ]
+        self.class_to_idx = load_class_map(class_map, root) if class_map else None
+        if self.class_to_idx is None:
+            names = sorted({label for _, label in labelled}, key=natural_key)
+            self.class_to_idx = {name: i for i, name in enumerate(names)}
+        self.samples = [(path, self.class_to_idx[name]) for path, name in labelled if name in self.class_to_idx]
+        self.samples.sort(key=lambda sample: natural_key(sample[0]))
+
+    def __getitem__(self, index: int):
+        path, target = self.samples[index]
+        return open(path, 'rb'), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        if basename:
+            return os.path.basename(path)
+        return path if absolute else os.path.relpath(path, self.root)

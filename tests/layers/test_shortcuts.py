@@ -1,4 +1,4 @@
-"""Shortcuts stand back for whoever looks at modules or has changed them, in every family."""
+"""Shortcuts stand back where modules are watched or changed, in every family."""
 
 import pytest
 import timm
@@ -177,7 +177,7 @@ def test_a_traced_graph_has_the_tokens_of_the_last_block():
     assert tokens.shape[1] == 1 + model.patch_embed.num_patches
 
 
-def test_shared_work_is_shared_where_nobody_looks(monkeypatch):
+def test_shared_work_is_shared_without_hooks(monkeypatch):
     """Calls by their batch: the first queries of Perceivers, positions, and GLOM's first levels."""
     batches, forward = [], nn.Linear.forward
     monkeypatch.setattr(nn.Linear, 'forward', lambda self, x: batches.append((self, x.shape[0])) or forward(self, x))
@@ -196,7 +196,7 @@ def test_shared_work_is_shared_where_nobody_looks(monkeypatch):
     assert (model.levels[-1].bottom_up.fc1, 1) in batches
 
 
-def test_leff_fuses_where_nobody_looks(monkeypatch):
+def test_leff_fuses_without_hooks(monkeypatch):
     model, x = family('test_ceit')
     layered, forward = [], LeFF._layer_by_layer
     monkeypatch.setattr(LeFF, '_layer_by_layer', lambda self, *args: layered.append(self) or forward(self, *args))

@@ -12,8 +12,8 @@ def may_shortcut(*modules: nn.Module, operators: bool = True) -> bool:
     """Whether the work of some modules may be done another way than by calling each, with the same result.
 
     A shortcut skips modules, folds their weights into others, or calls them once for all items of a batch. It stands
-    back for whoever looks at the modules or has changed them: hooks on one of them, on a module inside or on all
-    modules, a `forward` replaced on an instance (as Accelerate does), and weights that are a subclass of a tensor (as
+    back where modules are watched or changed: for hooks on one of them, on a module inside or on all modules, for a
+    `forward` replaced on an instance (as Accelerate does), and for weights that are a subclass of a tensor (as
     torchao's and DTensor). One that calls an operator of `timm_extra_kernels` stands back too where there is none:
     TorchScript traces and ONNX are to run without this package, and neither the transforms of `torch.func` nor
     forward-mode differentiation have a rule for operators.
@@ -59,7 +59,7 @@ def _all_are_hooked() -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether nobody looks at a module or at one inside, and nobody has changed them. (Loops: every call runs it.)"""
+    """Whether a module and those inside are neither watched nor changed. (Loops: every call runs it.)"""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
     if 'forward' in module.__dict__:

@@ -49,7 +49,7 @@ class GLOM(nn.Module):
     A level sees the image once the bottom-up nets below it have run in turn, and what it hands down reaches a level k
     below after k iterations. States before and after that are not computed where they cannot matter: until level l has
     seen the image, after l + 1 iterations, it is the same for all images of a batch and computed once; in the last
-    iterations the levels that can no longer reach a requested one are left out. Where someone looks at the levels
+    iterations the levels that can no longer reach a requested one are left out. Where the levels are watched
     (`may_shortcut`) images share no states, and without gradients all levels run in all iterations; with gradients
     those left out would get none. Where something is sampled at random (dropout, drop path) images share no states
     either.

@@ -355,13 +355,16 @@ class CeiT(nn.Module):
         update_model_input_size(self, self.patch_embed.img_size)
 
     def fuse(self) -> nn.Module:
-        """Fold every BatchNorm into the layer before it, for inference.
+        """Fold every BatchNorm's running statistics into the layer before it, for inference.
+
+        The same as `timm.utils.reparameterize_model`, on this model and no copy. It may be in training mode: what comes
+        out computes what evaluation mode did.
 
         Returns:
             This model. Its state dict has other keys than before: save it first.
 
         Raises:
-            RuntimeError: The model is in training mode.
+            ValueError: A BatchNorm has no running statistics.
         """
         return reparameterize_model(self, inplace=True)
 

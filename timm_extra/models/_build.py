@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, load_state_dict, resolve_pretrained_cfg
 from torch import nn
 
+from ._size import record_input_size
+
 StateDict = Dict[str, torch.Tensor]
 
 
@@ -59,9 +61,10 @@ def build_model(
         if 'head.' in str(e):
             hint = ' (a head of k classes loads with num_classes=k and pretrained_cfg_overlay=dict(…, num_classes=k))'
         raise ValueError(f'{variant}: cannot load {source!r}: {" ".join(str(e).split())}{hint}') from e
-    for module in model.modules():  # the tensors are in the model now: do not keep them a second time
+    for module in model.modules():
         if isinstance(getattr(module, 'pretrained_cfg', None), dict):
-            module.pretrained_cfg.pop('state_dict', None)
+            module.pretrained_cfg.pop('state_dict', None)  # the tensors are in the model now: do not keep them twice
+            record_input_size(module)
     return model
 
 

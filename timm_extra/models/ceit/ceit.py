@@ -33,6 +33,7 @@ from timm_extra.layers import Attention, checkpoint
 
 from .._build import build_model
 from .._checks import checked_pool, checked_size
+from .._size import record_input_size
 from .checkpoint_filter import checkpoint_filter_fn
 from .image2tokens import Image2Tokens
 from .lca import LayerwiseClassAttention
@@ -353,6 +354,7 @@ class CeiT(nn.Module):
             )
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
         update_model_input_size(self, self.patch_embed.img_size)
+        record_input_size(self)
 
     def fuse(self) -> nn.Module:
         """Fold every BatchNorm's running statistics into the layer before it, for inference.

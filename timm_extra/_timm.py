@@ -1,7 +1,8 @@
 """The names timm keeps private and this package needs: the only file to mend when timm moves them."""
 
 from timm.models._features import feature_take_indices
+from timm.models._helpers import _torch_load as torch_load
 from timm.models._hub import save_config_for_hf
 from timm.models._input import update_model_args, update_model_input_size
 
-__all__ = ['feature_take_indices', 'save_config_for_hf', 'update_model_args', 'update_model_input_size']
+__all__ = ['feature_take_indices', 'save_config_for_hf', 'torch_load', 'update_model_args', 'update_model_input_size']

@@ -12,7 +12,8 @@ from timm.data.readers.img_extensions import get_img_extensions
 from torch import nn
 
 from ._files import PathLike
-from .models.info import input_size as own_input_size
+from .models._size import fitting
+from .models._size import input_size as own_input_size
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # PIL's modes by channels
 UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises; SyntaxError of some broken files
@@ -43,12 +44,10 @@ def input_config(
         raise ValueError(f'{type(model).__name__} does not say the size of its inputs: pass input_size=(C, H, W)')
     config = resolve_model_data_config(model)
     size = own_input_size(model) if input_size is None else tuple(input_size)
-    found = {}
-    for name, given in (('mean', mean), ('std', std)):
-        values = tuple(config[name] if given is None else given)
-        if given is None and len(values) != size[0]:
-            values = (sum(values) / len(values),)
-        found[name] = values
+    found = {
+        name: fitting(config[name], size[0]) if given is None else tuple(given)
+        for name, given in (('mean', mean), ('std', std))
+    }
     return dict(input_size=size, **found)
 
 

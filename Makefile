@@ -2,14 +2,17 @@
 # make test        everything CI runs                      make format      format and sort imports
 # make test-fast   the tests that take seconds             make timm-suite  timm's own tests on our models
 # make test ARGS='-k leff -x'   a part of the tests        make bench       measure against the originals
+# make test-clients   other people's tools on our models, in an environment of its own (ARGS as for make test)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLIENTS := .venv-clients
+CLIENTS_INSTALLED := $(CLIENTS)/.installed
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test test-fast lint format timm-suite bench clean
+.PHONY: demo test test-fast test-clients lint format timm-suite bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +36,15 @@ endif
 test-fast: $(INSTALLED)
 	$(TESTS) -m 'not slow'
 
+$(CLIENTS_INSTALLED): pyproject.toml tests/clients/requirements.txt hatch_build.py
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip -c tests/clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --quiet -e . -r tests/clients/requirements.txt
+	touch $@
+
+test-clients: $(CLIENTS_INSTALLED)
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -n 2 --dist worksteal tests/clients $(ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +60,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks --out output/bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist output
+	rm -rf $(VENV) $(CLIENTS) build dist output

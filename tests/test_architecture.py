@@ -19,7 +19,10 @@ MAY_IMPORT = {
         ('torch', 'einops', 'safetensors', 'timm'),
     ),
     'timm_extra.__init__': (('timm_extra._version', 'timm_extra.models'), ()),
-    'timm_extra.images': (('timm_extra._files', 'timm_extra.models'), ('torch', 'numpy', 'PIL', 'timm')),
+    'timm_extra.images': (
+        ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models'),
+        ('torch', 'numpy', 'PIL', 'timm', 'pillow_heif'),
+    ),
     'timm_extra.hub': (
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'safetensors', 'huggingface_hub'),

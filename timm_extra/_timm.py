@@ -2,7 +2,15 @@
 
 from timm.data.dataset_factory import _search_split as search_split
 from timm.models._features import feature_take_indices
+from timm.models._helpers import _torch_load as torch_load
 from timm.models._hub import save_config_for_hf
 from timm.models._input import update_model_args, update_model_input_size
 
-__all__ = ['feature_take_indices', 'save_config_for_hf', 'search_split', 'update_model_args', 'update_model_input_size']
+__all__ = [
+    'feature_take_indices',
+    'save_config_for_hf',
+    'search_split',
+    'torch_load',
+    'update_model_args',
+    'update_model_input_size',
+]

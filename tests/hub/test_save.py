@@ -5,6 +5,7 @@ import timm
 import torch
 
 from timm_extra import hub
+from timm_extra.models.info import class_labels
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5)
 
@@ -97,3 +98,78 @@ def test_what_would_not_load_is_refused_and_nothing_is_overwritten(tmp_path):
     with pytest.raises(ValueError, match='fused'):
         hub.save(model, tmp_path / 'new' / 'folder')
     assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('wrap', [list, tuple, lambda names: dict(enumerate(names)), lambda names: {'1': names[1]}])
+def test_labels_are_a_name_for_every_class_and_stay(wrap, tmp_path):
+    names = ['ant', 'bee', 'cat', 'dog', 'eel']
+    hub.save(timm.create_model('test_ceit', **SMALL), tmp_path / 'a', model_config=dict(label_names=wrap(names)))
+    again = timm.create_model(f'local-dir:{tmp_path / "a"}', pretrained=True)
+    hub.save(again, tmp_path / 'b')  # says nothing about labels
+    expected = names if len(wrap(names)) == 5 else ['0', 'bee', '2', '3', '4']
+    for folder in ('a', 'b'):
+        config = json.loads((tmp_path / folder / 'config.json').read_text())
+        assert config['label_names'] == expected
+        assert class_labels(timm.create_model(f'local-dir:{tmp_path / folder}')) == expected
+    again.reset_classifier(3)
+    config = json.loads((hub.save(again, tmp_path / 'c') / 'config.json').read_text())
+    assert 'label_names' not in config and 'label_names' not in config['pretrained_cfg']
+
+
+@pytest.mark.parametrize(
+    'names, message',
+    [
+        (['ant', 'bee'], 'label_names has 2 names, the model 5 classes'),
+        (list('abcdef'), 'label_names has 6 names, the model 5 classes'),
+        ({0: 'ant', 5: 'eel'}, 'label_names names class 5, the model has 5 classes from 0'),
+        ({'-1': 'ant'}, 'label_names names class -1, the model has 5 classes from 0'),
+    ],
+)
+@pytest.mark.parametrize('key', ['label_names', 'labels'])
+def test_labels_of_other_classes_are_refused(names, message, key, tmp_path):
+    with pytest.raises(ValueError, match=f'^{message}$'):
+        hub.save(timm.create_model('test_ceit', **SMALL), tmp_path / 'new', model_config={key: names})
+    assert not (tmp_path / 'new').exists()
+
+
+def _one_parameter(model):
+    model.blocks[1].leff.fc1.weight = model.blocks[0].leff.fc1.weight
+
+
+def _a_view(model):
+    model.blocks[1].leff.fc1.weight.data = model.blocks[0].leff.fc1.weight.data[:]
+
+
+def _a_part(model):
+    model.blocks[1].leff.fc1.bias.data = model.blocks[0].leff.fc1.weight.data.view(-1)[5 : 5 + 4 * 24]
+
+
+@pytest.mark.parametrize('tie, what', [(_one_parameter, 'weight'), (_a_view, 'weight'), (_a_part, 'bias')])
+def test_tied_weights_are_refused_by_their_names(tie, what, tmp_path):
+    model = timm.create_model('test_ceit', **SMALL, mlp_ratio=4.0)
+    tie(model)
+    names = rf'blocks\.0\.leff\.fc1\.weight and blocks\.1\.leff\.fc1\.{what}'
+    with pytest.raises(ValueError, match=f'^{names} are tied, one tensor under two names: give one of them a clone$'):
+        hub.save(model, tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+
+
+def test_parts_of_one_memory_that_do_not_overlap_are_saved(tmp_path):
+    """As some optimizers lay out parameters."""
+    model = timm.create_model('test_ceit', **SMALL)
+    memory = torch.cat([p.detach().flatten() for p in model.parameters()])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.nn.utils.vector_to_parameters(memory, model.parameters())
+    hub.save(model, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).state_dict()
+    torch.testing.assert_close(dict(again), before, rtol=0, atol=0)
+
+
+def test_what_is_no_plain_tensor_is_refused(tmp_path):
+    class Quantised(torch.Tensor):
+        pass
+
+    model = timm.create_model('test_ceit', **SMALL)
+    model.head.weight = torch.nn.Parameter(model.head.weight.detach().as_subclass(Quantised))
+    with pytest.raises(ValueError, match=r'^head\.weight is a Quantised, not a plain tensor: save before quantising$'):
+        hub.save(model, tmp_path / 'new')

@@ -201,9 +201,7 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
     from timm.data import ImageDataset
     from timm.data import create_dataset as timm_dataset
 
-    from timm_extra._timm import search_split
-    from timm_extra.folders import FolderReader
-    from timm_extra.images import MODES
+    from timm_extra.images import MODES, FolderReader
 
     if not args.dataset and not args.data_dir:
         raise ValueError('give --data-dir, a folder of images, or --dataset')
@@ -211,7 +209,7 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
         options['download'] = True
     mode = MODES.get(channels, '')
     if not args.dataset:
-        reader = FolderReader(search_split(args.data_dir, split), **options)
+        reader = FolderReader(args.data_dir, split, **options)
         if str(reader.found):
             print(f'timm-extra: {reader.found}', file=sys.stderr)
         return ImageDataset(args.data_dir, reader=reader, input_img_mode=mode)

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from timm_extra.folders import find_images
+    from timm_extra.images import find_images
     from timm_extra.inference import predict
 
     files = find_images(args.images)

@@ -8,8 +8,9 @@ from typing import Any, Dict, List, Mapping, Optional
 import timm
 import torch
 from huggingface_hub import EvalResult, ModelCardData
+from torch import nn
 
-from timm_extra.models.info import PLUGIN, count
+from timm_extra.models.info import PLUGIN, count, input_size
 
 PLACEHOLDER = 'OWNER/NAME'
 Metrics = Mapping[str, Mapping[str, float]]
@@ -37,11 +38,13 @@ def card(
     """
     config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     cfg = config['pretrained_cfg']
+    with torch.device('meta'):
+        model = timm.create_model(f'local-dir:{folder}')
     name = config['architecture'] if repo_id == PLACEHOLDER else repo_id.split('/')[-1]
     parts = [
-        f'# {name}\n\n{_summary(config)}',
+        f'# {name}\n\n{_summary(config, model)}',
         _usage(config, repo_id),
-        _facts(config, folder),
+        _facts(config, model),
         f'## Training data\n\n{training_data or "Not stated."}',
         _evaluation(metrics) if metrics else '',
         f'## Licence\n\n{cfg.get("license", "Not stated.")}',
@@ -80,15 +83,17 @@ def _from_plugin(config: Dict[str, Any]) -> bool:
     return config.get('timm_plugin') == PLUGIN
 
 
-def _summary(config: Dict[str, Any]) -> str:
+def _summary(config: Dict[str, Any], model: nn.Module) -> str:
     gives = f'{config["num_classes"]} classes' if config['num_classes'] else 'no classifier: it gives features'
-    size = '×'.join(map(str, config['pretrained_cfg']['input_size']))
-    return f'A timm model with {gives}, for images of {size} (channels × height × width).'
+    size = input_size(model)
+    takes = 'images of {} (channels × height × width)' if len(size) == 3 else 'inputs of {}'
+    return f'A timm model with {gives}, for {takes.format("×".join(map(str, size)))}.'
 
 
 def _usage(config: Dict[str, Any], repo_id: str) -> str:
     ours = _from_plugin(config)
     plugin = f'import {PLUGIN}  # registers the model\n' if ours else ''
+    auto = 'AutoModelForImageClassification' if config['num_classes'] else 'AutoModel'
     checked = ''
     if ours:
         checked = (
@@ -106,13 +111,19 @@ import timm
 {plugin}
 model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()  # or 'local-dir:PATH'
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-```{checked}"""
+```{checked}
+
+In transformers:
+
+```python
+{plugin}from transformers import {auto}
+
+model = {auto}.from_pretrained('{repo_id}').eval()
+```"""
 
 
-def _facts(config: Dict[str, Any], folder: Path) -> str:
+def _facts(config: Dict[str, Any], model: nn.Module) -> str:
     cfg = config['pretrained_cfg']
-    with torch.device('meta'):
-        model = timm.create_model(f'local-dir:{folder}')
     rows = {'architecture': f'`{config["architecture"]}`'}
     if config.get('model_args'):
         rows['arguments'] = f'`{json.dumps(config["model_args"])}`'
@@ -123,7 +134,7 @@ def _facts(config: Dict[str, Any], folder: Path) -> str:
     rows['parameters'] = f'{params / 1e6:.2f} M'
     if gmacs is not None:
         rows['GMACs'] = f'{gmacs:.2f}'
-    rows['input'] = '×'.join(map(str, cfg['input_size']))
+    rows['input'] = '×'.join(map(str, input_size(model)))
     rows['preprocessing'] = ', '.join(
         f'{key} {cfg[key]}' for key in ('mean', 'std', 'interpolation', 'crop_pct') if key in cfg
     )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from timm_extra._files import PathLike
-from timm_extra.models._build import StateDict, read_checkpoint, unwrap
+from timm_extra.models._build import StateDict, read_checkpoint
 from timm_extra.models.info import is_ours
 
 from .save import save
@@ -93,7 +93,7 @@ def load_checkpoint(
     file, kwargs = _weights_file(src), dict(model_kwargs or {})
     if not timm.is_model(model):
         raise ValueError(f'timm has no model {model!r}')
-    state = unwrap(_read(file))
+    state = _read(file)
     with torch.device('meta'):
         empty = timm.create_model(model, **kwargs)
     traced, origins, resampled = state, {}, set()

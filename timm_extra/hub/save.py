@@ -1,7 +1,9 @@
 """Models to folders in the Hub's format: `config.json`, `model.safetensors` and a model card."""
 
+import json
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import safetensors.torch
 import timm
@@ -11,7 +13,7 @@ from torch import nn
 
 from timm_extra._files import PathLike, atomic_folder
 from timm_extra._timm import save_config_for_hf
-from timm_extra.models.info import PLUGIN, is_ours
+from timm_extra.models.info import PLUGIN, input_size, is_ours
 
 from .card import card
 from .checks import CARD, CONFIG, WEIGHTS
@@ -34,7 +36,7 @@ def save(
     Args:
         model: Model made by `timm.create_model`; DDP and compiled wrappers are taken off.
         folder: Folder to write to, made if absent.
-        model_config: Extra entries for config.json, as `label_names`.
+        model_config: Extra entries for config.json, as `label_names`: a name for every class, or names by number.
         model_args: Constructor arguments that timm could not record, as JSON values.
         data_config: Preprocessing the model was trained with, as `dict(mean=…, std=…)`.
 
@@ -42,31 +44,84 @@ def save(
         The folder.
 
     Raises:
-        ValueError: The model is not a registered one, is on the meta device, or its configuration rebuilds other
-            tensors (a fused, pruned or edited model).
+        ValueError: The model is not a registered one, `label_names` are not as many as its classes, its tensors are on
+            the meta device, quantised or tied, or its configuration rebuilds others (a fused, pruned or edited model).
     """
     model = unwrap_model(model)
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     if not architecture or not timm.is_model(architecture) or not hasattr(model, 'num_classes'):
         raise ValueError(f'{type(model).__name__} is not a model made by timm.create_model, or is a feature extractor')
-    from_plugin = is_ours(architecture)
-
-    tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
-    empty = [k for k, v in tensors.items() if v.device.type == 'meta']
-    if empty:
-        raise ValueError(f'{len(empty)} tensors are on the meta device and hold nothing to save, among them {empty[0]}')
+    config = _with_labels(model, dict(model_config or {}))
+    if is_ours(architecture):
+        config['timm_plugin'] = PLUGIN
+    data_config = dict(data_config or {})
+    size = input_size(model)
+    if len(size) == 3 and size != tuple(model.pretrained_cfg['input_size']) and 'img_size' not in data_config:
+        data_config.setdefault('input_size', size)  # timm's own models keep there what they were trained at
+    tensors = {k: v.detach() for k, v in model.state_dict().items()}
+    _check_storable(tensors)
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
 
     folder = Path(folder)
     with atomic_folder(folder, last=[CONFIG]) as aside:  # the configuration names the rest
         safetensors.torch.save_file(tensors, aside / WEIGHTS, metadata={'format': 'pt'})
-        config = dict(model_config or {}, **({'timm_plugin': PLUGIN} if from_plugin else {}))
         save_config_for_hf(
             model, str(aside / CONFIG), model_config=config, model_args=model_args, data_config=data_config
         )
+        _say_once(aside / CONFIG)
         _check_rebuilds(aside, tensors)
         if not (folder / CARD).exists():
             (aside / CARD).write_text(card(aside), encoding='utf-8')
     return folder
+
+
+def _with_labels(model: nn.Module, config: Dict[str, Any]) -> Dict[str, Any]:
+    """Entries for config.json with the names of all classes as a list: those given, else those that the model has."""
+    names = config.pop('labels', None)  # what timm called them
+    names = config.pop('label_names', names)
+    if names is None:
+        known = model.pretrained_cfg.get('label_names')
+        names = known if known and len(known) == model.num_classes else None
+    return config if names is None else dict(config, label_names=_label_list(names, model.num_classes))
+
+
+def _label_list(names: Union[Sequence[str], Mapping[Any, str]], num_classes: int) -> List[str]:
+    if not isinstance(names, Mapping):
+        if len(names) != num_classes:
+            raise ValueError(f'label_names has {len(names)} names, the model {num_classes} classes')
+        return list(names)
+    by_number = {int(number): name for number, name in names.items()}
+    if beyond := sorted(set(by_number) - set(range(num_classes))):
+        raise ValueError(f'label_names names class {beyond[0]}, the model has {num_classes} classes from 0')
+    return [by_number.get(i, str(i)) for i in range(num_classes)]
+
+
+def _check_storable(tensors: Dict[str, torch.Tensor]) -> None:
+    """Refuse what a safetensors file cannot hold."""
+    empty = [k for k, v in tensors.items() if v.device.type == 'meta']
+    if empty:
+        raise ValueError(f'{len(empty)} tensors are on the meta device and hold nothing to save, among them {empty[0]}')
+    for name, tensor in tensors.items():
+        if type(tensor) is not torch.Tensor:
+            raise ValueError(f'{name} is a {type(tensor).__name__}, not a plain tensor: save before quantising')
+    spans = sorted((str(v.device), v.data_ptr(), v.data_ptr() + _extent(v), k) for k, v in tensors.items() if v.numel())
+    for (device, _, end, one), (other, start, _, two) in pairwise(spans):
+        if device == other and start < end:
+            raise ValueError(f'{one} and {two} are tied, one tensor under two names: give one of them a clone')
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Bytes from the first element of a tensor to the end of its last, in memory."""
+    return (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))) * tensor.element_size()
+
+
+def _say_once(path: Path) -> None:
+    """Leave out of a configuration what it says at its top: transformers hands both to the model, and fails."""
+    config = json.loads(path.read_text(encoding='utf-8'))
+    config['model_args'].pop('num_classes', None)
+    if 'label_names' in config:
+        config['pretrained_cfg'].pop('label_names', None)
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 def _check_rebuilds(folder: Path, tensors: Dict[str, torch.Tensor]) -> None:

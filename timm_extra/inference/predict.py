@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from timm_extra._files import PathLike
-from timm_extra.folders import find_images
-from timm_extra.images import preprocessing
+from timm_extra.images import find_images, preprocessing
 from timm_extra.models.info import class_labels
 
 

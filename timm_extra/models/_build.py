@@ -6,10 +6,20 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Type
 
 import torch
 from safetensors import SafetensorError
-from timm.models import build_model_with_cfg, load_state_dict, resolve_pretrained_cfg
+from safetensors.torch import load_file
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
+from timm_extra._timm import torch_load
+
+from ._size import record_input_size
+
 StateDict = Dict[str, torch.Tensor]
+
+CONTAINERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # keys of training checkpoints; timm has this order
+LIGHTNING = 'pytorch-lightning_version'  # a key that all checkpoints of Lightning have
+# what a model is called inside DDP and averages, and in Lightning modules (net: in lightning-hydra-template's)
+WRAPPERS = ('module.', 'model.', 'net.')
 
 
 def build_model(
@@ -59,29 +69,33 @@ def build_model(
         if 'head.' in str(e):
             hint = ' (a head of k classes loads with num_classes=k and pretrained_cfg_overlay=dict(…, num_classes=k))'
         raise ValueError(f'{variant}: cannot load {source!r}: {" ".join(str(e).split())}{hint}') from e
-    for module in model.modules():  # the tensors are in the model now: do not keep them a second time
+    for module in model.modules():
         if isinstance(getattr(module, 'pretrained_cfg', None), dict):
-            module.pretrained_cfg.pop('state_dict', None)
+            module.pretrained_cfg.pop('state_dict', None)  # the tensors are in the model now: do not keep them twice
+            record_input_size(module)
     return model
 
 
 def read_checkpoint(path: str) -> StateDict:
-    """Read the weights in a checkpoint file, EMA weights before others, executing nothing that is in it.
+    """Read the weights in a checkpoint file, executing nothing that is in it.
 
     Args:
         path: A .safetensors file, or one of `torch.save`.
 
     Returns:
-        State dict, on the CPU.
+        State dict as `unwrap` gives it, on the CPU.
 
     Raises:
         ValueError: The file is damaged, holds no state dict, would need code to be executed, or unpacks to more.
     """
     _check_archive(path)
     try:
-        return load_state_dict(path)
+        checkpoint = load_file(path) if path.endswith('.safetensors') else torch_load(path)
     except Exception as e:  # what damaged bytes raise is of nearly any type
         raise ValueError(f'cannot load {path!r}: {_refused(e)}') from e
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'cannot load {path!r}: it holds a {type(checkpoint).__name__}, no state dict')
+    return unwrap(checkpoint)
 
 
 def _check_archive(path: str) -> None:
@@ -134,12 +148,39 @@ def _local_source(variant: str, pretrained_cfg: Any, overlay: Dict[str, Any]) ->
     )
 
 
-def unwrap(state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """The state dict inside a training checkpoint (`state_dict` or `model`), or the argument itself."""
-    for key in ('state_dict', 'model'):
-        if isinstance(state_dict.get(key), dict):
-            return state_dict[key]
-    return state_dict
+def unwrap(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """The state dict of a model, out of what training scripts wrap it in.
+
+    Args:
+        checkpoint: A training checkpoint of timm, torchvision or Lightning, or a state dict, of a model that may have
+            been compiled, averaged or in DDP.
+
+    Returns:
+        The model's own keys and tensors, those of EMA before others; the argument itself where nothing is around them.
+
+    Raises:
+        ValueError: It is no state dict.
+    """
+    state, lightning = checkpoint, False
+    while True:
+        lightning = lightning or LIGHTNING in state
+        inner = next((state[k] for k in CONTAINERS if isinstance(state.get(k), dict)), None)
+        if inner is None:
+            break
+        state = inner
+    if unnamed := [k for k in state if not isinstance(k, str)]:
+        raise ValueError(f'no state dict has a key {unnamed[0]!r}, which names nothing')
+    if any('_orig_mod.' in k for k in state):
+        state = {k.replace('_orig_mod.', ''): v for k, v in state.items()}
+    while state:
+        keys = state.keys() - {'n_averaged'}  # a counter of torch.optim.swa_utils.AveragedModel
+        prefix = next((p for p in WRAPPERS if all(k.startswith(p) for k in keys)), None)
+        if prefix is None and lightning:  # losses and metrics have keys there too
+            prefix = next((p for p in WRAPPERS if any(k.startswith(p) for k in keys)), None)
+        if prefix is None:
+            break
+        state, lightning = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, False
+    return state
 
 
 def check_fit(state_dict: StateDict, model: nn.Module, layout: str, adaptable: Iterable[str]) -> None:

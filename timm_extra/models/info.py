@@ -1,7 +1,7 @@
 """Facts about models: what is registered, what they count, what their classes are called."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 import timm
 import torch
@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_extra_kernels._spec import SPECS
+
+from ._size import input_size
 
 PLUGIN = __package__.split('.')[0]
 FLOPS = {spec.operator: spec.flops for spec in SPECS if spec.counted}
@@ -24,14 +26,14 @@ class ModelInfo:
         params: Number of parameters.
         gmacs: Multiply-accumulates of convolutions, linear layers and attention for one input, in billions, as they are
             computed here: the cheapest route of cross-attention counts.
-        input_size: Channels, height and width.
+        input_size: Shape of one input: channels, height and width of images.
         weights: Whether `pretrained=True` finds weights without a file.
     """
 
     name: str
     params: int
     gmacs: float
-    input_size: Tuple[int, int, int]
+    input_size: Tuple[int, ...]
     weights: bool
 
 
@@ -61,7 +63,7 @@ def model_info(name: str) -> ModelInfo:
         name=name,
         params=params,
         gmacs=gmacs,
-        input_size=tuple(model.pretrained_cfg['input_size']),
+        input_size=input_size(model),
         weights=timm.models.is_model_pretrained(name),
     )
 
@@ -99,30 +101,3 @@ def class_labels(model: nn.Module) -> List[str]:
     if subset:
         return ImageNetInfo(subset).label_descriptions()
     return [str(i) for i in range(count)]
-
-
-def input_size(model: nn.Module) -> Tuple[int, ...]:
-    """Shape of one input of a timm model, without the batch.
-
-    Args:
-        model: A timm model.
-
-    Returns:
-        Its own `input_size` where it has one, as Perceivers do; else its channels and the size of its patch embedding,
-        or what its configuration says.
-    """
-    own = getattr(model, 'input_size', None)
-    if isinstance(own, tuple):
-        return own
-    configured = model.pretrained_cfg['input_size']
-    size = getattr(getattr(model, 'patch_embed', None), 'img_size', None) or configured[1:]
-    return (_channels(model) or configured[0], *size)
-
-
-def _channels(model: nn.Module) -> Optional[int]:
-    """Input channels of a timm model, if it says so."""
-    if hasattr(model, 'in_chans'):
-        return model.in_chans
-    first = model.pretrained_cfg.get('first_conv')
-    names = [first] if isinstance(first, str) else list(first or ())
-    return getattr(model.get_submodule(names[0]), 'in_channels', None) if names else None

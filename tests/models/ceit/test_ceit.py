@@ -243,12 +243,16 @@ def test_fuse_keeps_logits_and_returns_the_model():
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fuse_in_training_changes_nothing():
-    model = small_model().train()
-    keys = list(model.state_dict())
-    with pytest.raises(RuntimeError, match='eval'):
-        model.fuse()
-    assert list(model.state_dict()) == keys
+@pytest.mark.parametrize('kwargs', [{}, dict(leff_bn=False), dict(conv_stem=False), dict(stem_bias=True)])
+def test_reparameterising_in_training_mode_gives_the_model_of_evaluation_mode(kwargs):
+    """timm's scripts call it before `eval()`."""
+    model = small_model(**kwargs).train()
+    model(torch.randn(8, 3, 32, 32) * 2 + 1)  # statistics other than the initial ones
+    reparameterized = timm.utils.reparameterize_model(model)
+    assert reparameterized.training
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in reparameterized.modules())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(reparameterized.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_grad_checkpointing_trains_the_same_model():

@@ -69,9 +69,35 @@ def test_hidden_channels_that_are_none_are_named():
         LeFF(6, 0)
 
 
-def test_fusing_in_training_is_refused():
-    with pytest.raises(RuntimeError, match='eval'):
-        LeFF(6, 20).fuse()
+@pytest.mark.parametrize('affine', [True, False])
+@pytest.mark.parametrize('training', [True, False])
+def test_fusing_folds_running_statistics_in_any_mode(training, affine):
+    leff = LeFF(6, 20)
+    if not affine:
+        leff.bn1, leff.bn2, leff.bn3 = (nn.BatchNorm2d(c, affine=False) for c in (20, 20, 6))
+    x = torch.randn(4, 12, 6)
+    leff(x * 3 + 1, (3, 4))  # statistics other than the initial ones
+    before = leff.eval()(x, (3, 4))
+    fused = leff.train(training).fuse()
+    assert fused.training == training
+    torch.testing.assert_close(fused.eval()(x, (3, 4)), before, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_parameters_are_frozen_where_they_were():
+    leff = LeFF(6, 20)
+    leff.fc1.requires_grad_(False)
+    leff.conv.weight.requires_grad_(False)
+    frozen = {name for name, p in leff.named_parameters() if not p.requires_grad}
+    assert {name for name, p in leff.fuse().named_parameters() if not p.requires_grad} == frozen
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d(6, track_running_stats=False), nn.GroupNorm(2, 6)])
+def test_norms_without_running_statistics_are_not_fused(norm):
+    leff = LeFF(6, 20)
+    leff.bn3 = norm
+    with pytest.raises(ValueError, match=rf'^LeFF\.bn3, a {type(norm).__name__}, has no running statistics to fold$'):
+        leff.fuse()
+    assert isinstance(leff.bn1, nn.BatchNorm2d), 'all or nothing'
 
 
 @pytest.mark.parametrize('kernel_size', [0, 2, -1])

@@ -141,7 +141,7 @@ def test_learned_positions_of_tokens_and_audio():
             model(x[:, :20] if axis == 1 else x[:, :, :20])
 
 
-@pytest.mark.parametrize('name, size', [('perceiver_audio', (1, 1, 61440)), ('perceiver_pointcloud', (1, 2048, 3))])
+@pytest.mark.parametrize('name, size', [('perceiver_audio', (1, 61440)), ('perceiver_pointcloud', (2048, 3))])
 def test_they_are_counted_as_the_others_are(name, size):
     info = model_info(name)
     assert info.input_size == size

@@ -34,6 +34,7 @@ from timm_extra.layers.shortcuts import may_shortcut
 
 from .._build import build_model
 from .._checks import checked_pool, checked_size
+from .._size import record_input_size
 from .checkpoint_filter import checkpoint_filter_fn
 from .image2tokens import Image2Tokens
 from .lca import LayerwiseClassAttention
@@ -354,15 +355,19 @@ class CeiT(nn.Module):
             )
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
         update_model_input_size(self, self.patch_embed.img_size)
+        record_input_size(self)
 
     def fuse(self) -> nn.Module:
-        """Fold every BatchNorm into the layer before it, for inference.
+        """Fold every BatchNorm's running statistics into the layer before it, for inference.
+
+        The same as `timm.utils.reparameterize_model`, on this model and no copy. It may be in training mode: what comes
+        out computes what evaluation mode did.
 
         Returns:
             This model. Its state dict has other keys than before: save it first.
 
         Raises:
-            RuntimeError: The model is in training mode.
+            ValueError: A BatchNorm has no running statistics.
         """
         return reparameterize_model(self, inplace=True)
 

@@ -1,6 +1,5 @@
 """CeiT checkpoints: native, of the official code, and of the article's code. docs/checkpoints.md tables all three."""
 
-import math
 import re
 import warnings
 from typing import Any, Dict, Optional, Tuple
@@ -11,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from .._build import StateDict, check_fit, unwrap
+from .._size import trained_grid
 
 # Regular expressions over whole keys; a key that no expression matches keeps its name.
 OFFICIAL_KEYS = (
@@ -156,31 +156,17 @@ def _resize_pos_embed(state_dict: StateDict, model: nn.Module) -> StateDict:
     given, own = state_dict.get('pos_embed'), model.pos_embed
     if given is None or given.ndim != 3 or given.shape[-1] != own.shape[-1]:
         return state_dict
-    old_grid, new_grid = _grid_of(given.shape[1] - 1, model), model.patch_embed.grid_size
-    if old_grid == tuple(new_grid):
+    new_grid, patches = tuple(model.patch_embed.grid_size), given.shape[1] - 1
+    old_grid = trained_grid(model, patches, new_grid, model.patch_embed.dynamic_feat_size)
+    if old_grid is None:
+        raise ValueError(
+            f'{patches} position embeddings form no square grid: give the image size that the checkpoint was trained '
+            'at with pretrained_cfg_overlay=dict(file=…, input_size=(channels, height, width))'
+        )
+    if old_grid == new_grid:
         return state_dict
     resized = resample_abs_pos_embed(given, new_grid, old_grid, num_prefix_tokens=1)
     return {**state_dict, 'pos_embed': resized}
-
-
-def _grid_of(num_patches: int, model: nn.Module) -> Tuple[int, int]:
-    """Grid (H, W) that a checkpoint's positions were stored for."""
-    size = getattr(model, 'pretrained_model_args', {}).get('img_size')
-    sizes = [size if isinstance(size, (tuple, list)) else (size, size)] if size else []
-    sizes.append(getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 0, 0))[1:])
-    for height, width in sizes:
-        grid = model.patch_embed.dynamic_feat_size((height, width))
-        if grid[0] * grid[1] == num_patches:
-            return tuple(grid)
-    if num_patches == model.patch_embed.num_patches:
-        return tuple(model.patch_embed.grid_size)
-    side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ValueError(
-            f'{num_patches} position embeddings form no square grid: give the image size that the checkpoint was '
-            'trained at with pretrained_cfg_overlay=dict(file=…, input_size=(channels, height, width))'
-        )
-    return side, side
 
 
 def _stem(model: nn.Module) -> str:

@@ -1,27 +1,44 @@
 """Folding BatchNorms into the layers before them."""
 
+from copy import deepcopy
+from typing import Dict
+
+import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 
-def fold_batchnorm(owner: nn.Module, layer: str, norm: str) -> None:
-    """Fold a BatchNorm into the convolution or linear layer before it and put the identity in its place.
+def fold_batchnorms(owner: nn.Module, norms: Dict[str, str]) -> None:
+    """Fold BatchNorms into the convolutions or linear layers before them and put identities in their place.
+
+    Their running statistics are folded, in training mode too, as timm's models do: what comes out is the model of
+    evaluation mode.
 
     Args:
-        owner: Module that holds both.
-        layer: Name of the `nn.Conv2d` or `nn.Linear`.
-        norm: Name of the BatchNorm; nothing happens where there is none.
+        owner: Module that holds them all.
+        norms: Name of the BatchNorm by the name of its `nn.Conv2d` or `nn.Linear`; nothing happens where there is none.
 
     Raises:
-        RuntimeError: The BatchNorm is in training mode, where it normalises by the batch.
+        ValueError: A BatchNorm has no running statistics; nothing is folded then.
     """
-    before, bn = getattr(owner, layer), getattr(owner, norm)
-    if isinstance(bn, nn.Identity):
-        return
-    if owner.training or bn.training:
-        raise RuntimeError(f'{type(owner).__name__}.fuse() needs evaluation mode: call model.eval() first')
-    fuse = fuse_linear_bn_eval if isinstance(before, nn.Linear) else fuse_conv_bn_eval
-    fused = fuse(before, bn)
-    fused.bias.requires_grad_(fused.weight.requires_grad)
-    setattr(owner, layer, fused)
-    setattr(owner, norm, nn.Identity())
+    norms = {layer: norm for layer, norm in norms.items() if not isinstance(getattr(owner, norm), nn.Identity)}
+    for norm in norms.values():
+        if getattr(getattr(owner, norm), 'running_mean', None) is None:
+            kind = type(getattr(owner, norm)).__name__
+            raise ValueError(f'{type(owner).__name__}.{norm}, a {kind}, has no running statistics to fold')
+    for layer, norm in norms.items():
+        setattr(owner, layer, _folded(getattr(owner, layer), getattr(owner, norm)))
+        setattr(owner, norm, nn.Identity())
+
+
+@torch.no_grad()
+def _folded(layer: nn.Module, bn: nn.Module) -> nn.Module:
+    """A copy of a layer that does what its BatchNorm did too; parameters that were frozen stay so."""
+    folded = deepcopy(layer)
+    scale = (bn.running_var + bn.eps).rsqrt() * (1.0 if bn.weight is None else bn.weight)
+    shift = -bn.running_mean if layer.bias is None else layer.bias - bn.running_mean
+    shift = shift * scale + (0.0 if bn.bias is None else bn.bias)
+    weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    trained = (layer.weight if layer.bias is None else layer.bias).requires_grad
+    folded.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+    folded.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=trained)
+    return folded

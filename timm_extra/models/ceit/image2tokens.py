@@ -6,7 +6,7 @@ import torch
 from timm.layers import _assert, to_2tuple
 from torch import nn
 
-from .fuse import fold_batchnorm
+from .fuse import fold_batchnorms
 
 
 class Image2Tokens(nn.Module):
@@ -100,13 +100,13 @@ class Image2Tokens(nn.Module):
         return self.proj(self.pool(self.bn(self.conv(x))))
 
     def fuse(self) -> nn.Module:
-        """Fold the BatchNorm into the convolution, for inference.
+        """Fold the BatchNorm's running statistics into the convolution, for inference.
 
         Returns:
             This module, without BatchNorm.
 
         Raises:
-            RuntimeError: The module is in training mode, where the statistics are the batch's.
+            ValueError: The BatchNorm has no running statistics.
         """
-        fold_batchnorm(self, 'conv', 'bn')
+        fold_batchnorms(self, {'conv': 'bn'})
         return self

@@ -10,7 +10,7 @@ from torch import nn
 from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import leff_depthwise, leff_depthwise_train
 
-from .fuse import fold_batchnorm
+from .fuse import fold_batchnorms
 
 
 @register_notrace_module  # what runs depends on the modules' state
@@ -146,16 +146,15 @@ class LeFF(nn.Module):
         return _is_exact_gelu(self.act1) and _is_exact_gelu(self.act2)
 
     def fuse(self) -> nn.Module:
-        """Fold the BatchNorms into the layers before them, for inference.
+        """Fold the BatchNorms' running statistics into the layers before them, for inference.
 
         Returns:
             This module, without BatchNorms.
 
         Raises:
-            RuntimeError: The module is in training mode, where the statistics are the batch's.
+            ValueError: A BatchNorm has no running statistics.
         """
-        for layer, norm in (('fc1', 'bn1'), ('conv', 'bn2'), ('fc2', 'bn3')):
-            fold_batchnorm(self, layer, norm)
+        fold_batchnorms(self, {'fc1': 'bn1', 'conv': 'bn2', 'fc2': 'bn3'})
         return self
 
 

@@ -1,7 +1,7 @@
 """GLOM checkpoints: native, and of glom-pytorch. docs/checkpoints.md tables both."""
 
 import warnings
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from einops import rearrange
@@ -9,6 +9,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from .._build import StateDict, check_fit, unwrap
+from .._size import trained_grid
 from .consensus import far_column_mask
 
 NETS = ('bottom_up', 'top_down')
@@ -18,9 +19,8 @@ MASK = 'attention.non_local_mask'
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateDict:
     """Convert a GLOM checkpoint of any known layout to the model's own.
 
-    Positions of another number of columns are resampled, from a square grid; native ones of the same number are taken
-    as they are. glom-pytorch has no classifier: the model keeps its own, which has not been trained, and a warning says
-    so.
+    Positions of another grid are resampled: of the image size that the configuration says, or of a square.
+    glom-pytorch has no classifier: the model keeps its own, which has not been trained, and a warning says so.
 
     Args:
         state_dict: Keys and tensors of a checkpoint, or a training checkpoint around them.
@@ -36,31 +36,27 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
     state_dict = unwrap(state_dict)
     if 'patch_embed.proj.weight' in state_dict and 'patch_up.fc1.weight' in state_dict:
         layout, adaptable = 'native GLOM', ('patch_embed.proj.', 'head.')
+        if (pos_embed := state_dict.get('pos_embed')) is not None:
+            grid = trained_grid(
+                model, pos_embed.shape[1], model.patch_embed.grid_size, model.patch_embed.dynamic_feat_size
+            )
+            state_dict = dict(state_dict, pos_embed=_on_own_grid(pos_embed, grid, model))
     elif 'image_to_tokens.1.weight' in state_dict and 'init_levels' in state_dict:
         layout, adaptable = "glom-pytorch's GLOM", ('patch_embed.proj.', 'head.', 'fc_norm.')
         state_dict = _from_lucidrains(state_dict, model)
     else:
         keys = ', '.join(map(str, list(state_dict)[:5]))
         raise ValueError(f'no known layout of GLOM (native or glom-pytorch) has the keys {keys}')
-    state_dict = _resample(state_dict, model)
     check_fit(state_dict, model, layout, adaptable)
     return state_dict
 
 
-def _resample(state_dict: StateDict, model: nn.Module) -> StateDict:
-    """Positions for the model's grid, where their number differs."""
-    pos_embed = state_dict.get('pos_embed')
-    if pos_embed is None or pos_embed.shape[1] == model.pos_embed.shape[1]:
-        return state_dict
-    return dict(state_dict, pos_embed=_from_square(pos_embed, model))
-
-
-def _from_square(pos_embed: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    """Positions (1, N, D) of a square grid for the model's."""
-    side = round(pos_embed.shape[1] ** 0.5)
-    if side * side != pos_embed.shape[1]:
+def _on_own_grid(pos_embed: torch.Tensor, grid: Optional[Tuple[int, int]], model: nn.Module) -> torch.Tensor:
+    """Positions (1, N, D) of one grid, resampled to the model's."""
+    if grid is None or grid[0] * grid[1] != pos_embed.shape[1]:
         raise ValueError(f'pos_embed has {pos_embed.shape[1]} positions, no square: create the model at its size first')
-    return resample_abs_pos_embed(pos_embed, model.patch_embed.grid_size, (side, side), num_prefix_tokens=0)
+    own = tuple(model.patch_embed.grid_size)
+    return pos_embed if grid == own else resample_abs_pos_embed(pos_embed, own, grid, num_prefix_tokens=0)
 
 
 def _from_lucidrains(given: StateDict, model: nn.Module) -> StateDict:
@@ -84,7 +80,8 @@ def _from_lucidrains(given: StateDict, model: nn.Module) -> StateDict:
         raise ValueError(f'the checkpoint has {tokens.shape[1]} numbers per patch, which are not 3 of {height}×{width}')
     converted = {'init_levels': given['init_levels'], 'patch_embed.proj.bias': given['image_to_tokens.1.bias']}
     converted['patch_embed.proj.weight'] = rearrange(tokens, 'd (h w c) -> d c h w', h=height, w=width)
-    converted['pos_embed'] = _from_square(given['pos_emb.weight'].unsqueeze(0), model)
+    side = round(len(given['pos_emb.weight']) ** 0.5)  # its images are square
+    converted['pos_embed'] = _on_own_grid(given['pos_emb.weight'].unsqueeze(0), (side, side), model)
     for net, count in (('bottom_up', model.num_levels), ('top_down', model.num_levels - 1)):
         for n, layer in (('1', 'fc1'), ('3', 'fc2')):
             for kind in ('weight', 'bias'):

@@ -32,6 +32,7 @@ from timm_extra.layers.shortcuts import may_shortcut
 
 from .._build import build_model
 from .._checks import checked_pool, checked_size
+from .._size import record_input_size
 from .checkpoint_filter import checkpoint_filter_fn
 from .consensus import far_column_mask, self_column_mask
 from .level import NORM_EPS, Constant, Level
@@ -254,6 +255,7 @@ class GLOM(nn.Module):
             )
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
         update_model_input_size(self, self.patch_embed.img_size)
+        record_input_size(self)
 
     def forward_state(
         self,

@@ -1,13 +1,13 @@
 """Perceiver checkpoints: native, of transformers (DeepMind's weights), of perceiver-pytorch; docs/checkpoints.md."""
 
-import math
 import re
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 from torch import nn
 
 from .._build import StateDict, check_fit, unwrap
+from .._size import trained_grid
 from .positions import resample_positions
 from .stem import GridStem
 
@@ -198,24 +198,13 @@ def _without_repeats(state_dict: StateDict, model: nn.Module) -> StateDict:
 
 
 def _resize_positions(state_dict: StateDict, model: nn.Module) -> StateDict:
-    """Resample learned positions of square images to the model's grid."""
-    own, given = model.stem.pos_embed, state_dict.get('stem.pos_embed')
-    if own is None or given is None or own.shape == given.shape or own.shape[1] != given.shape[1]:
+    """Resample learned positions to the model's grid: of images, or along one axis."""
+    stem, own, given = model.stem, model.stem.pos_embed, state_dict.get('stem.pos_embed')
+    if own is None or given is None or own.shape[1] != given.shape[1]:
         return state_dict
-    grid = _grid_of(given.shape[0], model)
-    if grid is None:
-        return state_dict  # refused as of another shape
-    return dict(state_dict, **{'stem.pos_embed': resample_positions(given, grid, list(model.stem.grid_size))})
-
-
-def _grid_of(positions: int, model: nn.Module) -> Optional[List[int]]:
-    """Grid that a checkpoint's learned positions are for: what its configuration says, else a line or a square."""
-    axes = model.stem.num_axes
-    if axes == 1:
-        return [positions]
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    size = list(cfg.get('input_size', ())[1:]) if axes == 2 else []
-    if size and math.prod(model.stem.grid_of(size)) == positions:
-        return list(model.stem.grid_of(size))
-    side = round(positions**0.5)
-    return [side, side] if axes == 2 and side * side == positions else None
+    grid = (len(given),) if stem.num_axes == 1 else None
+    if stem.num_axes == 2:
+        grid = trained_grid(model, len(given), stem.grid_size, stem.grid_of)
+    if grid is None or grid == tuple(stem.grid_size):
+        return state_dict  # if it does not fit, it is refused as of another shape
+    return dict(state_dict, **{'stem.pos_embed': resample_positions(given, list(grid), list(stem.grid_size))})

@@ -25,7 +25,6 @@ from timm.layers import (
 from timm.models import (
     PretrainedCfg,
     generate_default_cfgs,
-    get_model_input_config,
     named_apply,
     register_model,
 )
@@ -37,6 +36,7 @@ from timm_extra.layers.shortcuts import shared
 
 from .._build import build_model
 from .._checks import checked_pool
+from .._size import input_size, record_input_size
 from .blocks import STYLES, CrossAttentionBlock, LatentTransformer, SelfAttentionBlock, Style
 from .checkpoint_filter import checkpoint_filter_fn
 from .cross_attention import Inputs, tokens_alone
@@ -174,8 +174,7 @@ class Perceiver(nn.Module):
             same_padding=style.same_padding,
             **dd,
         )
-        if self.stem.first_conv:
-            self._traits = dict(first_conv=self.stem.first_conv)
+        self._traits = self.stem.traits()
         self.latents = nn.Parameter(torch.zeros(num_latents, latent_dim, **dd))
 
         drops = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
@@ -223,10 +222,7 @@ class Perceiver(nn.Module):
         Images of any size do for a model without learned positions: where none was asked for, it is what the
         configuration says.
         """
-        any_image = self.stem.num_axes == 2 and self.stem.pos_embed is None
-        if any_image and hasattr(self, 'pretrained_cfg'):
-            return tuple(get_model_input_config(self)['input_size'])
-        return self.stem.input_size()
+        return input_size(self) if hasattr(self, 'pretrained_cfg') else self.stem.input_size()
 
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters and buffers as DeepMind's code does.
@@ -313,6 +309,8 @@ class Perceiver(nn.Module):
             update_model_input_size(self, tuple(sizes))
         else:  # timm's record of sizes is of images
             update_model_args(self, img_size=sizes)
+        self._traits.update(self.stem.traits())
+        record_input_size(self)
         self._model_args.pop('input_shape', None)  # what older versions called the size
         if self.stem.max_resolution:  # frequencies stay those of the weights
             update_model_args(self, max_resolution=list(self.stem.max_resolution))
@@ -601,6 +599,8 @@ def _create_perceiver(
 def _with_own_args(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
     """Arguments of a registered model with the caller's, less those of its own that do not go with the caller's."""
     own = dict(model_args)
+    if 'stem' not in kwargs and isinstance(kwargs.get('img_size'), int) and isinstance(own.get('img_size'), tuple):
+        kwargs = dict(kwargs, img_size=(kwargs['img_size'],) * len(own['img_size']))  # as in `set_input_size`
     if 'stem' in kwargs and kwargs['stem'] != own.get('stem', 'pixels'):
         own = {k: v for k, v in own.items() if k not in set().union(*STEM_OPTIONS.values())}
     if 'img_size' not in model_args and len(_sizes(dict(own, **kwargs))) != 2:

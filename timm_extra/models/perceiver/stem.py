@@ -111,6 +111,19 @@ class Stem(nn.Module):
         """Shape of one input of the nominal size, without the batch."""
         return (self.in_chans, *self.img_size)
 
+    def image_size(self) -> Tuple[int, ...]:
+        """The same as the three numbers that timm's configurations have: of video a frame, samples as one row."""
+        return (self.in_chans, *((1, *self.img_size)[-2:]))
+
+    def traits(self) -> Dict[str, Any]:
+        """What timm cannot see: the size of inputs that are no images, or of images with learned positions."""
+        traits: Dict[str, Any] = dict(first_conv=self.first_conv) if self.first_conv else {}
+        if len(self.input_size()) != 3:
+            traits.update(input_size=self.input_size(), image_size=self.image_size())
+        elif self.pos_embed is not None:
+            traits.update(img_size=self.img_size, fixed_input_size=not self.dynamic_img_size)
+        return traits
+
     def set_input_size(self, img_size: Sequence[int]) -> None:
         """Change the nominal size, resampling learned positions.
 
@@ -398,6 +411,10 @@ class TokenStem(Stem):
     def input_size(self) -> Tuple[int, ...]:
         """Shape of one input of the nominal size, without the batch."""
         return (*self.img_size, self.in_chans)
+
+    def image_size(self) -> Tuple[int, ...]:
+        """The same as the three numbers that timm's configurations have: tokens as one channel."""
+        return (1, *self.img_size, self.in_chans)
 
     def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
         """Prepare inputs for cross-attention.

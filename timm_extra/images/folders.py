@@ -2,14 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Iterable, List, NamedTuple, Optional, Set
+from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Union
 
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-from ._files import PathLike
+from timm_extra._files import PathLike
+from timm_extra._timm import search_split
 
 EXTENSIONS = frozenset(
     ['.jpg', '.jpeg', '.png', '.webp', '.avif', '.tif', '.tiff', '.bmp', '.gif', '.ppm', '.pgm', '.jp2']
@@ -98,7 +99,8 @@ class FolderReader(Reader):
     """timm's reader of folders whose names are classes, of all images that `find_images` finds.
 
     Args:
-        root: Folder.
+        root: Folder of folders, or one that has such a folder for each split.
+        split: Which split, by any name that timm knows; the root itself when None or where there is no folder of it.
         class_map: Numbers of the classes, as timm's readers take them; in the order of their names when None.
 
     Raises:
@@ -106,16 +108,16 @@ class FolderReader(Reader):
         ValueError: It has no images.
     """
 
-    def __init__(self, root: PathLike, class_map: Optional[object] = None):
+    def __init__(self, root: PathLike, split: Optional[str] = None, class_map: Union[str, Dict[str, int], None] = None):
         super().__init__()
-        self.root = os.fspath(root)
+        self.root = os.fspath(root) if split is None else search_split(os.fspath(root), split)
         if not os.path.isdir(self.root):
             raise FileNotFoundError(f'no folder at {self.root!r}')
         self.found = find_images([self.root])
         labelled = [
-            (os.fspath(path), '' if path.parent == Path(root) else path.parent.name) for path in self.found.images
+            (os.fspath(path), '' if path.parent == Path(self.root) else path.parent.name) for path in self.found.images
         ]
-        self.class_to_idx = load_class_map(class_map, root) if class_map else None
+        self.class_to_idx = load_class_map(class_map, self.root) if class_map else None
         if self.class_to_idx is None:
             names = sorted({label for _, label in labelled}, key=natural_key)
             self.class_to_idx = {name: i for i, name in enumerate(names)}

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import create_dataset
 
 from timm_extra import cli, hub
-from timm_extra.folders import FolderReader, find_images
+from timm_extra.images import FolderReader, find_images
 
 
 def picture(path):
@@ -79,7 +79,7 @@ def test_classes_and_order_are_timms(tmp_path):
     numbers = dict(b=0, x=1)
     (tmp_path / 'map.txt').write_text('b\nx\n')
     for given in (numbers, str(tmp_path / 'map.txt')):
-        assert [target for _, target in FolderReader(tmp_path, given).samples] == [1, 0, 0]
+        assert [target for _, target in FolderReader(tmp_path, class_map=given).samples] == [1, 0, 0]
     picture(tmp_path / 'b' / '1.webp')
     assert len(FolderReader(tmp_path)) == len(theirs) + 1
 

@@ -1,0 +1,21 @@
+"""Images: the one reader of pixels and of folders, and what input a model takes."""
+
+from .folders import FolderReader, Found, find_images
+from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_image
+from .preprocess import Preprocessing, input_config, preprocessing
+
+__all__ = [
+    'MODES',
+    'UNREADABLE',
+    'FolderReader',
+    'Found',
+    'PixelError',
+    'Preprocessing',
+    'as_array',
+    'as_tensor',
+    'decode',
+    'find_images',
+    'input_config',
+    'preprocessing',
+    'read_image',
+]

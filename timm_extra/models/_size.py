@@ -1,0 +1,66 @@
+"""The size of a model's inputs: where it is read, and where it is written for others to read."""
+
+import math
+from typing import Callable, Optional, Sequence, Tuple
+
+from timm.layers import to_2tuple
+from timm.models import get_model_input_config, get_pretrained_cfg
+from torch import nn
+
+
+def input_size(model: nn.Module) -> Tuple[int, ...]:
+    """Shape of one input of a timm model, without the batch.
+
+    Args:
+        model: A timm model, or timm's feature extractor around one.
+
+    Returns:
+        What was asked for by `img_size`, `in_chans` or `set_input_size`, else what the configuration says: channels,
+        height and width; of a Perceiver for audio, video, points or tokens the shape that those have.
+    """
+    other = getattr(model, '_traits', {}).get('input_size')  # of a Perceiver: timm's own traits are of images
+    return tuple(other or get_model_input_config(model)['input_size'])
+
+
+def record_input_size(model: nn.Module) -> None:
+    """Let `model.pretrained_cfg` say what the model takes, for timm's `resolve_model_data_config` and all who read it.
+
+    timm's own models keep there what their weights were trained at.
+
+    Args:
+        model: Model with its `pretrained_cfg`, or timm's feature extractor around it.
+    """
+    cfg, traits = getattr(model, 'pretrained_cfg', None), getattr(model, '_traits', {})
+    if not cfg:  # of a class, not of a name
+        return
+    cfg['input_size'] = taken = tuple(traits.get('image_size') or input_size(model))
+    cfg.update({key: fitting(cfg[key], taken[0]) for key in ('mean', 'std') if cfg.get(key)})
+
+
+def fitting(values: Tuple[float, ...], channels: int) -> Tuple[float, ...]:
+    """A mean or standard deviation of as many channels, or of one: the average, where it is of another number."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),)
+
+
+def trained_grid(
+    model: nn.Module, num_positions: int, own: Sequence[int], grid_of: Callable[[Tuple[int, int]], Sequence[int]]
+) -> Optional[Tuple[int, int]]:
+    """Grid of the images that a checkpoint's positions are for, as far as their number and its configuration tell.
+
+    Args:
+        model: Model that the checkpoint is for.
+        num_positions: Positions in the checkpoint, without those of prefix tokens.
+        own: Grid of the model.
+        grid_of: Grid for an image of a height and width.
+
+    Returns:
+        The first that has so many positions: of the image size that a folder or the caller gives, the model's own, a
+        square; None if none has.
+    """
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    sizes = [getattr(model, 'pretrained_model_args', {}).get('img_size'), cfg.get('input_size', ())[1:]]
+    if cfg and tuple(sizes[1]) == tuple(get_pretrained_cfg(cfg['architecture']).input_size[1:]):
+        sizes.pop()  # says nothing about this checkpoint
+    side = math.isqrt(num_positions)
+    grids = [*(grid_of(to_2tuple(size)) for size in sizes if size), own, (side, side)]
+    return next((tuple(grid) for grid in grids if math.prod(grid) == num_positions), None)

@@ -140,12 +140,12 @@ def test_positions_are_resampled_from_what_the_weights_were_trained_at(family, a
         native = timm.create_model(name, img_size=size, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
         torch.testing.assert_close(native.state_dict(), trained.state_dict(), rtol=0, atol=0)
     stated = dict(file=str(tmp_path / 'model.safetensors'), input_size=(3, *size))
-    told = timm.create_model(name, img_size=new, pretrained=True, pretrained_cfg_overlay=stated, **kwargs)
+    given = timm.create_model(name, img_size=new, pretrained=True, pretrained_cfg_overlay=stated, **kwargs)
     filtered = checkpoint_filter(native)(trained.state_dict(), native)
     torch.testing.assert_close(dict(filtered), dict(trained.state_dict()), rtol=0, atol=0)
     trained.set_input_size(new)
     torch.testing.assert_close(again.state_dict(), trained.state_dict())
-    torch.testing.assert_close(told.state_dict(), trained.state_dict())
+    torch.testing.assert_close(given.state_dict(), trained.state_dict())
 
 
 def checkpoint_filter(model):

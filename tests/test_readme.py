@@ -50,7 +50,8 @@ def test_the_model_table_states_what_is_counted(name):
     cells = [c.strip() for c in row.split('|')]
     assert cells[2] == f'{info.params:,}'
     assert float(cells[3]) == pytest.approx(info.gmacs, abs=0.005)
-    assert cells[4] == '×'.join(map(str, info.input_size[1:]))
+    shape = info.input_size[1:] if len(info.input_size) == 3 else info.input_size
+    assert cells[4] == '×'.join(map(str, shape))
 
 
 @pytest.mark.parametrize('page', STATING, ids=lambda page: page.stem)

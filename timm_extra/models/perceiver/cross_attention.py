@@ -222,7 +222,7 @@ class CrossAttention(nn.Module):
 
     def _plain(self, q: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         k, v = self._keys_values(inputs)
-        q = q.expand(k.shape[0], -1, -1, -1)
+        q = q.expand(inputs.content.shape[0], -1, -1, -1)  # ONNX by TorchScript would hold the size of k
         mask = inputs.mask
         attn_mask: Optional[torch.Tensor] = None
         if mask is not None:  # where nothing is attended to, a softmax over everything keeps the gradients finite

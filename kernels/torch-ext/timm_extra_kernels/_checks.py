@@ -1,8 +1,14 @@
 """Argument checks that several operations share."""
 
-from typing import Optional, Sequence
+from typing import Iterable, Optional, Sequence
 
 import torch
+from torch.autograd import forward_ad
+
+WAY_OUT = (
+    'Models of timm_extra do without its operations in forward mode and after timm.layers.set_exportable(True), and '
+    'without fused attention if they are made after timm.layers.set_fused_attn(False).'
+)
 
 
 def check_floating(op: str, **tensors: torch.Tensor) -> None:
@@ -10,7 +16,9 @@ def check_floating(op: str, **tensors: torch.Tensor) -> None:
 
     Raises:
         ValueError: Names the tensor, its dtype or the two devices.
+        NotImplementedError: As `refuse_tangents`.
     """
+    refuse_tangents(op, tensors.values())
     for label, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ValueError(f'{op}: {label} must be of a floating-point dtype, got {tensor.dtype}')
@@ -18,6 +26,18 @@ def check_floating(op: str, **tensors: torch.Tensor) -> None:
     for label, tensor in others:
         if tensor.device != first[1].device:
             raise ValueError(f'{op}: {first[0]} is on {first[1].device}, {label} on {tensor.device}')
+
+
+def refuse_tangents(op: str, tensors: Iterable[torch.Tensor]) -> None:
+    """Refuse forward-mode differentiation, which would lose the tangents without a word.
+
+    Raises:
+        NotImplementedError: A tensor has a tangent.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors if t.is_floating_point()):
+        raise NotImplementedError(f'{op} has no forward-mode derivative. {WAY_OUT}')
 
 
 def check_queries(op: str, q: torch.Tensor, name: str, inputs: torch.Tensor) -> None:

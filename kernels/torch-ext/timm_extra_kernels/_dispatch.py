@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
 
 import torch
 
+from ._checks import refuse_tangents
 from ._tiles import without_autocast
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -82,6 +83,7 @@ def implement(operator: str, package: str, eager: Callable, limits: Limits) -> N
 
     @functools.wraps(eager)
     def run(*args):
+        refuse_tangents(operator, tensors(args))
         if why_not(limits, dict(zip(names, args))) is not None:
             return eager(*args)
         kernel = importlib.import_module('.kernel', package)

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from ._checks import WAY_OUT
 from ._dispatch import Limits, arguments, implement, tensors
 from ._ops import add_op_namespace_prefix, ops
 from ._tiles import compute_dtype
@@ -162,4 +163,4 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> None:
     Raises:
         RuntimeError: Always.
     """
-    raise RuntimeError('the operations of timm_extra_kernels have no second derivative')
+    raise RuntimeError(f'the operations of timm_extra_kernels have no second derivative. {WAY_OUT}')

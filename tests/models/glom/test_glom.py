@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import Mlp
 from torch import nn
 
 import timm_extra  # noqa: F401
@@ -76,12 +77,18 @@ def test_leaving_out_states_changes_no_gradient():
     torch.testing.assert_close(*grads)
 
 
-def test_what_cannot_matter_is_not_computed():
+def test_what_cannot_matter_is_not_computed(monkeypatch):
     """Counted by calls and images of bottom-up nets: L = 4, 8 iterations, read from the top."""
     model = small_model().eval()
-    seen = []
-    for net in (model.patch_up, *(level.bottom_up for level in model.levels[1:])):
-        net.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
+    seen, forward = [], Mlp.forward
+    nets = [model.patch_up, *(level.bottom_up for level in model.levels[1:])]
+
+    def counted(self, x):
+        if self in nets:
+            seen.append(x.shape[0])
+        return forward(self, x)
+
+    monkeypatch.setattr(Mlp, 'forward', counted)
     x = torch.randn(3, 3, 28, 28)
     model(x)
     assert len(seen) == 1 + 8 * 3 - (1 + 2), 'patches once; the last iterations without the lower levels'
@@ -92,6 +99,31 @@ def test_what_cannot_matter_is_not_computed():
     seen.clear()
     model.forward_level(x, 0, 2)
     assert len(seen) == 1 + 1, 'level 1 after an iteration is the last that reaches level 0'
+
+
+def test_hooks_on_levels_see_every_iteration_without_gradients():
+    model, seen = small_model().eval(), []
+    for i, level in enumerate(model.levels):
+        level.register_forward_hook(lambda module, args, out, i=i: seen.append((i, out)))
+    x = torch.randn(3, 3, 28, 28)
+    with torch.no_grad():
+        model(x)
+        states = model.forward_state(x)
+    assert [i for i, _ in seen] == 2 * model.iters * list(range(4))
+    for i, state in seen[-4:]:
+        torch.testing.assert_close(state, states[:, :, i])
+
+
+def test_the_final_tokens_are_the_output_of_a_module():
+    """What tools that draw maps of a layer ask for; its maps differ between images."""
+    for kwargs in ({}, dict(concat_levels=True)):
+        model, seen = small_model(**kwargs).eval(), []
+        model.norm.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
+        x = torch.randn(2, 3, 28, 28)
+        torch.testing.assert_close(seen.append(model.forward_features(x)) or seen[1], seen[0])
+        assert not torch.equal(seen[0][0], seen[0][1])
+        model(x)
+        assert torch.equal(seen[2], seen[0])
 
 
 def test_random_draws_differ_between_images_from_the_first_iteration():

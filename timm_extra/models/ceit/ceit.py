@@ -30,6 +30,7 @@ from torch import nn
 
 from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
 from timm_extra.layers import Attention, checkpoint
+from timm_extra.layers.shortcuts import may_shortcut
 
 from .._build import build_model
 from .._checks import checked_pool, checked_size
@@ -511,12 +512,14 @@ class CeiT(nn.Module):
         """Images (B, in_chans, height, width) to logits (B, num_classes).
 
         In evaluation mode without gradients, a classifier that reads the class token spares the last block its work on
-        patch tokens: hooks there see the class token alone. `forward_features` and `forward_intermediates` do it all.
+        patch tokens, unless someone looks at it (`may_shortcut`).
         """
-        x, grid = self._embed(x)
         cls_only = self.global_pool == 'token' and not self.training and not torch.is_grad_enabled()
-        if not torch.jit.is_scripting() and torch.jit.is_tracing():
-            cls_only = False  # a trace is checked and used with and without gradients: it must not depend on them
+        if not torch.jit.is_scripting():
+            # a trace is checked and used with and without gradients: it must not depend on them
+            traced = torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
+            cls_only = cls_only and not traced and may_shortcut(self.blocks[-1], operators=False)
+        x, grid = self._embed(x)
         x, cls_tokens = self._run_blocks(x, grid, cls_only)
         return self.forward_head(self._finish(x, cls_tokens))
 

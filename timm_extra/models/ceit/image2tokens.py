@@ -94,8 +94,9 @@ class Image2Tokens(nn.Module):
             ph, pw = self.patch_size
             _assert(height % ph == 0, f'Input height ({height}) should be divisible by patch size ({ph}).')
             _assert(width % pw == 0, f'Input width ({width}) should be divisible by patch size ({pw}).')
-        # channels-last is what the tokens become anyway, and max-pooling on a CPU is several times faster in it
-        x = x.contiguous(memory_format=torch.channels_last)
+        # channels-last is what the tokens become anyway, and max-pooling on a CPU is several times faster in it; vmap
+        # knows no `memory_format`
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.proj(self.pool(self.bn(self.conv(x))))
 
     def fuse(self) -> nn.Module:

@@ -8,9 +8,10 @@ There is no official code. `compat='lucidrains'` computes what https://github.co
 """
 
 from functools import partial
-from typing import Any, Dict, List, Optional, Set, Tuple, Union
+from typing import Any, Dict, Final, List, Optional, Set, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     Mlp,
@@ -27,12 +28,13 @@ from torch import nn
 
 from timm_extra._timm import feature_take_indices, update_model_input_size
 from timm_extra.layers import checkpoint
+from timm_extra.layers.shortcuts import may_shortcut
 
 from .._build import build_model
 from .._checks import checked_pool, checked_size
 from .checkpoint_filter import checkpoint_filter_fn
 from .consensus import far_column_mask, self_column_mask
-from .level import Constant, Level
+from .level import NORM_EPS, Constant, Level
 
 __all__ = ['GLOM']
 
@@ -47,9 +49,10 @@ class GLOM(nn.Module):
     A level sees the image once the bottom-up nets below it have run in turn, and what it hands down reaches a level k
     below after k iterations. States before and after that are not computed where they cannot matter: until level l has
     seen the image, after l + 1 iterations, it is the same for all images of a batch and computed once; in the last
-    iterations the levels that can no longer reach a requested one are left out. So hooks on `levels` see batches of
-    one first, and not all of the last iterations; `forward_state(return_all=True)` gives all states. Where something is
-    sampled at random (dropout, drop path) images share no states.
+    iterations the levels that can no longer reach a requested one are left out. Where someone looks at the levels
+    (`may_shortcut`) images share no states, and without gradients all levels run in all iterations; with gradients
+    those left out would get none. Where something is sampled at random (dropout, drop path) images share no states
+    either.
 
     Args:
         img_size: Image height and width in pixels, multiples of `patch_size`.
@@ -82,6 +85,8 @@ class GLOM(nn.Module):
 
     dynamic_img_size: torch.jit.Final[bool]
     concat_levels: torch.jit.Final[bool]
+
+    norm_eps: Final[float] = NORM_EPS
 
     def __init__(
         self,
@@ -161,7 +166,8 @@ class GLOM(nn.Module):
         self.feature_info = [
             dict(num_chs=embed_dim, reduction=patch_size, module=f'levels.{i}') for i in range(num_levels)
         ]
-        self.fc_norm = nn.LayerNorm(self.num_features, eps=1e-6, **dd)
+        self.norm = nn.Identity()  # its output are the final tokens, for hooks: states are normalised already
+        self.fc_norm = nn.LayerNorm(self.num_features, eps=NORM_EPS, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
@@ -314,9 +320,11 @@ class GLOM(nn.Module):
         if self.dynamic_img_size:
             pos_embed = resample_abs_pos_embed(pos_embed, grid, self.patch_embed.grid_size, num_prefix_tokens=0)
         if state is None:
-            first = self.levels[0].norm(self.init_levels)
+            first = self.init_levels
+            if self.compat is None:  # as the norm of a level does, whose calls are of states
+                first = F.layer_norm(first, [first.shape[1]], eps=self.norm_eps)
             first = first.unsqueeze(1).unsqueeze(1).expand(-1, -1, pos_embed.shape[1], -1)  # (L, 1, N, D)
-            if self.random and (self.training or self.levels[0].consensus.attn_drop.training):  # samples differ
+            if self._each_item_alone():
                 first = first.expand(-1, patch_input.shape[0], -1, -1)
             levels = [first[i] for i in range(self.num_levels)]
         else:
@@ -332,6 +340,13 @@ class GLOM(nn.Module):
         if self.local_consensus_radius > 0:
             far_mask = far_column_mask([grid[0], grid[1]], float(self.local_consensus_radius), patch_input.device)
         return levels, Constant(patch_input, pos_embed, self_mask, far_mask)
+
+    def _each_item_alone(self) -> bool:
+        """Whether even states that are the same for all images are to be computed for each."""
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
+            if not may_shortcut(self.levels, operators=False):
+                return True
+        return self.random and (self.training or self.levels[0].consensus.attn_drop.training)  # samples differ
 
     def _iterate(
         self,
@@ -361,6 +376,9 @@ class GLOM(nn.Module):
         if not torch.jit.is_scripting():
             self._check_reach(last, iters)
         levels, constant = self._begin(x, None)
+        if not torch.jit.is_scripting():  # noqa: SIM102, as above
+            if not (torch.is_grad_enabled() or may_shortcut(self.levels, operators=False)):
+                first, last = 0, self.num_levels - 1
         for i in range(iters):
             left = iters - 1 - i  # iterations after this one: a state moves one level a time
             reach = max(first - left, 0), min(last + left, self.num_levels - 1)
@@ -426,7 +444,8 @@ class GLOM(nn.Module):
         return take_indices
 
     def _features(self, levels: List[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(levels, dim=-1) if self.concat_levels else levels[-1]
+        """Final tokens (B, N, C)."""
+        return self.norm(torch.cat(levels, dim=-1) if self.concat_levels else levels[-1])
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, height, width) to the top level (B, N, D), or all levels (B, N, L·D)."""

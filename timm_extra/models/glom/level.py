@@ -9,6 +9,7 @@ from torch import nn
 from .consensus import ConsensusAttention
 
 BETA = 12.0  # inverse temperature that consensus begins with
+NORM_EPS = 1e-6
 
 
 class Constant(NamedTuple):
@@ -74,7 +75,7 @@ class Level(nn.Module):
         self.contributions = 3 if top else 4
         self.weights = nn.Parameter(torch.ones(self.contributions, **dd)) if learned_mean else None
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False, **dd) if normalize else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS, elementwise_affine=False, **dd) if normalize else nn.Identity()
 
     def reset_parameters(self) -> None:
         """Set the weights of the mean to be equal."""

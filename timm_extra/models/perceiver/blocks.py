@@ -7,7 +7,7 @@ import torch
 from timm.layers import DropPath, GELUTanh, GluMlp, Mlp
 from torch import nn
 
-from timm_extra.layers import Attention
+from timm_extra.layers import Attention, checkpoint
 
 from .cross_attention import CrossAttention, Inputs
 
@@ -149,3 +149,24 @@ class CrossAttentionBlock(nn.Module):
         y = self.drop_path(self.attn(self.norm1(x), inputs))
         x = x + y if self.residual else y
         return x if self.mlp is None else x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class LatentTransformer(nn.Sequential):
+    """Self-attends of latents, one after the other.
+
+    Args:
+        *attends: `SelfAttentionBlock`s.
+    """
+
+    def __init__(self, *attends: nn.Module):
+        super().__init__(*attends)
+        self.grad_checkpointing = False
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents (B, M, D) to latents (B, M, D)."""
+        for attend in self:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                z = checkpoint(attend, z)
+            else:
+                z = attend(z)
+        return z

@@ -96,6 +96,8 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
             f'not a Perceiver checkpoint: it begins with the keys {keys}; known are those of timm_extra, of '
             "transformers' image classifiers and of perceiver-pytorch's Perceiver and PerceiverIO"
         )
+    if getattr(model, 'decoder', True) is None:  # Perceiver IO that reads the latents
+        state_dict = {k: v for k, v in state_dict.items() if k != 'query' and not k.startswith('decoder.')}
     state_dict = _resize_positions(state_dict, model)
     adaptable = ['head.', f'{model.stem.first_conv}.'] if model.stem.first_conv else ['head.']
     try:

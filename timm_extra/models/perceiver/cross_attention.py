@@ -5,7 +5,7 @@ from typing import Final, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm, _assert, register_notrace_function, register_notrace_module
+from timm.layers import LayerNorm, _assert, register_notrace_function, register_notrace_module, use_fused_attn
 from torch import nn
 
 from timm_extra.layers.shortcuts import may_shortcut
@@ -65,7 +65,8 @@ class CrossAttention(nn.Module):
 
     The route is chosen by the number of multiplications. Attention dropout in training takes the plain route, with
     which alone it can be exact; so do projections that are not plain `nn.Linear` layers (adapters, quantisation,
-    hooks), transforms of `torch.func`, TorchScript and tracing.
+    hooks), transforms of `torch.func`, TorchScript and tracing. After `timm.layers.set_fused_attn(False)` every call
+    forms the weights of the attention, which pass through `attn_drop`: hooks there see them.
 
     Args:
         dim: Channels of the queries and of the output.
@@ -85,6 +86,7 @@ class CrossAttention(nn.Module):
     """
 
     num_heads: Final[int]
+    fused_attn: Final[bool]
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.scale = head_dim**-0.5
         self.route = route
+        self.fused_attn = use_fused_attn()
 
         attn_dim = num_heads * head_dim
         self.norm_kv = norm_layer(kv_dim, **dd)
@@ -179,7 +182,9 @@ class CrossAttention(nn.Module):
         return 'folded' if folded < plain else 'plain'
 
     def _foldable(self) -> bool:
-        if (self.training and self.attn_drop.p > 0.0) or not may_shortcut(self.norm_kv, self.k, self.v):
+        if not self.fused_attn or (self.training and self.attn_drop.p > 0.0):
+            return False
+        if not may_shortcut(self.norm_kv, self.k, self.v):
             return False
         if type(self.norm_kv) not in (nn.LayerNorm, LayerNorm):
             return False
@@ -227,8 +232,13 @@ class CrossAttention(nn.Module):
         attn_mask: Optional[torch.Tensor] = None
         if mask is not None:  # where nothing is attended to, a softmax over everything keeps the gradients finite
             attn_mask = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
-        p = self.attn_drop.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=p)
+        if self.fused_attn:
+            p = self.attn_drop.p if self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=p)
+        attn = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, M, N)
+        if attn_mask is not None:
+            attn = attn.masked_fill(~attn_mask, -float('inf'))
+        return self.attn_drop(attn.softmax(dim=-1)) @ v
 
     @torch.jit.ignore
     def attention_weights(self, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:

@@ -33,10 +33,11 @@ from torch import nn
 
 from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
 from timm_extra.layers import checkpoint
+from timm_extra.layers.shortcuts import shared
 
 from .._build import build_model
 from .._checks import checked_pool
-from .blocks import STYLES, CrossAttentionBlock, SelfAttentionBlock, Style
+from .blocks import STYLES, CrossAttentionBlock, LatentTransformer, SelfAttentionBlock, Style
 from .checkpoint_filter import checkpoint_filter_fn
 from .cross_attention import Inputs, tokens_alone
 from .older_folders import arguments_of_folder
@@ -97,6 +98,9 @@ class Perceiver(nn.Module):
     num_cross_attends: Final[int]
 
     __jit_unused_properties__ = ('input_size',)
+
+    pools = ('', 'avg')
+    default_pool = 'avg'
 
     def __init__(
         self,
@@ -181,7 +185,7 @@ class Perceiver(nn.Module):
             for _ in range(min(unique_cross_attends, num_cross_attends))
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(
+            LatentTransformer(
                 *(
                     SelfAttentionBlock(
                         latent_dim, num_heads, head_dim, mlp_ratio, style, drop_path=drop_path_rate, **drops, **dd
@@ -191,14 +195,12 @@ class Perceiver(nn.Module):
             )
             for _ in range(unique_blocks)
         )
-        self.feature_info = [
-            dict(num_chs=latent_dim, reduction=1, module=f'blocks.{min(i, unique_blocks - 1)}')
-            for i in range(num_blocks)
-        ]
+        self.stages = nn.ModuleList(nn.Identity() for _ in range(num_blocks))  # latents after each block, for hooks
+        self.feature_info = [dict(num_chs=latent_dim, reduction=1, module=f'stages.{i}') for i in range(num_blocks)]
 
         self._add_decoder(style, dict(cross, mlp_ratio=mlp_ratio))
-        self.global_pool = self._checked_pool(global_pool)
-        self._with_head_norm = style.head_norm and self._own_pool() == 'avg'
+        self._set_pool(self.default_pool if global_pool is None else global_pool)
+        self._with_head_norm = style.head_norm and self.default_pool == 'avg'
         self.head_norm: nn.Module = nn.Identity()
         if self._with_head_norm and (num_classes > 0 or self.global_pool):
             self.head_norm = nn.LayerNorm(latent_dim, **dd)
@@ -211,12 +213,8 @@ class Perceiver(nn.Module):
     def _add_decoder(self, style: Style, options: Dict[str, Any]) -> None:
         """What Perceiver IO has between blocks and head."""
 
-    def _own_pool(self) -> str:
-        return 'avg'
-
-    def _checked_pool(self, global_pool: Optional[str]) -> str:
-        own = self._own_pool()
-        return own if global_pool is None else checked_pool(global_pool, ('', own))
+    def _set_pool(self, global_pool: str) -> None:
+        self.global_pool = checked_pool(global_pool, self.pools)
 
     @property
     def input_size(self) -> Tuple[int, ...]:
@@ -245,8 +243,8 @@ class Perceiver(nn.Module):
     def _init_head(self) -> None:
         if isinstance(self.head, nn.Identity):
             return
-        if self._own_pool() == 'avg' and isinstance(self.head_norm, nn.Identity):
-            nn.init.zeros_(self.head.weight)  # it reads the mean of latents that no norm has tamed
+        if self.global_pool != 'token' and isinstance(self.head_norm, nn.Identity):
+            nn.init.zeros_(self.head.weight)  # it reads latents, or their mean, that no norm has tamed
         else:
             _init_as_haiku(self.head)
         nn.init.zeros_(self.head.bias)
@@ -269,6 +267,8 @@ class Perceiver(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations of attends in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
+        for block in self.blocks:
+            block.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -288,7 +288,7 @@ class Perceiver(nn.Module):
         dd = get_device_dtype(self)
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = self._checked_pool(global_pool)
+            self._set_pool(global_pool)
         if self._with_head_norm and num_classes > 0 and isinstance(self.head_norm, nn.Identity):
             self.head_norm = nn.LayerNorm(self.num_features, **dd)
         self.head = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
@@ -368,6 +368,7 @@ class Perceiver(nn.Module):
         take_indices, max_index = feature_take_indices(self.num_blocks, indices)
         self.num_blocks = max_index + 1
         self.num_cross_attends = min(self.num_cross_attends, self.num_blocks)
+        self.stages = self.stages[: self.num_blocks]
         self.blocks = self.blocks[: self.num_blocks]
         self.cross_attends = self.cross_attends[: self.num_cross_attends]
         if prune_head:
@@ -391,11 +392,7 @@ class Perceiver(nn.Module):
         used = min(i, len(self.blocks) - 1)
         for j, block in enumerate(self.blocks):
             if j == used:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    for attend in block:
-                        z = checkpoint(attend, z)
-                else:
-                    z = block(z)
+                z = block(z)
         return z
 
     def _run(
@@ -404,13 +401,16 @@ class Perceiver(nn.Module):
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
         inputs, _ = self.stem(x, mask)
         z = self.latents.unsqueeze(0)
+        if not torch.jit.is_scripting():
+            z = shared(z, x.shape[0], self.cross_attends[0])
         intermediates: List[torch.Tensor] = []
-        for i in range(stop):
-            if i < self.num_cross_attends:
-                z = self._cross_attend(i, z, inputs)
-            z = self._block(i, z)
-            if i in take_indices:
-                intermediates.append(z)
+        for i, stage in enumerate(self.stages):
+            if i < stop:
+                if i < self.num_cross_attends:
+                    z = self._cross_attend(i, z, inputs)
+                z = stage(self._block(i, z))
+                if i in take_indices:
+                    intermediates.append(z)
         return z, intermediates
 
     def forward_features(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
@@ -463,12 +463,15 @@ class PerceiverIO(Perceiver):
         query_dim: Channels of the queries; `latent_dim` when None.
         decoder_residual: Add the queries to what the decoder gathers.
         decoder_mlp: Give the decoder a feed-forward.
-        **kwargs: All other arguments of `Perceiver`; `global_pool` is 'token' (decoded queries, the default), or ''
-            (all latents).
+        **kwargs: All other arguments of `Perceiver`; `global_pool` is 'token' (decoded queries, the default), 'avg'
+            (mean of the latents) or '' (all latents). There is no decoder without 'token'.
 
     Raises:
         ValueError: Arguments are out of range or exclude each other; the message names them.
     """
+
+    pools = ('', 'avg', 'token')
+    default_pool = 'token'
 
     def __init__(
         self,
@@ -497,32 +500,38 @@ class PerceiverIO(Perceiver):
             options['mlp_ratio'] = 0.0
         self.decoder = CrossAttentionBlock(self.head_hidden_size, self.num_features, residual=residual, **options)
 
-    def _own_pool(self) -> str:
-        return 'avg' if self.decoder is None else 'token'
+    def _set_pool(self, global_pool: str) -> None:
+        if global_pool == 'token' and self.decoder is None:
+            raise ValueError(f"global_pool='token' needs the decoder, which went with global_pool={self.global_pool!r}")
+        super()._set_pool(global_pool)
+        if global_pool != 'token':  # what gets no gradient is no part of the model
+            self.decoder, self.query = None, None
+            self.head_hidden_size = self.num_features
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
         """Parameters that are not decayed. DeepMind's recipe decays them too."""
         return {'query', *super().no_weight_decay()}
 
-    def prune_intermediate_layers(
-        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> List[int]:
-        """Remove what the given intermediates do not need; as `Perceiver` does, and the decoder with the head."""
-        if prune_head:
-            self.decoder, self.query = None, None
-            self.head_hidden_size = self.num_features
-        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the classifier, as `Perceiver` does; the decoder goes with another pooling than 'token', for good."""
+        super().reset_classifier(num_classes, global_pool)
+        if global_pool is not None:
+            update_model_args(self, global_pool=self.global_pool)
 
     def forward_head(
         self, z: torch.Tensor, pre_logits: bool = False, queries: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
         """Latents (B, M, D) to logits, or to decoded features with `pre_logits`; shapes as in `forward`."""
-        if self.decoder is not None and self.global_pool == 'token':
-            decoded = self.decoder(given_or_learned(queries, self.query), tokens_alone(z))  # (B, Q, query_dim)
-            z = without_single(decoded, queries)
-        elif self.global_pool == 'avg':  # pruned
-            z = z.mean(dim=1)
+        if self.decoder is not None:
+            q = given_or_learned(queries, self.query)
+            if not torch.jit.is_scripting():
+                q = shared(q, z.shape[0], self.decoder)
+            z = without_single(self.decoder(q, tokens_alone(z)), queries)  # (B, Q, query_dim)
+        else:
+            _assert(queries is None, 'This model has no decoder, which queries are for.')
+            if self.global_pool == 'avg':
+                z = z.mean(dim=1)
         z = self.head_drop(z)
         return z if pre_logits else self.head(z)
 

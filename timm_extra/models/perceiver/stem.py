@@ -13,6 +13,8 @@ from einops.layers.torch import Rearrange
 from timm.layers import _assert, register_notrace_module, trunc_normal_
 from torch import nn
 
+from timm_extra.layers.shortcuts import shared
+
 from .cross_attention import Inputs, flat_mask
 from .fourier import fourier_features, fourier_table
 from .positions import POSITIONS, Positions, checked_resolution, resample_positions
@@ -139,8 +141,11 @@ class Stem(nn.Module):
                 'dynamic_img_size=True or set_input_size().',
             )
             pos = resample_positions(pos, list(self.grid_size), list(grid))
-        pos = self.pos_proj(pos).to(x.dtype)  # once for all items of the batch
-        return torch.cat([tokens, pos.unsqueeze(0).expand(tokens.shape[0], -1, -1)], dim=2)
+        pos = pos.unsqueeze(0)  # once for all items of the batch
+        if not torch.jit.is_scripting():
+            pos = shared(pos, tokens.shape[0], self.pos_proj)
+        pos = self.pos_proj(pos).to(x.dtype)
+        return torch.cat([tokens, pos.expand(tokens.shape[0], -1, -1)], dim=2)
 
 
 class GridStem(Stem):

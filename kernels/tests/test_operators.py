@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from gates import ALL, EACH, leaf, mapped, outputs, public, results, tensors
+from torch._dynamo.backends.common import aot_autograd
 
 import timm_extra_kernels
 from timm_extra_kernels import Path, _dispatch, explain
@@ -66,6 +68,84 @@ def test_compiled_and_exported(spec):
         torch.testing.assert_close(a, b)
     out = torch.export.export(Model(), tuple(args)).module()(*args)
     torch.testing.assert_close(outputs(out)[0], expected[0])
+
+
+class Operation(torch.nn.Module):
+    """What an operation's public function calls."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.operators = spec.package.OPERATORS
+
+    def forward(self, *args):
+        return self.operators(*args)
+
+
+def targets(program):
+    """Names of the operators in a program's graph."""
+    return {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
+
+
+def own(spec, program):
+    """Those of them that are of this package."""
+    namespace = spec.operator.default.namespace
+    return {name for name in targets(program) if name.startswith(f'{namespace}.')}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('spec, case', ALL)
+def test_exported_programs_decompose_into_the_naive_form(spec, case, dtype):
+    args = spec.inputs(case, dtype, torch.device('cpu'))
+    program = torch.export.export(Operation(spec), tuple(args))
+    decomposed = program.run_decompositions()
+    assert {name.split('.')[0] for name in targets(decomposed)} <= {'aten', '<built-in function getitem>'}
+    operator = public(spec, spec.operator(*args))
+    exact = outputs(spec.naive.forward(*mapped(lambda t: t.double() if t.is_floating_point() else t, args)))
+    found = program.module()(*args), decomposed.module()(*args), operator, exact
+    for kept, a, b, c in zip(*map(outputs, found), strict=True):
+        assert torch.equal(kept, b)
+        assert a.dtype == b.dtype
+        error, known = (a - c).abs().max(), (b - c).abs().max()
+        floor = 4 * torch.finfo(dtype).eps * c.abs().max() + 8 * torch.finfo(torch.float32).eps
+        assert error <= known + floor, f'error {error:.3g}, that of the operator {known:.3g}'
+
+
+@pytest.mark.parametrize('strict', [False, True])
+@pytest.mark.parametrize('spec', EACH)
+def test_exported_programs_hold_one_operator(spec, strict):
+    args = spec.inputs(spec.cases[0], torch.float32, torch.device('cpu'))
+    program = torch.export.export(Operation(spec), tuple(args), strict=strict)
+    assert own(spec, program) == {str(spec.exported_operator.default)}
+    assert not own(spec, program.run_decompositions())
+
+
+@pytest.mark.parametrize('spec', EACH)
+def test_exported_programs_keep_operators_that_are_not_in_the_table(spec):
+    args = spec.inputs(spec.cases[0], torch.float32, torch.device('cpu'))
+    program = torch.export.export(Operation(spec), tuple(args))
+    table = torch.export.default_decompositions()
+    del table[spec.exported_operator.default]
+    for kept in (program.run_decompositions({}), program.run_decompositions(table)):
+        assert own(spec, kept) == {str(spec.exported_operator.default)}
+
+
+@pytest.mark.parametrize('spec', EACH)
+def test_exported_programs_compile_with_kernels_and_have_gradients(spec):
+    args = mapped(leaf, spec.inputs(spec.cases[0], torch.float32, torch.device('cpu')))
+    program = torch.export.export(Operation(spec), tuple(mapped(lambda t: t.detach(), args))).module()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    compiled = torch.compile(program, backend=aot_autograd(fw_compiler=backend))
+    expected = results(lambda *a: public(spec, spec.operator(*a)), args)
+    for found in (program, compiled):
+        for a, b in zip(results(found, args), expected, strict=True):
+            torch.testing.assert_close(a, b)
+    names = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert str(spec.operator.default) in names and str(spec.exported_operator.default) not in names
 
 
 @pytest.mark.parametrize('spec', EACH)

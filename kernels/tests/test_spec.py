@@ -40,7 +40,9 @@ def test_all_forms_take_the_same_arguments(spec):
 
 @pytest.mark.parametrize('spec', EACH)
 def test_operators_have_the_arguments_of_the_eager_form(spec):
-    for operator, function in ((spec.operator, spec.eager.forward), (spec.backward_operator, spec.eager.backward)):
+    functions = spec.eager.forward, spec.eager.backward, spec.eager.forward
+    operators = spec.operator, spec.backward_operator, spec.exported_operator
+    for operator, function in zip(operators, functions, strict=True):
         schema = operator.default._schema
         assert tuple(argument.name for argument in schema.arguments) == arguments(function)
         assert not re.search(r'\bint ', str(schema)), 'sizes are SymInt'

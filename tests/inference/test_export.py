@@ -62,6 +62,199 @@ def test_perceivers_are_exported_for_inputs_of_their_own_shape(name, kwargs, siz
     assert done.input_size == size and done.largest_error < 1e-4 and not done.constant
 
 
+TINY = dict(num_latents=8, latent_dim=16, num_heads=2, num_blocks=1, block_depth=1, num_bands=4)
+ANY_SIZE = [
+    ('test_ceit', dict(dynamic_img_size=True), (3, 160, 160)),
+    ('test_perceiver', dict(img_size=(24, 32)), (3, 24, 32)),
+    ('test_perceiver_io', dict(img_size=32), (3, 32, 32)),
+    ('test_perceiver', dict(pos_embed='learned', img_size=16, pos_dim=8, dynamic_img_size=True), (3, 16, 16)),
+    ('test_perceiver', dict(stem='patches', patch_size=4, img_size=32), (3, 32, 32)),
+    ('test_glom', dict(dynamic_img_size=True), (3, 56, 56)),
+    ('perceiver_audio', dict(TINY, img_size=(640,)), (1, 640)),
+    ('perceiver_pointcloud', dict(TINY, img_size=50), (50, 3)),
+]
+
+
+@pytest.mark.parametrize('format', ['onnx', 'torch-export'])
+@pytest.mark.parametrize('name, kwargs, size', ANY_SIZE)
+def test_inputs_of_any_size(name, kwargs, size, format, tmp_path):
+    done = export(create(name, **kwargs), tmp_path / 'm', format, dynamic_size=True)
+    assert done.input_size == done.sizes[0] == size and done.largest_error < 1e-4 and not done.constant
+    axes = [i for i, s in enumerate(size) if s not in (1, 3)]
+    doubled = [tuple(2 * s if i == axis else s for i, s in enumerate(size)) for axis in axes]
+    assert list(done.sizes[1:]) == doubled
+
+
+@pytest.mark.parametrize('format', ['onnx', 'torch-export'])
+@pytest.mark.parametrize('name, size', [('test_ceit', '3×160×160'), ('test_glom', '3×56×56')])
+def test_models_of_one_size_are_named(name, size, format, tmp_path):
+    with pytest.raises(ValueError, match=f'takes inputs of {size} alone: .*dynamic_img_size=True'):
+        export(create(name), tmp_path / 'm', format, dynamic_size=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('format', ['onnx', 'torch-export'])
+@pytest.mark.parametrize('name', ['test_ceit', 'test_perceiver', 'test_glom', 'test_vit'])
+def test_features(name, format, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, features_only=True).eval()
+    done = export(model, tmp_path / 'm', format)
+    assert done.largest_error < 1e-4 and not done.constant
+    if format == 'onnx':
+        outputs = onnxruntime.InferenceSession(tmp_path / 'm').get_outputs()
+        assert [y.name for y in outputs] == [f'output_{i}' for i in range(len(model.feature_info.channels()))]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', ['test_ceit', 'test_perceiver', 'test_perceiver_io', 'test_glom'])
+def test_half_precision(name, dtype, tmp_path):
+    model = create(name, **(dict(img_size=32) if 'perceiver' in name else {})).to(dtype)
+    done = export(model, tmp_path / 'm.pt2', 'torch-export')
+    assert 1e-4 < done.tolerance < 0.5 and done.largest_error <= done.tolerance and not done.constant
+    if dtype == torch.bfloat16:
+        with pytest.raises(ValueError, match='onnxruntime has no bfloat16'):
+            export(model, tmp_path / 'm.onnx')
+    else:
+        done = export(model, tmp_path / 'm.onnx')
+        assert done.largest_error <= done.tolerance
+
+
+class Shifted(nn.Module):
+    """Exports something else than it computes, by more than rounding in half precision explains."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((8,), 0.1))
+
+    def forward(self, x):
+        return (x @ self.weight) * (1.05 if torch.compiler.is_compiling() else 1)
+
+
+def test_half_precision_is_no_excuse(tmp_path):
+    with pytest.raises(ValueError, match='outputs differ from the model by up to'):
+        model = Shifted().half()
+        model.pretrained_cfg = dict(input_size=(3, 8, 8))
+        export(model, tmp_path / 'm.pt2', 'torch-export', input_size=(3, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+class Fixed(nn.Module):
+    """Exports a batch of two alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.pretrained_cfg = dict(input_size=(3, 8, 8))
+
+    def forward(self, x):
+        return x.view(2, -1) if torch.compiler.is_compiling() else x.flatten(1)
+
+
+class Airy(Fixed):
+    """ONNX has no operator for it."""
+
+    def forward(self, x):
+        return torch.special.airy_ai(x)
+
+
+@pytest.mark.parametrize(
+    'model, format, message',
+    [
+        (Fixed(), 'torch-export', r'Fixed does not export: .* your code specialized it to be a constant \(2\)'),
+        (Airy(), 'onnx', 'Airy does not export to ONNX: No ONNX function found for .*airy_ai'),
+        (Fixed(), 'onnx', r'outputs are \(2, 96\), those of the model \(1, 192\)'),
+    ],
+)
+def test_the_reason_is_in_the_message(model, format, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as raised:
+        export(model, tmp_path / 'm', format, input_size=(3, 8, 8))
+    assert '\n' not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+BY_TORCHSCRIPT = [
+    ('test_ceit', {}, (3, 160, 160)),
+    ('test_perceiver', dict(img_size=16), (3, 16, 16)),
+    ('test_perceiver', dict(img_size=16, pos_embed='learned', pos_dim=8), (3, 16, 16)),
+    ('test_perceiver_io', dict(img_size=16, num_queries=3, global_pool='token'), (3, 16, 16)),
+    ('perceiver_audio', dict(TINY, img_size=(640,)), (1, 640)),
+    ('perceiver_pointcloud', dict(TINY, img_size=50), (50, 3)),
+    ('test_glom', {}, (3, 56, 56)),
+    ('test_glom', dict(local_consensus_radius=2), (3, 56, 56)),
+]
+
+
+@pytest.mark.parametrize('dynamo', [False, True])
+@pytest.mark.parametrize('name, kwargs, size', BY_TORCHSCRIPT)
+@pytest.mark.filterwarnings('ignore')
+def test_both_exporters_of_torch_onnx(name, kwargs, size, dynamo, tmp_path):
+    model, x = create(name, **kwargs), torch.randn(2, *size)
+    shapes = dict(dynamic_shapes=({0: torch.export.Dim('b')},)) if dynamo else dict(dynamic_axes={'x': {0: 'b'}})
+    torch.onnx.export(model, (x,), tmp_path / 'm.onnx', input_names=['x'], dynamo=dynamo, verbose=False, **shapes)
+    session = onnxruntime.InferenceSession(tmp_path / 'm.onnx')
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, *size)
+        with torch.no_grad():
+            expected = model(x).numpy()
+        assert expected.std() > 1e-3
+        np.testing.assert_allclose(session.run(None, {'x': x.numpy()})[0], expected, rtol=0, atol=1e-4)
+
+
+def own_operators(program):
+    return {str(n.target) for n in program.graph.nodes if str(n.target).startswith('timm_extra')}
+
+
+FAMILIES = [
+    ('test_ceit', dict(dynamic_img_size=True), (3, 160, 160), (96, 64)),
+    ('test_perceiver', dict(img_size=64), (3, 64, 64), (17, 33)),
+    ('test_perceiver', dict(img_size=64, stem='conv'), (3, 64, 64), (17, 33)),
+    ('test_perceiver_io', dict(img_size=64), (3, 64, 64), (9, 20)),
+    ('test_glom', dict(dynamic_img_size=True), (3, 56, 56), (28, 70)),
+]
+
+
+@pytest.mark.parametrize('name, kwargs, size, other', FAMILIES)
+def test_programs_of_any_size_decompose(name, kwargs, size, other, tmp_path):
+    model = create(name, **kwargs)
+    auto = torch.export.Dim.AUTO
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(2, *size),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+        decomposed = program.run_decompositions()
+        assert own_operators(program) or name == 'test_glom'
+        assert not own_operators(decomposed)
+        for batch, sizes in ((1, size[1:]), (3, other)):
+            x = torch.randn(batch, 3, *sizes)
+            expected = model(x)
+            assert expected.std() > 1e-3
+            for found in (program, decomposed):
+                torch.testing.assert_close(found.module()(x), expected, rtol=0, atol=1e-4)
+
+
+def built_so(name, kwargs):
+    return create(name, exportable=True, **kwargs)
+
+
+def told_afterwards(name, kwargs):
+    model = create(name, **kwargs)
+    timm.layers.set_exportable(True)
+    return model
+
+
+@pytest.mark.parametrize('make', [built_so, told_afterwards])
+@pytest.mark.parametrize('name, kwargs, size, other', FAMILIES)
+def test_exportable_models_have_no_operators_of_this_package(name, kwargs, size, other, make):
+    x = torch.randn(2, *size)
+    with torch.no_grad():
+        expected = create(name, **kwargs)(x)
+        try:
+            model = make(name, kwargs)
+            program = torch.export.export(model, (x,))
+        finally:
+            timm.layers.set_exportable(False)
+        assert not own_operators(program)
+        torch.testing.assert_close(program.module()(x), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize('name, size', [('perceiver_audio', (1, 1, 640)), ('perceiver_pointcloud', (1, 50, 3))])
 def test_perceivers_are_exported_for_inputs_as_timms_configuration_has_them(name, size, tmp_path):
     model = create(name, num_latents=8, latent_dim=16, num_heads=2, num_blocks=1, block_depth=1, num_bands=4)
@@ -135,6 +328,19 @@ def test_onnx_by_command(tmp_path, capsys):
     assert found['megabytes'] == pytest.approx(file.stat().st_size / 1e6, abs=1e-3)
     assert captured.err == ''
     assert_onnx(model, file, found['input_size'])
+
+
+def test_command_takes_sizes_dtypes_and_any_rank(tmp_path, capsys):
+    tiny = [f'{name}={value}' for name, value in TINY.items()]
+    model = ['--model', 'perceiver_audio', '--model-kwargs', *tiny, '--input-size', '1', '640']
+    assert cli.main(['export', 'torch-export', str(tmp_path / 'm.pt2'), *model, '--dynamic-size']) == 0
+    out = capsys.readouterr().out
+    assert 'batches of any size of 1×640' in out
+    assert 'inputs of other sizes too, as compared: 1×1280' in out
+    half = ['--model', 'test_glom', '--dtype', 'float16', '--json']
+    assert cli.main(['export', 'onnx', str(tmp_path / 'm.onnx'), *half]) == 0
+    assert json.loads(capsys.readouterr().out)['tolerance'] > 1e-4
+    assert onnx.load(tmp_path / 'm.onnx').graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
 
 
 def test_command_warns_of_random_weights_and_of_outputs_that_say_nothing(tmp_path, capsys):

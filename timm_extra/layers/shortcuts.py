@@ -1,6 +1,7 @@
 """The one rule for shortcuts: work that is done another way than by calling each module on the whole batch."""
 
 import torch
+from timm.layers import is_exportable
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_all
@@ -15,8 +16,8 @@ def may_shortcut(*modules: nn.Module, operators: bool = True) -> bool:
     back where modules are watched or changed: for hooks on one of them, on a module inside or on all modules, for a
     `forward` replaced on an instance (as Accelerate does), and for weights that are a subclass of a tensor (as
     torchao's and DTensor). One that calls an operator of `timm_extra_kernels` stands back too where there is none:
-    TorchScript traces and ONNX are to run without this package, and neither the transforms of `torch.func` nor
-    forward-mode differentiation have a rule for operators.
+    TorchScript traces, ONNX and what is made under timm's `set_exportable` are to run without this package, and neither
+    the transforms of `torch.func` nor forward-mode differentiation have a rule for operators.
 
     Args:
         *modules: The modules that would not be called as usual; those inside count too.
@@ -42,6 +43,8 @@ def shared(x: torch.Tensor, batch: int, module: nn.Module) -> torch.Tensor:
 
 
 def _operators_usable() -> bool:
+    if is_exportable():
+        return False
     if torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return False
     if torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""The two operators of an operation, registered from the signatures of its `eager.forward` and `eager.backward`."""
+"""The operators of an operation, registered from the signatures of its `eager.forward` and `eager.backward`."""
 
 import importlib
 import inspect
@@ -9,13 +9,17 @@ import torch
 from ._checks import WAY_OUT
 from ._dispatch import Limits, arguments, implement, tensors
 from ._ops import add_op_namespace_prefix, ops
+from ._tiles import compute_dtype
 
 DIFFERENTIABLE = (torch.Tensor, Sequence[torch.Tensor])  # annotations of arguments that have a gradient
 _SAVED = object()  # stands for a tensor that autograd keeps
 
 
 class Operators:
-    """`<name>` and `<name>_backward`, registered when an instance is made.
+    """`<name>`, `<name>_backward` and `<name>_exported`, registered when an instance is made.
+
+    The last is what programs of `torch.export` hold. It calls `<name>`, but for `ExportedProgram.run_decompositions`,
+    where it becomes the operators of PyTorch that the naive form consists of: runtimes that know no others call that.
 
     `eager.backward` takes the gradient of the first output of `eager.forward`, then arguments and outputs of `forward`
     by their names, then flags. It returns the gradients of the tensors that `forward` takes, in their order; an
@@ -25,8 +29,8 @@ class Operators:
         package: Import name of the operation's package, the last part of which names the operators.
         limits: Says what the kernels cannot do.
         fake: `forward` on tensors without data.
-        outputs: Names of the outputs of `forward`. Those after the first are for the backward pass and have no
-            gradient.
+        outputs: Names of the outputs of `forward`. Those after the first have no gradient.
+        returned: How many of them the naive form has, and callers get; what follows is for the backward pass.
         flags: The boolean arguments of `backward`, each with the arguments of `forward` whose gradients it requests:
             without it they are empty.
     """
@@ -37,18 +41,20 @@ class Operators:
         limits: Limits,
         fake: Callable,
         outputs: Sequence[str] = ('out',),
+        returned: int = 1,
         flags: Optional[Dict[str, Sequence[str]]] = None,
     ):
         eager = importlib.import_module('.eager', package)
-        self.flags = flags or {}
+        self.package, self.fake, self.returned, self.flags = package, fake, returned, flags or {}
         self.arguments, self.backward_arguments = arguments(eager.forward), arguments(eager.backward)
         parameters = inspect.signature(eager.forward).parameters
         self.differentiable = [name for name in self.arguments if parameters[name].annotation in DIFFERENTIABLE]
         known = (*self.arguments, *outputs)
         self._kept = [known.index(name) for name in self.backward_arguments[1:] if name not in self.flags]
-        name = package.rpartition('.')[2]
-        self._backward_name = f'{name}_backward'
-        forward, backward = add_op_namespace_prefix(name), add_op_namespace_prefix(self._backward_name)
+        self.name = package.rpartition('.')[2]
+        self._backward_name, self._exported_name = f'{self.name}_backward', f'{self.name}_exported'
+        names = self.name, self._backward_name, self._exported_name
+        forward, backward, exported = map(add_op_namespace_prefix, names)
         for operator, function in ((forward, eager.forward), (backward, eager.backward)):
             torch.library.define(operator, torch.library.infer_schema(function, mutates_args=()))
             implement(operator, package, function, limits)
@@ -56,6 +62,32 @@ class Operators:
         torch.library.register_fake(backward, self._fake_backward)
         torch.library.register_autograd(forward, self._backward, setup_context=self._setup_context)
         torch.library.register_autograd(backward, _no_second_derivative)
+        takes = torch.library.infer_schema(eager.forward, mutates_args=()).rpartition(' -> ')[0]
+        torch.library.define(exported, f'{takes} -> ({", ".join(["Tensor"] * returned)})')
+        torch.library.impl(exported, 'CompositeImplicitAutograd', self._exported)
+
+    def __call__(self, *args: Any) -> Any:
+        """What callers get of the outputs of `forward`."""
+        if torch.compiler.is_exporting():
+            return getattr(ops, self._exported_name)(*args)
+        return self._of_outputs(getattr(ops, self.name)(*args))
+
+    def _of_outputs(self, outs: Any) -> Any:
+        if not isinstance(outs, tuple):
+            return outs
+        return outs[0] if self.returned == 1 else outs[: self.returned]
+
+    def _exported(self, *args: Any) -> Any:
+        """The exported operator. It has a decomposition in Python while a table of decompositions that has it is in
+        use: `run_decompositions` puts it there."""
+        kernels = getattr(ops, self._exported_name).default.py_kernels
+        if torch._C.DispatchKey.CompositeImplicitAutograd not in kernels:
+            return self._of_outputs(getattr(ops, self.name)(*args))
+        outs = importlib.import_module('.naive', self.package).forward(*_in_dtype(compute_dtype(*tensors(args)), args))
+        expected = self._of_outputs(self.fake(*args))
+        if self.returned == 1:
+            return outs.to(expected.dtype)
+        return tuple(out.to(like.dtype) for out, like in zip(outs, expected))
 
     def kept(self, args: Sequence[Any], outs: Any) -> List[Any]:
         """What `backward` takes between the gradient and the flags, of arguments and outputs of `forward`."""
@@ -88,6 +120,18 @@ class Operators:
                 known = dict(zip(self.backward_arguments[1:], values))
                 grads.update((name, _no_gradient(known[name])) for name in names)
         return tuple(grads.values())
+
+
+def _in_dtype(dtype: torch.dtype, args: Any) -> List[Any]:
+    """Arguments, floating-point tensors among them in that dtype."""
+    found = []
+    for arg in args:
+        if isinstance(arg, (list, tuple)):
+            arg = _in_dtype(dtype, arg)
+        elif isinstance(arg, torch.Tensor) and arg.is_floating_point():
+            arg = arg.to(dtype)
+        found.append(arg)
+    return found
 
 
 def _empty_like(value: Any, wanted: bool) -> Any:

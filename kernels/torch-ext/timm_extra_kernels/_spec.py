@@ -20,19 +20,22 @@ class OpSpec:
     Attributes:
         name: Name of operation, operator, function and package.
         layer: Name of its stateless layer.
-        outputs: How many of the operator's outputs its naive form has; what follows is for the backward pass.
         counted: Whether its products are part of a model's FLOPs.
     """
 
     name: str
     layer: str
-    outputs: int = 1
     counted: bool = False
 
     @property
     def package(self) -> ModuleType:
         """Its `prepare` checks the arguments of the public function and puts them into the order of the operator."""
         return importlib.import_module(f'.{self.name}', __package__)
+
+    @property
+    def outputs(self) -> int:
+        """How many of the operator's outputs its naive form has; what follows is for the backward pass."""
+        return self.package.OPERATORS.returned
 
     @property
     def function(self) -> Callable:
@@ -48,6 +51,11 @@ class OpSpec:
     def backward_operator(self) -> Callable:
         """The operator that its backward pass calls."""
         return getattr(ops, f'{self.name}_backward')
+
+    @property
+    def exported_operator(self) -> Callable:
+        """The operator that programs of `torch.export` hold."""
+        return getattr(ops, f'{self.name}_exported')
 
     @property
     def limits(self) -> Limits:
@@ -131,7 +139,7 @@ SPECS = [
     OpSpec('fourier_cross_attention', 'FourierCrossAttention', counted=True),
     OpSpec('latent_cross_attention', 'LatentCrossAttention', counted=True),
     OpSpec('leff_depthwise', 'LeFFDepthwise'),
-    OpSpec('leff_depthwise_train', 'LeFFDepthwiseTrain', outputs=5),
+    OpSpec('leff_depthwise_train', 'LeFFDepthwiseTrain'),
 ]
 
 

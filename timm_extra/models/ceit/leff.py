@@ -3,7 +3,7 @@
 from typing import Tuple
 
 import torch
-from timm.layers import get_act_layer, register_notrace_module
+from timm.layers import get_act_layer, is_exportable, register_notrace_module
 from timm.layers.activations import GELU
 from torch import nn
 
@@ -20,7 +20,8 @@ class LeFF(nn.Module):
     Tokens stay channels-last from end to end: the convolution and the BatchNorms work on a transposed view of
     (B, H·W, C) memory, so nothing is permuted. Between the linear layers everything is one operation
     (`leff_depthwise`, in training `leff_depthwise_train`) where its layers are plain ones: BatchNorms in the same mode,
-    exact GELUs and no hooks; not in TorchScript, in traces and under transforms of `torch.func`.
+    exact GELUs and no hooks; not in TorchScript, in traces and under transforms of `torch.func`, nor where timm's
+    `set_exportable` held when the layer was made.
 
     Source: arXiv:2103.11816 section 3.2; order of the layers as in `ceit_model.py` of coeusguo/ceit at 44c16d3
     (1×1 convolutions there are the linear layers here).
@@ -57,6 +58,7 @@ class LeFF(nn.Module):
         if hidden_dim < 1:
             raise ValueError(f'LeFF hidden channels (dim × mlp_ratio) must be at least 1, got {hidden_dim}')
         act = get_act_layer(act_layer)
+        self.exportable = is_exportable()  # as in `timm.create_model(…, exportable=True)`
 
         def bn(channels: int) -> nn.Module:
             return nn.BatchNorm2d(channels, **dd) if use_bn else nn.Identity()
@@ -130,7 +132,7 @@ class LeFF(nn.Module):
     def _plain(self, x: torch.Tensor) -> bool:
         """Whether the layers between the linear ones do what the operations do."""
         bn1, bn2 = self.bn1, self.bn2
-        if not may_shortcut(bn1, self.act1, self.conv, bn2, self.act2):
+        if self.exportable or not may_shortcut(bn1, self.act1, self.conv, bn2, self.act2):
             return False
         if not _is_depthwise(self.conv) or type(bn1) is not type(bn2):
             return False

@@ -70,7 +70,8 @@ def l2_normalize(x: torch.Tensor) -> torch.Tensor:
 @register_notrace_function
 def self_column_mask(x: torch.Tensor) -> torch.Tensor:
     """Where rows and columns of the scores of x (B, N, D) are the same: boolean (N, N)."""
-    return torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    columns = torch.arange(x.shape[1], device=x.device)
+    return columns[:, None] == columns  # onnxruntime has no eye of booleans
 
 
 @register_notrace_function

@@ -17,6 +17,7 @@ ROUTES = ('separable', 'folded', 'plain')
 # What the separable route's further passes over the scores cost, in multiplications: it wins from about 35 channels on,
 # as measured on a CPU with 1 to 64 items, 16 to 512 queries and 1 to 8 heads
 SEPARABLE_PASSES = 60
+OPEN_SIZE = 4096  # what a size that an export leaves open counts as
 
 
 class Inputs(NamedTuple):
@@ -51,6 +52,15 @@ def flat_mask(mask: Optional[torch.Tensor], batch: int, grid: List[int]) -> Opti
     return mask.flatten(1)
 
 
+def _counted(size: int) -> int:
+    """A size that costs are compared for. One that an export leaves open would be bound to what the comparison says."""
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import has_static_value  # which imports sympy
+
+        return size if has_static_value(size) else OPEN_SIZE
+    return size
+
+
 @register_notrace_module  # the route depends on shapes
 class CrossAttention(nn.Module):
     """Attention of queries to layer-normalised inputs.
@@ -63,10 +73,11 @@ class CrossAttention(nn.Module):
     - separable: folded, and tokens on a grid with position features per axis are never built
       (`fourier_cross_attention`).
 
-    The route is chosen by the number of multiplications. Attention dropout in training takes the plain route, with
-    which alone it can be exact; so do projections that are not plain `nn.Linear` layers (adapters, quantisation,
-    hooks), transforms of `torch.func`, TorchScript and tracing. After `timm.layers.set_fused_attn(False)` every call
-    forms the weights of the attention, which pass through `attn_drop`: hooks there see them.
+    The route is chosen by the number of multiplications, which in exports for inputs of any size are those of large
+    ones. Attention dropout in training takes the plain route, with which alone it can be exact; so do projections that
+    are not plain `nn.Linear` layers (adapters, quantisation, hooks), transforms of `torch.func`, TorchScript and
+    tracing. After `timm.layers.set_fused_attn(False)` every call forms the weights of the attention, which pass through
+    `attn_drop`: hooks there see them.
 
     Args:
         dim: Channels of the queries and of the output.
@@ -168,13 +179,14 @@ class CrossAttention(nn.Module):
         content, axes, _ = inputs
         if self.route is not None and (self.route != 'separable' or axes):
             return self.route
-        H, M, d, C = self.num_heads, num_queries, self.q.out_features, self.k.in_features
-        N = math.prod(content.shape[2:]) if axes else content.shape[1]
+        H, M, d, C = self.num_heads, _counted(num_queries), self.q.out_features, self.k.in_features
+        sizes = [_counted(size) for size in (content.shape[2:] if axes else content.shape[1:2])]
+        N = math.prod(sizes)
         plain = 2 * N * d * (C + M)
         folding = 2 * M * d * C
         folded = 2 * M * N * H * C + folding
         if axes:
-            tables = sum(t.shape[0] * t.shape[1] for t in axes)
+            tables = sum(size * t.shape[1] for size, t in zip(sizes, axes, strict=True))
             per_score = 2 * (content.shape[1] + 1) + SEPARABLE_PASSES
             cost = M * N * H * per_score + 2 * M * H * tables + folding
             if cost <= folded and cost <= plain:
@@ -227,7 +239,7 @@ class CrossAttention(nn.Module):
 
     def _plain(self, q: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         k, v = self._keys_values(inputs)
-        q = q.expand(k.shape[0], -1, -1, -1)
+        q = q.expand(inputs.content.shape[0], -1, -1, -1)  # ONNX by TorchScript would hold the size of k
         mask = inputs.mask
         attn_mask: Optional[torch.Tensor] = None
         if mask is not None:  # where nothing is attended to, a softmax over everything keeps the gradients finite

@@ -83,11 +83,12 @@ def grid_tokens(content: torch.Tensor, axes: List[torch.Tensor]) -> torch.Tensor
     tokens = content.flatten(2).transpose(1, 2)  # (B, N, c)
     B, N = tokens.shape[:2]
     parts = [tokens]
-    inner = N
     outer = 1
-    for table in axes:
-        S, F = table.shape
-        inner = inner // S
+    for i, table in enumerate(axes):
+        S, F = content.shape[i + 2], table.shape[1]
+        inner = 1  # not N // outer // S, which no export with open sizes knows to be whole
+        for size in content.shape[i + 3 :]:
+            inner = inner * size
         table = table.to(content.dtype).view(1, S, 1, F).expand(outer, S, inner, F)
         parts.append(table.reshape(1, N, F).expand(B, N, F))
         outer = outer * S

@@ -10,7 +10,7 @@ from typing import Any, Dict, Final, List, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn.functional as F
 from einops.layers.torch import Rearrange
-from timm.layers import _assert, register_notrace_module, trunc_normal_
+from timm.layers import _assert, is_exporting, register_notrace_module, trunc_normal_
 from torch import nn
 
 from timm_extra.layers.shortcuts import shared
@@ -147,7 +147,8 @@ class Stem(nn.Module):
         if pos is None:
             return tokens
         grid = x.shape[2:]
-        if list(grid) != list(self.grid_size):
+        # an export that compared sizes would be bound to those of its example, as in timm's resample_abs_pos_embed
+        if (self.dynamic_img_size and is_exporting()) or list(grid) != list(self.grid_size):
             _assert(
                 self.dynamic_img_size,
                 f'Input gives a grid of {list(grid)}, learned positions are for {list(self.grid_size)}: use '
@@ -319,7 +320,7 @@ class ConvStem(GridStem):
             return F.pad(x, (fixed, fixed, fixed, fixed), value=value)
         pad: List[int] = []
         for size in (x.shape[3], x.shape[2]):
-            total = max((-(-size // 2) - 1) * 2 + kernel - size, 0)
+            total = kernel - 2 + size % 2
             pad += [total // 2, total - total // 2]
         return F.pad(x, pad, value=value)
 

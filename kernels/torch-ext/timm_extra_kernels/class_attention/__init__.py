@@ -5,7 +5,6 @@ from typing import Optional, Tuple
 import torch
 
 from .._checks import check_floating
-from .._ops import ops
 from .._register import Operators
 
 __all__ = ['class_attention']
@@ -53,4 +52,4 @@ def class_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale:
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    return ops.class_attention(*prepare(q, k, v, scale))
+    return OPERATORS(*prepare(q, k, v, scale))

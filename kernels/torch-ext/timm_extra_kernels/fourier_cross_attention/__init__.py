@@ -5,7 +5,6 @@ from typing import Any, List, Optional, Sequence, Tuple
 import torch
 
 from .._checks import check_mask, check_queries
-from .._ops import ops
 from .._register import Operators
 from .._tiles import compute_dtype
 
@@ -69,14 +68,13 @@ def fourier_cross_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    out, _ = ops.fourier_cross_attention(*prepare(q, content, axes, scale, eps, mask))
-    return out.to(q.dtype)
+    return OPERATORS(*prepare(q, content, axes, scale, eps, mask)).to(q.dtype)
 
 
 def _check_grid(q: torch.Tensor, content: torch.Tensor, axes: List[torch.Tensor]) -> None:
     if not 1 <= content.ndim - 2 <= 3:
         raise ValueError(f'fourier_cross_attention: content must be (B, c, *1 to 3 axes), got {tuple(content.shape)}')
-    if content.shape[1:].numel() == 0:
+    if any(size == 0 for size in content.shape[1:]):  # numel() would fix sizes of an export
         raise ValueError(f'fourier_cross_attention: content {tuple(content.shape)} is empty')
     shapes = [tuple(t.shape) for t in axes]
     if any(t.ndim != 2 for t in axes) or [s[0] for s in shapes] != list(content.shape[2:]):

@@ -5,7 +5,6 @@ from typing import Optional, Tuple
 import torch
 
 from .._checks import check_mask, check_queries
-from .._ops import ops
 from .._register import Operators
 from .._tiles import compute_dtype
 
@@ -70,5 +69,4 @@ def latent_cross_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    out, _ = ops.latent_cross_attention(*prepare(q, x, scale, eps, mask))
-    return out.to(q.dtype)
+    return OPERATORS(*prepare(q, x, scale, eps, mask)).to(q.dtype)

@@ -5,7 +5,6 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 
 from .._checks import check_floating
-from .._ops import ops
 from .._register import Operators
 
 __all__ = ['leff_depthwise']
@@ -79,4 +78,4 @@ def leff_depthwise(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    return ops.leff_depthwise(*prepare(x, weight, bias, grid, scale1, shift1, scale2, shift2))
+    return OPERATORS(*prepare(x, weight, bias, grid, scale1, shift1, scale2, shift2))

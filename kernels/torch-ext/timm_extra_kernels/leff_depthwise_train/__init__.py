@@ -4,7 +4,6 @@ from typing import Any, Tuple
 
 import torch
 
-from .._ops import ops
 from .._register import Operators
 from .._tiles import compute_dtype
 from ..leff_depthwise import check, limits
@@ -17,7 +16,7 @@ def _fake(x, weight, bias, H, W, gamma1, beta1, gamma2, beta2, eps):
     return x.new_empty(x.shape), *statistics, x.new_empty(x.shape)
 
 
-OPERATORS = Operators(__name__, limits, _fake, outputs=('y', 'mean1', 'var1', 'mean2', 'var2', 'z'))
+OPERATORS = Operators(__name__, limits, _fake, outputs=('y', 'mean1', 'var1', 'mean2', 'var2', 'z'), returned=5)
 
 
 def prepare(x, weight, bias, grid, gamma1, beta1, gamma2, beta2, eps) -> Tuple[Any, ...]:
@@ -66,4 +65,4 @@ def leff_depthwise_train(
     Raises:
         ValueError: A shape, dtype or device does not fit, or there is only one token; the message names it.
     """
-    return ops.leff_depthwise_train(*prepare(x, weight, bias, grid, gamma1, beta1, gamma2, beta2, eps))[:5]
+    return OPERATORS(*prepare(x, weight, bias, grid, gamma1, beta1, gamma2, beta2, eps))

@@ -1,5 +1,5 @@
 # make demo        train, reload and draw a small CeiT     make lint        format and static checks
-# make test        everything CI runs                      make format      format and sort imports
+# make test        what CI runs, with make test-clients    make format      format and sort imports
 # make test-fast   the tests that take seconds             make timm-suite  timm's own tests on our models
 # make test ARGS='-k leff -x'   a part of the tests        make bench       measure against the originals
 # make test-clients   other people's tools on our models, in an environment of its own (ARGS as for make test)

@@ -56,7 +56,7 @@ def test_the_block_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(hub, 'push', lambda *args, **kwargs: calls.append(args) or 'https://localhost/commit')
     monkeypatch.setattr(hub, 'pull', lambda *args, **kwargs: calls.append(args) or args[1])
-    done = inference.Export('ceit_small.onnx', 'onnx', (3, 224, 224), 1e-6, (1, 3), 97.0, False)
+    done = inference.Export('ceit_small.onnx', 'onnx', (3, 224, 224), ((3, 224, 224),), 1e-6, 1e-4, (1, 3), 97.0, False)
     monkeypatch.setattr(inference, 'export', lambda *args, **kwargs: calls.append(args[1:]) or done)
     readme = (ROOT / 'README.md').read_text()
     section = readme[readme.index('## Command line') : readme.index('## Which model')]

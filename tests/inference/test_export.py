@@ -234,13 +234,13 @@ def built_so(name, kwargs):
     return create(name, exportable=True, **kwargs)
 
 
-def told_afterwards(name, kwargs):
+def set_afterwards(name, kwargs):
     model = create(name, **kwargs)
     timm.layers.set_exportable(True)
     return model
 
 
-@pytest.mark.parametrize('make', [built_so, told_afterwards])
+@pytest.mark.parametrize('make', [built_so, set_afterwards])
 @pytest.mark.parametrize('name, kwargs, size, other', FAMILIES)
 def test_exportable_models_have_no_operators_of_this_package(name, kwargs, size, other, make):
     x = torch.randn(2, *size)

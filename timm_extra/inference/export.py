@@ -6,7 +6,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -126,7 +126,7 @@ def export(
     if format == 'onnx' and like.dtype == torch.bfloat16:
         raise ValueError('onnxruntime has no bfloat16 on a CPU to compare with: export to ONNX in float32 or float16')
     example = _random(2, size, like)
-    shapes = {0: torch.export.Dim('batch')}
+    shapes: Dict[int, Any] = {0: torch.export.Dim('batch')}
     if dynamic_size:
         open_to = (axis for axis in range(1, example.ndim) if example.shape[axis] > 1)
         shapes.update((axis, torch.export.Dim.AUTO) for axis in open_to)
@@ -198,7 +198,7 @@ def _listed(shapes: Sequence[Tuple[int, ...]]) -> str:
     return ', '.join(map(str, shapes))
 
 
-def _write_onnx(model: nn.Module, x: torch.Tensor, shapes: dict, file: Path, opset: Optional[int]) -> Written:
+def _write_onnx(model: nn.Module, x: torch.Tensor, shapes: Dict[int, Any], file: Path, opset: Optional[int]) -> Written:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401, what torch.onnx needs
@@ -250,7 +250,9 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _write_program(model: nn.Module, x: torch.Tensor, shapes: dict, file: Path, opset: Optional[int]) -> Written:
+def _write_program(
+    model: nn.Module, x: torch.Tensor, shapes: Dict[int, Any], file: Path, opset: Optional[int]
+) -> Written:
     with torch.no_grad():
         try:
             program = torch.export.export(model, (x,), dynamic_shapes=(shapes,))

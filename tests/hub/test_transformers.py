@@ -80,7 +80,16 @@ def test_the_pipeline_predicts_what_predict_does(name, kwargs, tmp_path):
     )
 
 
-@pytest.mark.parametrize('name, kwargs', [('test_vit', {}), ('test_ceit', dict(img_size=64)), ('test_glom', {})])
+@pytest.mark.parametrize(
+    'name, kwargs',
+    [
+        ('test_vit', {}),
+        ('test_ceit', dict(img_size=64)),
+        ('test_glom', {}),
+        ('test_perceiver', dict(img_size=32)),
+        ('test_perceiver_io', dict(img_size=32)),
+    ],
+)
 def test_the_backbone_gives_the_models_features(name, kwargs, tmp_path):
     model = trained(name, **kwargs)
     hub.save(model, tmp_path)

@@ -1,7 +1,9 @@
 """Checkpoints of other code become folders that timm loads, and every tensor is accounted for."""
 
+import argparse
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +12,14 @@ import timm
 import torch
 from glom_pytorch import Glom
 from perceiver_pytorch import Perceiver as OtherPerceiver
+from PIL import Image
 
 import timm_extra  # noqa: F401
 from tests.reference.ceit import ArticleCeiT, OfficialCeiT, randomize
 from tests.reference.perceiver import transformers_classifier
+from timm_extra import cli
 from timm_extra.hub.convert import convert, load_checkpoint
+from timm_extra.models.info import class_labels
 
 SMALL = dict(embed_dim=24, depth=3, num_heads=3)
 
@@ -175,3 +180,86 @@ def test_unsuitable_checkpoints_and_folders_are_refused(tmp_path, capfd):
     (tmp_path / 'huge.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header)
     refused(tmp_path / 'huge.safetensors', 'truncated, or not a checkpoint')
     assert 'executed' not in capfd.readouterr().out
+
+
+TRAINED = dict(
+    model='test_ceit', input_size=(1, 28, 28), mean=[0.13], std=(0.3,), crop_pct=0.9, interpolation='bilinear'
+)
+
+
+def training(folder, args, **kwargs):
+    """A checkpoint as timm's train.py writes it, and its model."""
+    model = timm.create_model('test_ceit', num_classes=3, img_size=28, patch_size=4, in_chans=1, **kwargs).eval()
+    options = dict(TRAINED, num_classes=3, img_size=None, gp=None, model_kwargs=dict(img_size=28, patch_size=4), **args)
+    content = dict(epoch=4, arch='test_ceit', state_dict=model.state_dict(), args=argparse.Namespace(**options))
+    return saved(folder, content, 'model_best.pth.tar'), model
+
+
+def images(folder):
+    for name in ('ape', 'bee', 'cat'):
+        (folder / 'train' / name).mkdir(parents=True)
+        Image.new('L', (28, 28)).save(folder / 'train' / name / '0.png')
+    return folder
+
+
+def test_what_train_py_was_called_with_is_kept(tmp_path):
+    file, model = training(tmp_path, dict(data_dir=str(images(tmp_path / 'data')), class_map=''), global_pool='avg')
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint['args'].gp = 'avg'
+    torch.save(checkpoint, file)
+    report = convert(file, tmp_path / 'out', 'test_ceit')
+    again = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True).eval()
+    x = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(again(x), model(x))
+    found = timm.data.resolve_model_data_config(again)
+    assert found['input_size'] == (1, 28, 28) and found['mean'] == (0.13,) and found['std'] == (0.3,)
+    assert found['crop_pct'] == 0.9 and found['interpolation'] == 'bilinear'
+    assert class_labels(again) == ['ape', 'bee', 'cat'] == report.config['label_names']
+    loaded, _ = load_checkpoint(file, 'test_ceit')
+    assert timm.data.resolve_model_data_config(loaded) == found and class_labels(loaded) == ['ape', 'bee', 'cat']
+
+
+def test_what_is_given_goes_before_the_checkpoint(tmp_path):
+    file, _ = training(tmp_path, dict(data_dir=str(images(tmp_path / 'data')), class_map=''))
+    (tmp_path / 'map.txt').write_text('x\ny\nz\n')
+    given = dict(mean=(0.5,), crop_pct=1.0)
+    convert(file, tmp_path / 'out', 'test_ceit', data_config=given, labels=tmp_path / 'map.txt')
+    again = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True)
+    found = timm.data.resolve_model_data_config(again)
+    assert (found['mean'], found['std'], found['crop_pct']) == ((0.5,), (0.3,), 1.0)
+    assert class_labels(again) == ['x', 'y', 'z']
+    command = ['convert', str(file), str(tmp_path / 'by-command'), '--model', 'test_ceit', '--mean', '0.5']
+    assert cli.main([*command, '--crop-pct', '1', '--labels', str(tmp_path / 'map.txt')]) == 0
+    config = json.loads((tmp_path / 'by-command' / 'config.json').read_text())
+    assert config == json.loads((tmp_path / 'out' / 'config.json').read_text())
+
+
+def test_names_come_from_a_class_map_where_there_is_one(tmp_path):
+    (tmp_path / 'map.txt').write_text('x\ny\nz\n')
+    places = dict(data_dir=str(images(tmp_path / 'data')), class_map=str(tmp_path / 'map.txt'))
+    file, _ = training(tmp_path, places)
+    assert load_checkpoint(file, 'test_ceit')[1].config['label_names'] == ['x', 'y', 'z']
+    (tmp_path / 'map.txt').write_text('of\nother\nclasses\nnow\n')
+    assert load_checkpoint(file, 'test_ceit')[1].config['label_names'] == ['ape', 'bee', 'cat']
+    shutil.rmtree(tmp_path / 'data')
+    assert 'label_names' not in load_checkpoint(file, 'test_ceit')[1].config
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(data_config=dict(mean=(0.1, 0.2))), 'do not go together: .*mean'),
+        (dict(data_config=dict(input_size=(3, 28, 28))), 'the model takes 1 channels, its images have 3'),
+        (dict(labels='four.txt'), 'label_names names class 3, the model has 3 classes'),
+        (dict(labels='names.json'), 'labels are read from .txt or .pkl or a folder'),
+        (dict(labels='nope.txt'), "no class map or folder at 'nope.txt'"),
+    ],
+)
+def test_what_contradicts_the_checkpoint_is_refused(tmp_path, options, words, monkeypatch):
+    file, _ = training(tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'four.txt').write_text('a\nb\nc\nd\n')
+    (tmp_path / 'names.json').write_text('[]')
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        convert(file, tmp_path / 'out', 'test_ceit', **options)
+    assert not (tmp_path / 'out').exists()

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from timm_extra._files import PathLike
-from timm_extra.models._build import StateDict, read_checkpoint
+from timm_extra.models._build import StateDict, read_training_checkpoint, unwrap
 from timm_extra.models.info import is_ours
 
-from .save import save
+from . import training_args
+from .save import label_list, save
 
 TORCH_LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how files of torch.save before 1.6 begin
 
@@ -32,6 +33,7 @@ class Report:
         dropped: Keys of the checkpoint that the model has no use for.
         notes: Warnings of the conversion.
         num_classes: Classes of the model.
+        config: What is kept of its training beside the weights, or was given: preprocessing, `label_names`.
         folder: Where it was saved, None if it was not.
     """
 
@@ -43,17 +45,31 @@ class Report:
     dropped: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
     num_classes: int = 0
+    config: Dict[str, Any] = field(default_factory=dict)
     folder: Optional[str] = None
 
 
-def convert(src: PathLike, dst: PathLike, model: str, model_kwargs: Optional[Dict[str, Any]] = None) -> Report:
+def convert(
+    src: PathLike,
+    dst: PathLike,
+    model: str,
+    model_kwargs: Optional[Dict[str, Any]] = None,
+    *,
+    data_config: Optional[Dict[str, Any]] = None,
+    labels: Optional[PathLike] = None,
+) -> Report:
     """Save a checkpoint of any layout that docs/checkpoints.md tables as a folder in the Hub's format.
+
+    What timm's train.py was called with stands in its checkpoints and is kept: arguments of the model, preprocessing,
+    and the names of the classes, if the class map or the folder of images is still there.
 
     Args:
         src: File, or a folder with `model.safetensors` or `pytorch_model.bin`.
         dst: Folder to write, which `timm.create_model('local-dir:DST', pretrained=True)` loads.
         model: Name of a model of this package.
-        model_kwargs: Arguments of the model, as `dict(compat='lucidrains')`.
+        model_kwargs: Arguments of the model, as `dict(compat='lucidrains')`, before those of the checkpoint.
+        data_config: Preprocessing, as `dict(mean=…, std=…, input_size=…, crop_pct=…)`, before that of the checkpoint.
+        labels: Names of the classes, as in `training_args.read_labels`.
 
     Returns:
         What became of the tensors.
@@ -68,20 +84,27 @@ def convert(src: PathLike, dst: PathLike, model: str, model_kwargs: Optional[Dic
         raise ValueError(f'{dst} is the folder of {file.name}, which would be written over: choose another')
     if timm.is_model(model) and not is_ours(model):
         raise ValueError(f"{model} is timm's own: only layouts of this package's models are known here")
-    loaded, report = load_checkpoint(file, model, model_kwargs)
+    loaded, report = load_checkpoint(file, model, model_kwargs, data_config=data_config, labels=labels)
     save(loaded, dst)
     return replace(report, folder=str(dst))
 
 
 def load_checkpoint(
-    src: PathLike, model: str, model_kwargs: Optional[Dict[str, Any]] = None
+    src: PathLike,
+    model: str,
+    model_kwargs: Optional[Dict[str, Any]] = None,
+    *,
+    data_config: Optional[Dict[str, Any]] = None,
+    labels: Optional[PathLike] = None,
 ) -> Tuple[nn.Module, Report]:
     """Build a model with the weights of a checkpoint, and as many classes as its classifier has by default.
 
     Args:
         src: As for `convert`.
         model: Name of a timm model.
-        model_kwargs: Arguments of the model.
+        model_kwargs: As for `convert`, like `data_config` and `labels`.
+        data_config: Likewise.
+        labels: Likewise.
 
     Returns:
         The model, and what became of the tensors (nothing but the names for models that are timm's own).
@@ -90,10 +113,12 @@ def load_checkpoint(
         FileNotFoundError: There is no such file.
         ValueError: As for `convert`.
     """
-    file, kwargs = _weights_file(src), dict(model_kwargs or {})
+    file = _weights_file(src)
     if not timm.is_model(model):
         raise ValueError(f'timm has no model {model!r}')
-    state = _read(file)
+    checkpoint = _read(file)
+    state, trained = unwrap(checkpoint), training_args.training_args(checkpoint)
+    kwargs = {**training_args.model_args(trained), **(model_kwargs or {})}
     with torch.device('meta'):
         empty = timm.create_model(model, **kwargs)
     traced, origins, resampled = state, {}, set()
@@ -106,6 +131,12 @@ def load_checkpoint(
     if head in traced and (origins.get(head) or not is_ours(model)):
         overlay['num_classes'] = len(traced[head])
         kwargs.setdefault('num_classes', overlay['num_classes'])
+    found = _data_config({**trained, **(data_config or {})}, kwargs, empty)
+    num_classes = kwargs.get('num_classes', empty.num_classes)
+    names = training_args.trained_labels(trained, num_classes) if labels is None else training_args.read_labels(labels)
+    if names is not None:
+        found['label_names'] = label_list(names, num_classes)
+    overlay.update(found)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try:
@@ -113,7 +144,7 @@ def load_checkpoint(
         except RuntimeError as e:  # load_state_dict's, of keys and shapes
             raise ValueError(f'{model}: cannot load {str(file)!r}: {" ".join(str(e).split())}') from e
     notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
-    report = Report(model, str(file), notes=notes, num_classes=loaded.num_classes)
+    report = Report(model, str(file), notes=notes, num_classes=loaded.num_classes, config=found)
     if is_ours(model):
         _account(report, state, traced, origins, resampled, loaded)
     return loaded, report
@@ -133,7 +164,16 @@ def _weights_file(src: PathLike) -> Path:
     return path
 
 
-def _read(file: Path) -> StateDict:
+def _data_config(options: Dict[str, Any], kwargs: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
+    """Entries of the configuration for images of the channels that the model takes."""
+    found = training_args.data_config(options, model.pretrained_cfg)
+    channels = kwargs.get('in_chans', model.pretrained_cfg['input_size'][0])
+    if found and found['input_size'][0] != channels:
+        raise ValueError(f'the model takes {channels} channels, its images have {found["input_size"][0]}')
+    return found
+
+
+def _read(file: Path) -> Dict[str, Any]:
     with file.open('rb') as f:
         start = f.read(len(TORCH_LEGACY))
     if file.suffix == '.pystate' or (start[:1] == b'\x80' and start != TORCH_LEGACY and file.suffix != '.safetensors'):
@@ -141,7 +181,7 @@ def _read(file: Path) -> StateDict:
             f"{file} is a pickle of Python objects, as DeepMind's .pystate files are, which is never executed: take "
             'the same weights from the Hub, model.safetensors of deepmind/vision-perceiver-fourier, -learned or -conv'
         )
-    return read_checkpoint(str(file))
+    return read_training_checkpoint(str(file))
 
 
 def _trace(state: StateDict, model: nn.Module) -> Tuple[StateDict, Dict[str, List[str]], set]:

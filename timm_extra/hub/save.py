@@ -82,10 +82,19 @@ def _with_labels(model: nn.Module, config: Dict[str, Any]) -> Dict[str, Any]:
     if names is None:
         known = model.pretrained_cfg.get('label_names')
         names = known if known and len(known) == model.num_classes else None
-    return config if names is None else dict(config, label_names=_label_list(names, model.num_classes))
+    return config if names is None else dict(config, label_names=label_list(names, model.num_classes))
 
 
-def _label_list(names: Union[Sequence[str], Mapping[Any, str]], num_classes: int) -> List[str]:
+def label_list(names: Union[Sequence[str], Mapping[Any, str]], num_classes: int) -> List[str]:
+    """Names of all classes.
+
+    Args:
+        names: A name for every class, or names by number; a class without one is called by its number.
+        num_classes: How many there are.
+
+    Raises:
+        ValueError: There are names of other classes.
+    """
     if not isinstance(names, Mapping):
         if len(names) != num_classes:
             raise ValueError(f'label_names has {len(names)} names, the model {num_classes} classes')

@@ -77,13 +77,28 @@ def build_model(
 
 
 def read_checkpoint(path: str) -> StateDict:
-    """Read the weights in a checkpoint file, executing nothing that is in it.
+    """Read the weights in a checkpoint file.
+
+    Args:
+        path: As in `read_training_checkpoint`.
+
+    Returns:
+        State dict as `unwrap` gives it, on the CPU.
+
+    Raises:
+        ValueError: As in `read_training_checkpoint`.
+    """
+    return unwrap(read_training_checkpoint(path))
+
+
+def read_training_checkpoint(path: str) -> Dict[str, Any]:
+    """Read a checkpoint file with whatever is beside the weights, executing nothing that is in it.
 
     Args:
         path: A .safetensors file, or one of `torch.save`.
 
     Returns:
-        State dict as `unwrap` gives it, on the CPU.
+        What the file holds, on the CPU.
 
     Raises:
         ValueError: The file is damaged, holds no state dict, would need code to be executed, or unpacks to more.
@@ -95,7 +110,7 @@ def read_checkpoint(path: str) -> StateDict:
         raise ValueError(f'cannot load {path!r}: {_refused(e)}') from e
     if not isinstance(checkpoint, dict):
         raise ValueError(f'cannot load {path!r}: it holds a {type(checkpoint).__name__}, no state dict')
-    return unwrap(checkpoint)
+    return checkpoint
 
 
 def _check_archive(path: str) -> None:

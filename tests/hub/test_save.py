@@ -171,5 +171,28 @@ def test_what_is_no_plain_tensor_is_refused(tmp_path):
 
     model = timm.create_model('test_ceit', **SMALL)
     model.head.weight = torch.nn.Parameter(model.head.weight.detach().as_subclass(Quantised))
-    with pytest.raises(ValueError, match=r'^head\.weight is a Quantised, not a plain tensor: save before quantising$'):
+    with pytest.raises(
+        ValueError,
+        match=r'^head\.weight is a Quantised, not a plain tensor: save before quantising, and gather sharded weights$',
+    ):
         hub.save(model, tmp_path / 'new')
+
+
+def test_columns_of_one_tensor_are_not_tied(tmp_path):
+    model = timm.create_model('test_ceit', num_classes=5)
+    both = torch.randn(5, model.num_features + 1)
+    model.head.weight = torch.nn.Parameter(both[:, :-1])
+    model.head.bias = torch.nn.Parameter(both[:, -1])
+    again = timm.create_model(f'local-dir:{hub.save(model, tmp_path)}', pretrained=True)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    'names, words',
+    [('abc', "must be a list of names, or names by number, got 'abc'"), ({'x': '0'}, "got 'x' for a number")],
+)
+def test_label_names_of_another_kind_are_refused(tmp_path, names, words):
+    model = timm.create_model('test_ceit', num_classes=3)
+    with pytest.raises(ValueError, match=words):
+        hub.save(model, tmp_path / 'm', model_config=dict(label_names=names))
+    assert not (tmp_path / 'm').exists()

@@ -1,5 +1,7 @@
 """Which files of a folder are images."""
 
+import os
+
 import numpy as np
 import pytest
 import timm
@@ -46,15 +48,21 @@ def test_images_of_a_folder(photos):
 
 def test_what_is_left_out_is_counted(photos):
     (photos / 'notes.txt').write_text('')
-    assert str(find_images([photos])) == f'{photos}/notes.txt is left out: no image by its name'
+    assert str(find_images([photos])) == f'left out: 1, no image by its name, {photos}/notes.txt'
     (photos / 'clip.mov').write_text('')
     (photos / 'gone.png').symlink_to(photos / 'nothing')
     found = find_images([photos, photos / 'notes.txt'])
     assert len(found.images) == len(SEEN) + 1, 'a file that is named is taken as it is'
-    assert str(found) == f'3 files are left out, the first is {photos}/clip.mov: no image by its name'
+    assert str(found) == (
+        f'left out: 2, no images by their names, the first of which is {photos}/clip.mov; '
+        f'1, a broken link, {photos}/gone.png'
+    )
     (photos / 'clip.mov').unlink()
     (photos / 'notes.txt').unlink()
-    assert str(find_images([photos])) == f'{photos}/gone.png is left out: a link to nothing'
+    assert str(find_images([photos])) == f'left out: 1, a broken link, {photos}/gone.png'
+    (photos / 'gone.png').unlink()
+    os.mkfifo(photos / 'pipe.png')  # which would never end
+    assert find_images([photos]).left_out == [photos / 'pipe.png']
 
 
 def test_nothing_is_refused(tmp_path):
@@ -63,7 +71,7 @@ def test_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f'no images in {tmp_path}$'):
         find_images([tmp_path])
     (tmp_path / 'notes.txt').write_text('')
-    with pytest.raises(ValueError, match=r'no images in .* \(.*notes.txt is left out: no image by its name\)'):
+    with pytest.raises(ValueError, match=r'no images in .* \(left out: 1, no image by its name, .*notes.txt\)'):
         find_images([tmp_path])
 
 
@@ -91,7 +99,7 @@ def test_the_command_says_what_it_leaves_out(photos, tmp_path, capsys):
     assert cli.main(['predict', str(photos), *arguments]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2 * len(SEEN)
-    assert err == f'timm-extra: {photos}/notes.txt is left out: no image by its name\n'
+    assert err == f'timm-extra: left out: 1, no image by its name, {photos}/notes.txt\n'
     (tmp_path / 'empty').mkdir()
     for place, words in ((tmp_path / 'empty', 'no images in'), (tmp_path / 'nope', 'no image or folder at')):
         assert cli.main(['predict', str(place), *arguments]) == 1
@@ -102,3 +110,14 @@ def test_the_command_says_what_it_leaves_out(photos, tmp_path, capsys):
         out, err = capsys.readouterr()
         assert not out and len(err.splitlines()) == 1 and str(place) in err
         assert not (tmp_path / 'out').exists()
+
+
+def test_a_linked_class_has_its_own_name(tmp_path):
+    picture(tmp_path / 'z' / '1.png')
+    picture(tmp_path / 'b' / '2.png')
+    (tmp_path / 'a').symlink_to(tmp_path / 'z')
+    theirs, ours = create_dataset('', root=str(tmp_path), split='train').reader, FolderReader(tmp_path)
+    assert ours.class_to_idx == theirs.class_to_idx == dict(a=0, b=1, z=2)
+    assert ours.samples == theirs.samples
+    with pytest.raises(ValueError, match='has the name of a class: q'):
+        FolderReader(tmp_path, class_map=dict(q=0))

@@ -194,3 +194,14 @@ def test_the_configuration_knows_the_size_where_any_does(tmp_path):
     assert size_of(timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=32)) == (1, 32, 32)
     learned = timm.create_model('test_perceiver', img_size=(12, 16), **TINY, **LEARNED)
     assert size_of(learned) == (3, 12, 16)
+
+
+@pytest.mark.parametrize('name, new, old', [('test_ceit', (80, 320), 160), ('test_glom', (28, 112), 56)])
+def test_a_stated_size_of_the_weights_goes_before_the_models_own(name, new, old, tmp_path):
+    """Also where it is the registered one, and the model's grid has as many positions."""
+    trained = timm.create_model(name)
+    file = str(hub.save(trained, tmp_path) / 'model.safetensors')
+    overlay = dict(file=file, input_size=(3, old, old))
+    found = timm.create_model(name, img_size=new, pretrained=True, pretrained_cfg_overlay=overlay)
+    trained.set_input_size(new)
+    torch.testing.assert_close(found.state_dict(), trained.state_dict())

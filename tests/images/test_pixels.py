@@ -1,6 +1,7 @@
 """The pixels of files."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -64,6 +65,10 @@ FILES = {
     'turned.webp': (RGB, dict(exif=exif(6), lossless=True), TURNED[6], 0),
     'turned.tiff': (RGB, dict(exif=exif(8)), TURNED[8], 0),
     'turned.jpg': (Image.fromarray(COLOURS[:, ::-1]), dict(exif=exif(2), quality=100, subsampling=0), COLOURS, 3),
+    'turned-grey.tif': (Image.fromarray(GREY), dict(exif=exif(6)), three(TURNED[6][..., 0]), 0),
+    'turned-deep.tif': (Image.fromarray(DEEP), dict(exif=exif(5)), three(DEEP.T / UNIT), 0),
+    'turned-cmyk.tif': (RGB.convert('CMYK'), dict(exif=exif(8)), TURNED[8], 0),
+    'deep-key.png': (Image.fromarray(DEEP), dict(transparency=0), three(np.where(DEEP, DEEP / UNIT, 1)), 0),
     'broken-exif.png': (RGB, dict(exif=b'Exif\x00\x00nonsense'), COLOURS, 0),
     'deep.png': (Image.fromarray(DEEP), {}, three(DEEP / UNIT), 0),
     'deep.tif': (Image.fromarray(DEEP), {}, three(DEEP / UNIT), 0),
@@ -180,3 +185,53 @@ def test_four_channels_keep_their_transparency():
     assert np.array_equal(as_array(RGBA, 4), np.asarray(RGBA))
     with pytest.raises(ValueError, match='mode RGB has no 2 channels'):
         as_array(RGB, 2)
+
+
+def test_exif_that_cannot_be_written_back_turns_all_the_same(tmp_path):
+    """A number that is stored as a word, as some cameras do: Pillow reads it, and fails when it writes it."""
+    tags = exif(6)
+    tags[ExifTags.Base.Model] = 'wide'
+    stored = tags.tobytes().replace(struct.pack('>HH', ExifTags.Base.Model, 2), struct.pack('>HH', 256, 2))
+    assert stored != tags.tobytes()
+    RGB.save(tmp_path / 'odd.png', exif=stored)
+    image = decode(tmp_path / 'odd.png')
+    assert image.size == (H, W) and np.array_equal(as_array(image, 3), TURNED[6])
+    assert np.array_equal(as_array(decode(image), 3), TURNED[6]), 'once'
+
+
+@pytest.mark.parametrize('value', [-0.1, 1.1, float('nan')])
+def test_arrays_and_tensors_out_of_range_are_refused(value):
+    pixels = np.full((H, W, 3), 0.5, np.float32)
+    pixels[0, 0] = value
+    for image in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        with pytest.raises(ValueError, match='must be in 0 to 1, it is in'):
+            as_tensor(image, 3)
+        with pytest.raises(ValueError, match=r'image 0 cannot be read: .* must be in 0 to 1'):
+            Samples([image], 3)[(0, 0)]
+
+
+@pytest.mark.parametrize('name', ['smooth.avif', 'plain.ppm', 'deep.pgm', 'plain.jp2', 'turned.tiff', 'alpha.png'])
+def test_damaged_files_are_unreadable_and_nothing_else(files, name, tmp_path):
+    """Fifty of each, cut or with other bytes: decoders raise errors of many types."""
+    whole, random = (files / name).read_bytes(), np.random.default_rng(0)
+    model = timm.create_model('test_resnet')
+    refused = 0
+    for i in range(50):
+        damaged = bytearray(whole[: random.integers(len(whole))] if i % 2 else whole)
+        for at in random.integers(len(damaged) or 1, size=4):
+            damaged[at : at + 1] = bytes([random.integers(256)])
+        path = tmp_path / f'{i}{os.path.splitext(name)[1]}'
+        path.write_bytes(damaged)
+        try:
+            preprocessing(model).read(path)
+        except ValueError as e:
+            refused += 1
+            assert str(e).startswith(f'{path} cannot be read: ')
+    assert refused > 10
+
+
+def test_a_mode_that_pil_does_not_convert_is_named_with_its_file(tmp_path):
+    Image.new('LAB', (4, 4)).save(tmp_path / 'lab.tif')
+    for as_timm in (False, True):
+        with pytest.raises(ValueError, match=r'lab\.tif cannot be read: conversion from LAB'):
+            preprocessing(timm.create_model('test_resnet', in_chans=1), as_timm=as_timm).read(tmp_path / 'lab.tif')

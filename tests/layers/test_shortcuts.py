@@ -59,6 +59,30 @@ def test_hooks_see_every_item_in_every_module(name):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
+def test_a_hook_sees_the_same_with_and_without_gradients(name):
+    """On each module alone: shapes of what it takes and gives, in a GLOM of every call that has a gradient."""
+    model, x = family(name)
+    seen = []
+
+    def record(module, args, out):
+        seen.append([tuple(t.shape) for t in (*args, out) if isinstance(t, torch.Tensor)])
+
+    for label, module in model.named_modules():
+        if not label or isinstance(module, (nn.ModuleList, nn.Dropout)):
+            continue
+        handle = module.register_forward_hook(record)
+        seen.clear()
+        model(x)
+        with_gradients = list(seen)
+        seen.clear()
+        with torch.no_grad():
+            model(x)
+        handle.remove()
+        assert seen[: len(with_gradients)] == with_gradients, label
+        assert len(seen) == len(with_gradients) or name == 'test_glom', label
+
+
+@pytest.mark.parametrize('name', FAMILIES)
 def test_hooks_on_linear_layers_give_every_item_its_own_gradient(name):
     """As tools for differential privacy have it: outer products of inputs and output gradients, summed over calls."""
     model, x = family(name)

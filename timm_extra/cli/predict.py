@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     for prediction in found:
         if prediction.error:
             unreadable += 1
-            print(f'timm-extra: {prediction.error}', file=sys.stderr)
+            print('timm-extra:', *prediction.error.splitlines(), file=sys.stderr)
         if args.json:
             done.append(asdict(prediction))
         elif not prediction.error:

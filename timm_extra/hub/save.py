@@ -95,10 +95,15 @@ def label_list(names: Union[Sequence[str], Mapping[Any, str]], num_classes: int)
     Raises:
         ValueError: There are names of other classes.
     """
+    if isinstance(names, str):
+        raise ValueError(f'label_names must be a list of names, or names by number, got {names!r}')
     if not isinstance(names, Mapping):
         if len(names) != num_classes:
             raise ValueError(f'label_names has {len(names)} names, the model {num_classes} classes')
         return list(names)
+    odd = [number for number in names if not str(number).lstrip('-').isdigit()]
+    if odd:
+        raise ValueError(f'label_names must be names by number, got {odd[0]!r} for a number')
     by_number = {int(number): name for number, name in names.items()}
     if beyond := sorted(set(by_number) - set(range(num_classes))):
         raise ValueError(f'label_names names class {beyond[0]}, the model has {num_classes} classes from 0')
@@ -112,16 +117,15 @@ def _check_storable(tensors: Dict[str, torch.Tensor]) -> None:
         raise ValueError(f'{len(empty)} tensors are on the meta device and hold nothing to save, among them {empty[0]}')
     for name, tensor in tensors.items():
         if type(tensor) is not torch.Tensor:
-            raise ValueError(f'{name} is a {type(tensor).__name__}, not a plain tensor: save before quantising')
-    spans = sorted((str(v.device), v.data_ptr(), v.data_ptr() + _extent(v), k) for k, v in tensors.items() if v.numel())
+            kind = type(tensor).__name__
+            raise ValueError(
+                f'{name} is a {kind}, not a plain tensor: save before quantising, and gather sharded weights'
+            )
+    held = [(k, v) for k, v in tensors.items() if v.is_contiguous() and v.numel()]  # other views are copied
+    spans = sorted((str(v.device), v.data_ptr(), v.data_ptr() + v.nbytes, k) for k, v in held)
     for (device, _, end, one), (other, start, _, two) in pairwise(spans):
         if device == other and start < end:
             raise ValueError(f'{one} and {two} are tied, one tensor under two names: give one of them a clone')
-
-
-def _extent(tensor: torch.Tensor) -> int:
-    """Bytes from the first element of a tensor to the end of its last, in memory."""
-    return (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))) * tensor.element_size()
 
 
 def _say_once(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Union
+from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Union
 
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.img_extensions import get_img_extensions
@@ -31,16 +31,19 @@ class Found(NamedTuple):
 
     def __str__(self) -> str:
         """What was left out, in a line; empty if nothing."""
-        if not self.left_out:
-            return ''
-        first, count = self.left_out[0], len(self.left_out)
-        what = f'{first} is' if count == 1 else f'{count} files are'
-        kind = 'a link to nothing' if first.is_symlink() and not first.exists() else 'no image by its name'
-        return f'{what} left out' + ('' if count == 1 else f', the first is {first}') + f': {kind}'
+        links = [path for path in self.left_out if path.is_symlink() and not path.exists()]
+        others = [path for path in self.left_out if path not in links]
+        kinds = (others, 'no image by its name', 'no images by their names'), (links, 'a broken link', 'broken links')
+        said = [_counted(paths, one if len(paths) == 1 else several) for paths, one, several in kinds if paths]
+        return f'left out: {"; ".join(said)}' if said else ''
+
+
+def _counted(paths: List[Path], what: str) -> str:
+    return f'{len(paths)}, {what}, ' + (f'the first of which is {paths[0]}' if len(paths) > 1 else str(paths[0]))
 
 
 def image_extensions() -> Set[str]:
-    """Endings of the names of image files, in lower case: those that Pillow reads, and whatever timm was told."""
+    """Endings of the names of image files, in lower case: those that Pillow reads, and those that timm was given."""
     found = {*EXTENSIONS, *get_img_extensions()}
     try:
         from pillow_heif import register_heif_opener
@@ -53,7 +56,8 @@ def image_extensions() -> Set[str]:
 def find_images(paths: Iterable[PathLike]) -> Found:
     """Files as they are, and the images in folders and their folders.
 
-    Links are followed, to each folder once. What begins with a dot is hidden and does not count.
+    Links are followed, but for those back to a folder that they are in. What begins with a dot is hidden and does not
+    count.
 
     Args:
         paths: Files and folders.
@@ -70,8 +74,8 @@ def find_images(paths: Iterable[PathLike]) -> Found:
             images.append(path)
             continue
         files = _files_in(path)
-        inside = [file for file in files if file.suffix.lower() in extensions and file.exists()]
-        others = [file for file in files if file.suffix.lower() not in extensions or not file.exists()]
+        inside = [file for file in files if file.suffix.lower() in extensions and file.is_file()]
+        others = [file for file in files if file not in set(inside)]
         if not inside:
             more = str(Found([], others))
             raise ValueError(f'no images in {path}' + (f' ({more})' if more else ''))
@@ -80,18 +84,21 @@ def find_images(paths: Iterable[PathLike]) -> Found:
     return Found(images, left_out)
 
 
-def _files_in(folder: Path) -> List[Path]:
-    """Files in a folder and its folders that are not hidden, sorted."""
-    found, seen = [], {os.path.realpath(folder)}
-    for root, folders, files in os.walk(folder, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(root, name))
-            if not name.startswith('.') and real not in seen:  # a link to a folder above would not end
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        found += [Path(root, name) for name in files if not name.startswith('.')]
+def _files_in(folder: Path, above: FrozenSet[str] = frozenset()) -> List[Path]:
+    """Files in a folder and its folders that are not hidden, sorted.
+
+    Args:
+        folder: Folder.
+        above: Real paths of the folders that it was reached through: a link back to one of them would not end.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return []
+    found: List[Path] = []
+    for path in folder.iterdir():
+        if path.name.startswith('.'):
+            continue
+        found += _files_in(path, above | {real}) if path.is_dir() else [path]
     return sorted(found)
 
 
@@ -123,6 +130,8 @@ class FolderReader(Reader):
             self.class_to_idx = {name: i for i, name in enumerate(names)}
         self.samples = [(path, self.class_to_idx[name]) for path, name in labelled if name in self.class_to_idx]
         self.samples.sort(key=lambda sample: natural_key(sample[0]))
+        if not self.samples:
+            raise ValueError(f'no folder in {self.root} has the name of a class: {", ".join(self.class_to_idx)}')
 
     def __getitem__(self, index: int):
         path, target = self.samples[index]

@@ -1,47 +1,76 @@
 """The one reader of images: files and arrays to pixels."""
 
-from typing import Any, BinaryIO, Union
+import os
+import warnings
+from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from timm_extra._files import PathLike
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # PIL's modes by channels
-UPRIGHT = 1  # the EXIF orientation of an image that is stored as it is seen
+TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PixelError(ValueError):
-    """An image whose numbers are no pixels."""
+    """An image that cannot be read, or whose numbers are no pixels."""
 
 
-# what PIL raises, SyntaxError of some broken files, and what `as_array` does
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError, PixelError)
+# what `decode` and `as_array` raise, and PIL within other readers, SyntaxError of some broken files
+UNREADABLE = (PixelError, OSError, SyntaxError, Image.DecompressionBombError)
 
 
-def decode(image: Union[PathLike, BinaryIO, Image.Image]) -> Image.Image:
+def decode(image: Union[PathLike, BinaryIO, Image.Image], upright: bool = True) -> Image.Image:
     """The one reader of image files: their first frame, the right way up.
 
     Args:
         image: Path, file opened for reading bytes, or an image whose pixels PIL may not have read yet.
+        upright: Turn and mirror the image as its EXIF orientation says. (Those of TIFF files PIL turns itself.)
 
     Returns:
-        The image, its pixels in memory, turned and mirrored as its EXIF orientation says.
+        The image, its pixels in memory.
 
     Raises:
-        UNREADABLE: It cannot be read.
+        PixelError: It cannot be read.
     """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an image that is read all the same
+            image = _loaded(image)
+    except Exception as e:  # what broken files raise is of nearly any type
+        raise PixelError(str(e)) from e
+    turn = TURNS.get(_orientation(image)) if upright else None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {key: image.info[key] for key in ('transparency',) if key in image.info}  # without the orientation
+    return turned
+
+
+def _loaded(image: Union[PathLike, BinaryIO, Image.Image]) -> Image.Image:
+    if isinstance(image, (str, os.PathLike)):
+        with open(image, 'rb') as file:  # PIL maps some files into memory by their path, and turned TIFFs wrongly
+            return _loaded(file)
     image = image if isinstance(image, Image.Image) else Image.open(image)
     image.load()
-    return image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
+    return image
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> Optional[int]:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # what broken EXIF raises is of nearly any type, and the pixels are fine
-        return UPRIGHT
+        return None
 
 
 def read_image(path: PathLike) -> Image.Image:
@@ -52,7 +81,7 @@ def read_image(path: PathLike) -> Image.Image:
     """
     try:
         return decode(path)
-    except UNREADABLE as e:
+    except PixelError as e:
         raise ValueError(f'{path} cannot be read: {e}') from e
 
 
@@ -75,7 +104,11 @@ def as_array(image: Image.Image, channels: int) -> np.ndarray:
         PixelError: Numbers are out of range, or PIL cannot convert them.
     """
     if image.mode.startswith('I;16') or image.mode in ('I', 'F'):  # which PIL would clip to eight bits
-        return np.repeat(_unit(np.asarray(image), image.mode)[..., None], channels, 2)
+        pixels = np.asarray(image)
+        grey = _unit(pixels, image.mode)
+        if channels < 4 and isinstance(image.info.get('transparency'), int):
+            grey[pixels == image.info['transparency']] = 1
+        return np.repeat(grey[..., None], channels, 2)
     if channels not in MODES:
         raise ValueError(f'an image of mode {image.mode} has no {channels} channels')
     try:
@@ -107,7 +140,8 @@ def as_tensor(image: Any, channels: int) -> torch.Tensor:
         uint8, or floating-point; uint16 becomes float32 in [0, 1].
 
     Raises:
-        ValueError: It is none of these, has other channels, or other numbers.
+        ValueError: It is none of these, or has other channels.
+        PixelError: Numbers are out of range.
     """
     if isinstance(image, Image.Image):
         image = as_array(image, channels)
@@ -119,6 +153,11 @@ def as_tensor(image: Any, channels: int) -> torch.Tensor:
         raise ValueError(f'an image must have shape ({channels}, H, W), got {tuple(image.shape)}')
     if image.dtype == torch.uint16:
         return image.float() / 65535
-    if image.dtype != torch.uint8 and not image.is_floating_point():
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
         raise ValueError(f'an image must be uint8, uint16 or floating-point in [0, 1], got {image.dtype}')
+    low, high = map(float, image.aminmax())
+    if not (low >= 0 and high <= 1):  # NaN neither
+        raise PixelError(f'an image of {image.dtype} must be in 0 to 1, it is in {low:,g} to {high:,g}')
     return image

@@ -13,7 +13,7 @@ from timm_extra._files import PathLike
 from timm_extra.models._size import fitting
 from timm_extra.models._size import input_size as own_input_size
 
-from .pixels import MODES, UNREADABLE, as_array, decode
+from .pixels import MODES, as_array, decode
 
 
 def input_config(
@@ -79,12 +79,9 @@ class Preprocessing:
             ValueError: There is none that can be read; the message names the file.
         """
         try:
-            if not self.as_timm:
-                return self(decode(path))
-            with Image.open(path) as image:
-                return self(image)
-        except UNREADABLE as e:
-            raise ValueError(f'{path} cannot be read: {e}') from e
+            return self(decode(path, upright=not self.as_timm))
+        except (ValueError, MemoryError) as e:  # of modes that PIL does not convert, too, and of very long images
+            raise ValueError(f'{path} cannot be read: {str(e) or "out of memory"}') from e
 
     def visible(self, x: torch.Tensor) -> torch.Tensor:
         """Images (…, C, height, width) as before normalisation, in 0 to 1."""

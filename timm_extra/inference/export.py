@@ -115,6 +115,8 @@ def export(
         raise ValueError(f'formats are {" and ".join(FORMATS)}, got {format!r}')
     if opset is not None and format != 'onnx':
         raise ValueError(f'{format} has no opset')
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f'tolerance must not be negative, got {tolerance:g}')
     path = Path(path)
     if path.is_dir():
         raise ValueError(f'{path} is a folder, not a file to write')

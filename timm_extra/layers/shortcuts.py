@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_all
 
-PLAIN_TENSORS = (nn.Parameter, torch.Tensor, nn.Buffer)
+PLAIN_TENSORS = (nn.Parameter, torch.Tensor)
 
 
 def may_shortcut(*modules: nn.Module, operators: bool = True) -> bool:
@@ -43,13 +43,11 @@ def shared(x: torch.Tensor, batch: int, module: nn.Module) -> torch.Tensor:
 
 
 def _operators_usable() -> bool:
-    if is_exportable():
+    if is_exportable() or forward_ad._current_level >= 0:
         return False
     if torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return False
-    if torch.compiler.is_compiling():
-        return True
-    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
 
 
 def _all_are_hooked() -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from timm_extra._timm import torch_load
 
-from ._size import record_input_size
+from ._size import record_input_size, stated_size
 
 StateDict = Dict[str, torch.Tensor]
 
@@ -51,13 +51,19 @@ def build_model(
     source = _local_source(variant, kwargs.get('pretrained_cfg'), overlay) if pretrained else None
     if source and os.path.isfile(source):
         overlay['state_dict'] = read_checkpoint(source)
+    stated = overlay.get('input_size')
+
+    def filtered(state_dict: StateDict, model: nn.Module) -> StateDict:
+        with stated_size(model, stated and stated[1:]):
+            return pretrained_filter_fn(state_dict, model)
+
     try:
         model = build_model_with_cfg(
             model_cls,
             variant,
             pretrained,
             pretrained_cfg_overlay=overlay,
-            pretrained_filter_fn=pretrained_filter_fn,
+            pretrained_filter_fn=filtered,
             **kwargs,
         )
     except (RuntimeError, OSError, SafetensorError) as e:

@@ -1,11 +1,14 @@
 """The size of a model's inputs: where it is read, and where it is written for others to read."""
 
 import math
-from typing import Callable, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 from timm.layers import to_2tuple
 from timm.models import get_model_input_config, get_pretrained_cfg
 from torch import nn
+
+STATED = '_stated_size'
 
 
 def input_size(model: nn.Module) -> Tuple[int, ...]:
@@ -42,6 +45,21 @@ def fitting(values: Tuple[float, ...], channels: int) -> Tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),)
 
 
+@contextmanager
+def stated_size(model: nn.Module, size: Optional[Sequence[int]]) -> Iterator[None]:
+    """Tell `trained_grid` what image size the caller says that a checkpoint was trained at.
+
+    Args:
+        model: Model that is loaded.
+        size: Height and width; None if the caller says nothing.
+    """
+    setattr(model, STATED, size)
+    try:
+        yield
+    finally:
+        delattr(model, STATED)
+
+
 def trained_grid(
     model: nn.Module, num_positions: int, own: Sequence[int], grid_of: Callable[[Tuple[int, int]], Sequence[int]]
 ) -> Optional[Tuple[int, int]]:
@@ -54,12 +72,13 @@ def trained_grid(
         grid_of: Grid for an image of a height and width.
 
     Returns:
-        The first that has so many positions: of the image size that a folder or the caller gives, the model's own, a
-        square; None if none has.
+        The first that has so many positions: of the image size that the caller gives (`stated_size`) or a folder, the
+        model's own, a square; None if none has.
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    sizes = [getattr(model, 'pretrained_model_args', {}).get('img_size'), cfg.get('input_size', ())[1:]]
-    if cfg and tuple(sizes[1]) == tuple(get_pretrained_cfg(cfg['architecture']).input_size[1:]):
+    stated, configured = getattr(model, STATED, None), cfg.get('input_size', ())[1:]
+    sizes = [stated, getattr(model, 'pretrained_model_args', {}).get('img_size'), configured]
+    if cfg and tuple(configured) == tuple(get_pretrained_cfg(cfg['architecture']).input_size[1:]):
         sizes.pop()  # says nothing about this checkpoint
     side = math.isqrt(num_positions)
     grids = [*(grid_of(to_2tuple(size)) for size in sizes if size), own, (side, side)]

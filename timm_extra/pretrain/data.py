@@ -62,13 +62,14 @@ class Samples(Dataset):
         epoch, index = at
         try:
             image, label = self._read(index)
+            image = as_tensor(image, self.channels)
         except UNREADABLE as e:
             if self.unreadable == 'raise':
                 raise ValueError(
                     f"image {index}{self._name(index)} cannot be read: {e}; unreadable='skip' leaves such images out"
                 ) from e
             return Sample(None, -1, epoch, index)
-        return Sample(as_tensor(image, self.channels), label, epoch, index)
+        return Sample(image, label, epoch, index)
 
     def _read(self, index: int) -> Tuple[Any, int]:
         if isinstance(self.dataset, ImageDataset) and self.dataset.transform is None:

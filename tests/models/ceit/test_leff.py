@@ -278,3 +278,13 @@ def test_transforms_of_torch_func(calls):
     torch.testing.assert_close(
         torch.func.vmap(lambda x: leff(x, (3, 4)))(x), torch.stack([plain(i, (3, 4)) for i in x])
     )
+
+
+@pytest.mark.parametrize('layer', ['fc1', 'conv'])
+@pytest.mark.parametrize('wrap', [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_layers_without_a_plain_weight_are_refused_whole(layer, wrap):
+    leff = LeFF(8, 16)
+    wrap(getattr(leff, layer))
+    with pytest.raises(ValueError, match=f'LeFF.{layer}, a Parametrized.*, has no plain weight'):
+        leff.fuse()
+    assert isinstance(leff.bn1, nn.BatchNorm2d)

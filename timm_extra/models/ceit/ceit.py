@@ -517,13 +517,13 @@ class CeiT(nn.Module):
         """Images (B, in_chans, height, width) to logits (B, num_classes).
 
         In evaluation mode without gradients, a classifier that reads the class token spares the last block its work on
-        patch tokens, unless someone looks at it (`may_shortcut`).
+        patch tokens, unless it or the final norm is watched (`may_shortcut`).
         """
         cls_only = self.global_pool == 'token' and not self.training and not torch.is_grad_enabled()
         if not torch.jit.is_scripting():
             # a trace is checked and used with and without gradients: it must not depend on them
             traced = torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
-            cls_only = cls_only and not traced and may_shortcut(self.blocks[-1], operators=False)
+            cls_only = cls_only and not traced and may_shortcut(self.blocks[-1], self.norm, operators=False)
         x, grid = self._embed(x)
         x, cls_tokens = self._run_blocks(x, grid, cls_only)
         return self.forward_head(self._finish(x, cls_tokens))

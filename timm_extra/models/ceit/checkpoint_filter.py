@@ -80,7 +80,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
         keys = ', '.join(map(str, list(state_dict)[:5]))
         raise ValueError(f'not a CeiT checkpoint: {len(state_dict)} keys, among them {keys or "none"}')
 
-    state_dict = _resize_pos_embed(state_dict, model)
+    state_dict = _resize_pos_embed(state_dict, model, native=layout == 'native CeiT')
     check_fit(state_dict, model, layout, adaptable=('head.', f'{_stem(model)}.weight'))
     _check_stem(state_dict, model, layout)
     _warn_new_head(state_dict, model)
@@ -152,12 +152,13 @@ def _move_norm(state_dict: StateDict, model: nn.Module) -> StateDict:
     return {f'fc_{k}' if k.startswith('norm.') else k: v for k, v in state_dict.items()}
 
 
-def _resize_pos_embed(state_dict: StateDict, model: nn.Module) -> StateDict:
+def _resize_pos_embed(state_dict: StateDict, model: nn.Module, native: bool) -> StateDict:
     given, own = state_dict.get('pos_embed'), model.pos_embed
     if given is None or given.ndim != 3 or given.shape[-1] != own.shape[-1]:
         return state_dict
     new_grid, patches = tuple(model.patch_embed.grid_size), given.shape[1] - 1
-    old_grid = trained_grid(model, patches, new_grid, model.patch_embed.dynamic_feat_size)
+    own_grid = new_grid if native else ()  # other code trains on squares, where nothing else is said
+    old_grid = trained_grid(model, patches, own_grid, model.patch_embed.dynamic_feat_size)
     if old_grid is None:
         raise ValueError(
             f'{patches} position embeddings form no square grid: give the image size that the checkpoint was trained '

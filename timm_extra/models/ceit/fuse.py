@@ -18,13 +18,18 @@ def fold_batchnorms(owner: nn.Module, norms: Dict[str, str]) -> None:
         norms: Name of the BatchNorm by the name of its `nn.Conv2d` or `nn.Linear`; nothing happens where there is none.
 
     Raises:
-        ValueError: A BatchNorm has no running statistics; nothing is folded then.
+        ValueError: A BatchNorm has no running statistics, or a layer no plain weight; nothing is folded then.
     """
     norms = {layer: norm for layer, norm in norms.items() if not isinstance(getattr(owner, norm), nn.Identity)}
     for norm in norms.values():
         if getattr(getattr(owner, norm), 'running_mean', None) is None:
             kind = type(getattr(owner, norm)).__name__
             raise ValueError(f'{type(owner).__name__}.{norm}, a {kind}, has no running statistics to fold')
+    for layer in norms:
+        before = getattr(owner, layer)
+        if type(before) not in (nn.Conv2d, nn.Linear) or not isinstance(before._parameters.get('weight'), nn.Parameter):
+            kind = type(before).__name__
+            raise ValueError(f'{type(owner).__name__}.{layer}, a {kind}, has no plain weight to fold a BatchNorm into')
     for layer, norm in norms.items():
         setattr(owner, layer, _folded(getattr(owner, layer), getattr(owner, norm)))
         setattr(owner, norm, nn.Identity())

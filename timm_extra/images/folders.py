@@ -31,8 +31,10 @@ class Found(NamedTuple):
 
     def __str__(self) -> str:
         """What was left out, in a line; empty if nothing."""
-        links = [path for path in self.left_out if path.is_symlink() and not path.exists()]
-        others = [path for path in self.left_out if path not in links]
+        links: List[Path] = []
+        others: List[Path] = []
+        for path in self.left_out:
+            (links if path.is_symlink() and not path.exists() else others).append(path)
         kinds = (others, 'no image by its name', 'no images by their names'), (links, 'a broken link', 'broken links')
         said = [_counted(paths, one if len(paths) == 1 else several) for paths, one, several in kinds if paths]
         return f'left out: {"; ".join(said)}' if said else ''
@@ -75,7 +77,8 @@ def find_images(paths: Iterable[PathLike]) -> Found:
             continue
         files = _files_in(path)
         inside = [file for file in files if file.suffix.lower() in extensions and file.is_file()]
-        others = [file for file in files if file not in set(inside)]
+        known = set(inside)
+        others = [file for file in files if file not in known]
         if not inside:
             more = str(Found([], others))
             raise ValueError(f'no images in {path}' + (f' ({more})' if more else ''))

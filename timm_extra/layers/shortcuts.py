@@ -4,7 +4,6 @@ import torch
 from timm.layers import is_exportable
 from torch import nn
 from torch.autograd import forward_ad
-from torch.nn.modules import module as hooks_of_all
 
 PLAIN_TENSORS = (nn.Parameter, torch.Tensor)
 
@@ -13,9 +12,10 @@ def may_shortcut(*modules: nn.Module, operators: bool = True) -> bool:
     """Whether the work of some modules may be done another way than by calling each, with the same result.
 
     A shortcut skips modules, folds their weights into others, or calls them once for all items of a batch. It stands
-    back where modules are watched or changed: for hooks on one of them, on a module inside or on all modules, for a
-    `forward` replaced on an instance (as Accelerate does), and for weights that are a subclass of a tensor (as
-    torchao's and DTensor). One that calls an operator of `timm_extra_kernels` stands back too where there is none:
+    back where modules are watched or changed: for hooks on one of them or on a module inside, for a `forward` replaced
+    on an instance (as Accelerate does), and for weights that are a subclass of a tensor (as torchao's and DTensor).
+    Hooks on all modules of a process do not count: PyTorch's counter of operations sets such, and is to count what
+    runs without it. One that calls an operator of `timm_extra_kernels` stands back too where there is none:
     TorchScript traces, ONNX and what is made under timm's `set_exportable` are to run without this package, and neither
     the transforms of `torch.func` nor forward-mode differentiation have a rule for operators.
 
@@ -25,7 +25,7 @@ def may_shortcut(*modules: nn.Module, operators: bool = True) -> bool:
     """
     if operators and not _operators_usable():
         return False
-    return not _all_are_hooked() and all(map(_is_plain, modules))
+    return all(map(_is_plain, modules))
 
 
 def shared(x: torch.Tensor, batch: int, module: nn.Module) -> torch.Tensor:
@@ -48,15 +48,6 @@ def _operators_usable() -> bool:
     if torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return False
     return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
-
-
-def _all_are_hooked() -> bool:
-    return bool(
-        hooks_of_all._global_forward_hooks
-        or hooks_of_all._global_forward_pre_hooks
-        or hooks_of_all._global_backward_hooks
-        or hooks_of_all._global_backward_pre_hooks
-    )
 
 
 def _is_plain(module: nn.Module) -> bool:

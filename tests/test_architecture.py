@@ -27,9 +27,10 @@ MAY_IMPORT = {
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'safetensors', 'huggingface_hub'),
     ),
+    'timm_extra.training': (('timm_extra._files',), ('torch', 'accelerate')),
     'timm_extra.pretrain': (
-        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images', 'timm_extra.hub'),
-        ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'accelerate', 'tqdm'),
+        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images', 'timm_extra.hub', 'timm_extra.training'),
+        ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'tqdm'),
     ),
     'timm_extra.inference': (
         ('timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
@@ -47,7 +48,14 @@ MAY_IMPORT = {
     'timm_extra.cli': (
         (
             *('timm_extra._version', 'timm_extra.__init__', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
-            *('timm_extra.pretrain', 'timm_extra.inference', 'timm_extra.plot', 'timm_extra.demo', 'timm_extra.doctor'),
+            *(
+                'timm_extra.training',
+                'timm_extra.pretrain',
+                'timm_extra.inference',
+                'timm_extra.plot',
+                'timm_extra.demo',
+                'timm_extra.doctor',
+            ),
         ),
         ('torch', 'timm'),
     ),

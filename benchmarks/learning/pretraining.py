@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 
 from timm_extra.plot import new_figure
 from timm_extra.pretrain import PretrainConfig, pretrain
-from timm_extra.pretrain.log import read_log
 from timm_extra.pretrain.probe import accuracies
 from timm_extra.pretrain.views import PlainView, RandomView, Recipe
+from timm_extra.training.log import read_log
 
 from .common import MEAN, STD, arguments, load_images, run_all
 

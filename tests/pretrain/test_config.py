@@ -12,7 +12,7 @@ from torch import nn
 from timm_extra.cli._arguments import option_arguments, options_from
 from timm_extra.pretrain import METHODS, PretrainConfig
 from timm_extra.pretrain.config import TASK_OPTIONS
-from timm_extra.pretrain.option import default_of, flags_of, markdown_table
+from timm_extra.training.option import default_of, flags_of, markdown_table
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'pretraining.md'
 TABLE = re.compile(r'(<!-- options -->\n).*?(<!-- /options -->)', re.DOTALL)

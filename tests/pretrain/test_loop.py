@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_extra
-from timm_extra.pretrain import PretrainConfig, checkpoints, pretrain
-from timm_extra.pretrain.log import read_log
+from timm_extra.pretrain import PretrainConfig, pretrain
 from timm_extra.pretrain.recipes import Schedule, build_optimizer, settings
 from timm_extra.pretrain.tasks import BYOL, SimSiam, without_batchnorm
 from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
+from timm_extra.training import checkpoints
+from timm_extra.training.log import read_log
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train import STEPS, images, run

@@ -12,8 +12,8 @@ Options = TypeVar('Options')
 
 
 def option_arguments(parser: argparse.ArgumentParser, options: type) -> None:
-    """Declare the options of a dataclass whose fields are of `timm_extra.pretrain.option.option`."""
-    from timm_extra.pretrain.option import default_of, flags_of
+    """Declare the options of a dataclass whose fields are of `timm_extra.training.option.option`."""
+    from timm_extra.training.option import default_of, flags_of
 
     types = get_type_hints(options)
     groups: Dict[str, Any] = {None: parser}

@@ -7,9 +7,9 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 import yaml
 
 from timm_extra._files import PathLike, atomic_file
+from timm_extra.training.option import check_choices, option
 
 from .data import ON_UNREADABLE
-from .option import check_choices, option
 from .probe import PROBES
 from .tasks import METHODS
 from .tasks.denoise import SCHEDULES

@@ -14,13 +14,14 @@ from torch.utils.data import Dataset
 
 from timm_extra._files import PathLike
 from timm_extra.images import input_config
+from timm_extra.training import checkpoints
+from timm_extra.training.accelerator import create_accelerator
+from timm_extra.training.log import Log
 
-from . import checkpoints
-from .accelerator import create_accelerator
+from .backbone import save_backbone
 from .config import PretrainConfig, check_parameters, task_parameters
 from .data import Batches, Collate, MakeViews, Samples, loader
-from .log import Log, save_backbone
-from .probe import accuracies
+from .probe import PROBES, accuracies
 from .recipes import Plan, Schedule, build_optimizer, plan
 from .sync_batchnorm import cross_replica
 from .tasks import METHODS
@@ -28,6 +29,7 @@ from .tasks.task import PretrainingTask, View
 from .views import RECIPES, Images, PlainView, RandomView
 
 COLLAPSED = 0.1  # std of projections; over the whole sphere it is 1
+COLUMNS = ('step', 'epoch', 'loss', 'std', 'learning_rate', 'images_per_second', 'skipped', *PROBES)
 DEFAULT_PROBES = ('knn',)  # where labelled images are given, and no option names others
 
 
@@ -185,7 +187,7 @@ class _Run:
         start = saved['step'] if saved else 0
         log = None
         if self.accelerator.is_main_process:
-            log = Log(self.output, start, self.config.tensorboard)
+            log = Log(self.output, COLUMNS, start, self.config.tensorboard)
             self.config.save(self.output / 'args.yaml', model=self.settings['model'], images=self.settings['images'])
         self.accelerator.wait_for_everyone()
         self._train(start, log)

@@ -41,10 +41,10 @@ def read(file: Path) -> Dict[str, Any]:
         state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:
         raise ValueError(
-            f'{file} is no checkpoint of a pretraining: {type(e).__name__}: {str(e).partition(chr(10))[0]}'
+            f'{file} is no checkpoint of a training: {type(e).__name__}: {str(e).partition(chr(10))[0]}'
         ) from e
     if not isinstance(state, dict) or 'step' not in state or 'settings' not in state:
-        raise ValueError(f'{file} is no checkpoint of a pretraining: it has no step and no settings')
+        raise ValueError(f'{file} is no checkpoint of a training: it has no step and no settings')
     return state
 
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from timm_extra.pretrain import checkpoints
+from timm_extra.training import checkpoints
 
 
 def state(step=3, size=10):
@@ -58,7 +58,7 @@ def test_other_files_are_refused_and_not_executed(tmp_path, content, capsys):
         file.write_bytes(content)
     else:
         torch.save(dict(step=1, settings=Evil()) if content == 'evil' else torch.zeros(1), file)
-    with pytest.raises(ValueError, match='is no checkpoint of a pretraining'):
+    with pytest.raises(ValueError, match='is no checkpoint of a training'):
         checkpoints.read(file)
     assert capsys.readouterr().out == ''
 

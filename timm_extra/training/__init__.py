@@ -1,0 +1,1 @@
+"""What every training shares: options, devices and processes, checkpoints, log."""

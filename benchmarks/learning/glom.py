@@ -13,8 +13,9 @@ from torchvision.transforms.functional import gaussian_blur
 
 from timm_extra.models.glom.islands import island_counts, neighbour_cosine
 from timm_extra.plot import island_sheet
-from timm_extra.pretrain import PretrainConfig, checkpoints, pretrain
+from timm_extra.pretrain import PretrainConfig, pretrain
 from timm_extra.pretrain.tasks import Denoise
+from timm_extra.training import checkpoints
 
 from .common import MEAN, STD, arguments, load_images, run_all, train
 

@@ -13,9 +13,11 @@ MAY_IMPORT = {
     'timm_extra._version': ((), ()),
     'timm_extra._timm': ((), ('timm',)),
     'timm_extra._files': ((), ()),
+    'timm_extra._nearest': ((), ()),
+    'timm_extra._device': ((), ('torch',)),
     'timm_extra.layers': (('timm_extra_kernels',), ('torch', 'einops', 'timm.layers')),
     'timm_extra.models': (
-        ('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra.layers'),
+        ('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra._nearest', 'timm_extra.layers'),
         ('torch', 'einops', 'safetensors', 'timm'),
     ),
     'timm_extra.__init__': (('timm_extra._version', 'timm_extra.models'), ()),
@@ -33,7 +35,7 @@ MAY_IMPORT = {
         ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'tqdm'),
     ),
     'timm_extra.inference': (
-        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
+        ('timm_extra._files', 'timm_extra._device', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'onnxruntime', 'onnxscript', 'tqdm'),
     ),
     'timm_extra.plot': (
@@ -47,7 +49,15 @@ MAY_IMPORT = {
     'timm_extra.doctor': (('timm_extra_kernels', 'timm_extra._version'), ('torch', 'huggingface_hub')),
     'timm_extra.cli': (
         (
-            *('timm_extra._version', 'timm_extra.__init__', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
+            *(
+                'timm_extra._device',
+                'timm_extra._nearest',
+                'timm_extra._version',
+                'timm_extra.__init__',
+                'timm_extra.images',
+                'timm_extra.models',
+                'timm_extra.hub',
+            ),
             *(
                 'timm_extra.training',
                 'timm_extra.pretrain',
@@ -59,7 +69,7 @@ MAY_IMPORT = {
         ),
         ('torch', 'timm'),
     ),
-    'timm_extra.__main__': (('timm_extra.cli',), ()),
+    'timm_extra.__main__': (('timm_extra._nearest', 'timm_extra.cli'), ()),
 }
 FAMILIES = ('ceit', 'glom', 'perceiver')
 MODULES = modules()

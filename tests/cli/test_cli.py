@@ -294,7 +294,7 @@ def test_plot_islands_of_a_saved_model(photos, tmp_path, capsys):
     'more, message',
     [
         (['--model', 'test_resnet'], 'only GLOM has islands, got ResNet'),
-        (['--model', 'test_gl0m'], "timm has no model 'test_gl0m'"),
+        (['--model', 'test_gl0m'], "timm has no model 'test_gl0m': did you mean test_glom?"),
         (['--iters', '0'], 'iters must be at least 1, got 0'),
         (['--threshold', '2'], 'threshold must be between -1 and 1, got 2.0'),
         (['--input-size', '2', '56', '56'], 'images have 1 or 3 channels, the model takes 2'),

@@ -5,7 +5,10 @@ import os
 import sys
 from typing import List, Optional
 
+from timm_extra._nearest import nearest
+
 from . import convert, demo, doctor, export, models, plot, predict, pretrain, probe, pull, push, run
+from ._parser import Parser
 
 MODULES = (models, run, demo, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
 EPILOG = """`python -m timm_extra COMMAND` equals `timm-extra COMMAND`; with a script, `timm-extra run SCRIPT`:
@@ -18,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Parser of the command, with every verb's arguments."""
     from timm_extra._version import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='timm-extra',
         description='CeiT, Perceiver and GLOM for timm. `timm-extra COMMAND --help` shows examples.',
         epilog=EPILOG,
@@ -53,6 +56,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help(sys.stderr)
         sys.exit(2)
+    word = (sys.argv[1:] if argv is None else argv)[0]
+    if not word.startswith('-') and word not in VERBS:
+        parser.error(f'no command {word!r}{nearest(word, VERBS)}')
     args = parser.parse_args(argv)
     try:
         return args.verb.run(args)

@@ -6,7 +6,9 @@ import contextlib
 import os
 import sys
 from dataclasses import fields
-from typing import Any, Callable, Dict, Iterator, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Callable, Dict, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ._parser import Pairs
 
 Options = TypeVar('Options')
 
@@ -57,9 +59,7 @@ def _reading(annotation: Any) -> Dict[str, Any]:
     if origin is tuple:
         return dict(_reading(parts[0]), nargs='+' if Ellipsis in get_args(annotation) else len(parts))
     if origin is collections.abc.Mapping:
-        from timm.utils import ParseKwargs
-
-        return dict(action=ParseKwargs, nargs='*')
+        return dict(action=Pairs, nargs='*')
     return dict(type=origin)
 
 
@@ -83,13 +83,11 @@ def name_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_kwargs_argument(parser: argparse.ArgumentParser) -> None:
-    from timm.utils import ParseKwargs
-
     parser.add_argument(
         '--model-kwargs',
         nargs='*',
         default={},
-        action=ParseKwargs,
+        action=Pairs,
         metavar='NAME=VALUE',
         help='extra create_model arguments',
     )
@@ -97,6 +95,10 @@ def model_kwargs_argument(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint', metavar='FILE', help='load these weights: file or folder, any known layout')
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, mps; the fastest there is (%(default)s)')
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,14 +118,15 @@ def create_model(args: argparse.Namespace, **options):
     import timm
     import torch
 
+    from timm_extra.models.info import check_name
+
     torch.manual_seed(getattr(args, 'seed', 0))
     options = {'pretrained': args.pretrained, **(options or dict(num_classes=0))}
     kind, _, place = args.model.partition(':')
     if kind in ('local-dir', 'hf-hub') and place:
         options.pop('pretrained')
         return _of_size(lambda **kwargs: _checked(kind, place, {**options, **kwargs}), args)
-    if not timm.is_model(args.model):
-        raise ValueError(f'timm has no model {args.model!r}')
+    check_name(args.model)
     return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args)
 
 
@@ -142,27 +145,16 @@ def _checked(kind: str, place: str, kwargs: Dict[str, Any]):
 
 def _of_size(build: Callable, args: argparse.Namespace):
     """Call `build` with `--model-kwargs` and the channels of the images, and their size where the model takes it."""
+    from timm_extra.models.info import arguments_refused
+
     kwargs = dict(args.model_kwargs)
     if args.input_size:
         kwargs.setdefault('in_chans', args.input_size[0])
-    if args.input_size and 'img_size' not in kwargs:
-        try:
-            return build(**kwargs, img_size=tuple(args.input_size[1:]))
-        except TypeError:  # a model of any size
-            pass
-    with known_arguments(args.model):
+    with arguments_refused(args.model, kwargs):
+        if args.input_size and 'img_size' not in kwargs:
+            with contextlib.suppress(TypeError):  # a model of any size
+                return build(**kwargs, img_size=tuple(args.input_size[1:]))
         return build(**kwargs)
-
-
-@contextlib.contextmanager
-def known_arguments(model: str) -> Iterator[None]:
-    """Report an unknown name in `--model-kwargs` as bad input."""
-    try:
-        yield
-    except TypeError as e:
-        if 'unexpected keyword argument' not in str(e):
-            raise
-        raise ValueError(f'{model}: {e}') from e
 
 
 def create_classifier(args: argparse.Namespace, random: bool = False):
@@ -174,13 +166,17 @@ def create_classifier(args: argparse.Namespace, random: bool = False):
     """
     import timm
 
+    from timm_extra.models.info import check_name
+
     if args.checkpoint:
         from timm_extra.hub.convert import load_checkpoint
 
         if args.pretrained:
             raise ValueError('give --checkpoint or --pretrained, not both')
         return _of_size(lambda **kwargs: load_checkpoint(args.checkpoint, args.model, kwargs)[0], args)
-    hosted = not timm.is_model(args.model) or timm.models.is_model_pretrained(args.model)
+    if ':' not in args.model:
+        check_name(args.model)
+    hosted = ':' in args.model or timm.models.is_model_pretrained(args.model)
     if not hosted and (args.pretrained or not random):
         raise ValueError(f'{args.model} has no published weights: give --checkpoint, or local-dir:FOLDER')
     return create_model(args, pretrained=args.pretrained or not random)
@@ -213,4 +209,10 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
         if str(reader.found):
             print(f'timm-extra: {reader.found}', file=sys.stderr)
         return ImageDataset(args.data_dir, reader=reader, input_img_mode=mode)
-    return timm_dataset(args.dataset, root=args.data_dir, split=split, input_img_mode=mode, **options)
+    try:
+        return timm_dataset(args.dataset, root=args.data_dir, split=split, input_img_mode=mode, **options)
+    except RuntimeError as e:  # torchvision's, where files are missing
+        hint = '' if args.dataset_download else '; --dataset-download fetches it'
+        raise ValueError(f'--dataset {args.dataset} is not in {args.data_dir}{hint}') from e
+    except Exception as e:  # what data sets raise is of any type, AssertionError for unknown names
+        raise ValueError(f'--dataset {args.dataset} cannot be opened: {e or type(e).__name__}') from e

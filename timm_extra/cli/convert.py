@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from typing import Any, Dict, List
 
-from ._arguments import known_arguments, model_kwargs_argument
+from ._arguments import model_kwargs_argument
 from ._verb import Verb
 
 SHOWN = 8  # keys of a kind
@@ -31,10 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from timm_extra.hub import convert
 
-    with known_arguments(args.model):
-        report = convert(
-            args.src, args.dst, args.model, args.model_kwargs, data_config=_data_config(args), labels=args.labels
-        )
+    report = convert(
+        args.src, args.dst, args.model, args.model_kwargs, data_config=_data_config(args), labels=args.labels
+    )
     if args.json:
         print(json.dumps(asdict(report), indent=1))
         return 0

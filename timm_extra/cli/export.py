@@ -41,8 +41,6 @@ def run(args: argparse.Namespace) -> int:
 
     from timm_extra.inference import export
 
-    if not args.pretrained and not args.checkpoint and ':' not in args.model:
-        print('timm-extra: the weights are random: give --pretrained, --checkpoint or local-dir:…', file=sys.stderr)
     model = create_classifier(args, random=True)
     if args.dtype:
         model = model.to(getattr(torch, args.dtype))
@@ -50,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         input_size=args.input_size, dynamic_size=args.dynamic_size, tolerance=args.tolerance, opset=args.opset
     )
     done = export(model, args.dst, args.format, **options)
+    if not args.pretrained and not args.checkpoint and ':' not in args.model:
+        print('timm-extra: the weights are random: give --pretrained, --checkpoint or local-dir:…', file=sys.stderr)
     if done.constant:
         print('timm-extra: the outputs do not depend on the image, so that comparing says little', file=sys.stderr)
     if args.json:

@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from ._arguments import checkpoint_argument, create_classifier, model_arguments
+from ._arguments import checkpoint_argument, create_classifier, device_argument, model_arguments
 from ._verb import Verb
 
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checkpoint_argument(parser)
     parser.add_argument('--topk', type=int, default=5, help='classes per image (%(default)s)')
     parser.add_argument('-b', '--batch-size', type=int, default=32, help='batch size (%(default)s)')
-    parser.add_argument('--device', default='cpu', help='torch device (%(default)s)')
+    device_argument(parser)
     parser.add_argument(
         '--as-timm',
         action='store_true',
@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from timm_extra._device import find_device
     from timm_extra.images import find_images
     from timm_extra.inference import predict
 
+    find_device(args.device)
     files = find_images(args.images)
-    if str(files):
-        print(f'timm-extra: {files}', file=sys.stderr)
     found = predict(
         create_classifier(args),
         files.images,
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         std=args.std,
         as_timm=args.as_timm,
     )
+    if str(files):
+        print(f'timm-extra: {files}', file=sys.stderr)
     done, unreadable = [], 0
     for prediction in found:
         if prediction.error:

@@ -12,7 +12,7 @@ from torch import nn
 
 from timm_extra._files import PathLike
 from timm_extra.models._build import StateDict, read_training_checkpoint, unwrap
-from timm_extra.models.info import is_ours
+from timm_extra.models.info import arguments_refused, check_name, is_ours
 
 from . import training_args
 from .save import label_list, save
@@ -114,12 +114,11 @@ def load_checkpoint(
         ValueError: As for `convert`.
     """
     file = _weights_file(src)
-    if not timm.is_model(model):
-        raise ValueError(f'timm has no model {model!r}')
+    check_name(model)
     checkpoint = _read(file)
     state, trained = unwrap(checkpoint), training_args.training_args(checkpoint)
     kwargs = {**training_args.model_args(trained), **(model_kwargs or {})}
-    with torch.device('meta'):
+    with torch.device('meta'), arguments_refused(model, kwargs):
         empty = timm.create_model(model, **kwargs)
     traced, origins, resampled = state, {}, set()
     if is_ours(model):

@@ -1,5 +1,6 @@
 """What input a model takes, and images as it sees them."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Sequence
 
@@ -35,7 +36,7 @@ def input_config(
         `input_size`, and `mean` and `std` of as many channels or of one.
 
     Raises:
-        ValueError: The size is unknown.
+        ValueError: The size is unknown, or `mean` or `std` are out of range or not as many as channels.
     """
     if input_size is None and not getattr(model, 'pretrained_cfg', None):
         raise ValueError(f'{type(model).__name__} does not say the size of its inputs: pass input_size=(C, H, W)')
@@ -45,6 +46,11 @@ def input_config(
         name: fitting(config[name], size[0]) if given is None else tuple(given)
         for name, given in (('mean', mean), ('std', std))
     }
+    for name, values in found.items():
+        if len(values) not in (1, size[0]):
+            raise ValueError(f'{name} must have a value for each of {size[0]} channels, got {len(values)}')
+        if not all(math.isfinite(v) and (name == 'mean' or v > 0) for v in values):
+            raise ValueError(f'{name} must be {"finite" if name == "mean" else "positive"}, got {tuple(values)}')
     return dict(input_size=size, **found)
 
 

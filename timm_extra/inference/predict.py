@@ -6,6 +6,7 @@ from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import nn
 
+from timm_extra._device import find_device
 from timm_extra._files import PathLike
 from timm_extra.images import find_images, preprocessing
 from timm_extra.models.info import class_labels
@@ -47,7 +48,7 @@ def predict(
     *,
     topk: int = 5,
     batch_size: int = 32,
-    device: str = 'cpu',
+    device: str = 'auto',
     progress: bool = False,
     input_size: Optional[Sequence[int]] = None,
     mean: Optional[Sequence[float]] = None,
@@ -61,7 +62,7 @@ def predict(
         images: Files and folders.
         topk: Classes for each image, fewer if the model has fewer.
         batch_size: Images at a time.
-        device: Where to compute.
+        device: Where to compute, as `find_device` takes it: 'auto', 'cpu', 'cuda'.
         progress: Show a bar on stderr (needs tqdm).
         input_size: As in `timm_extra.images.input_config`, like `mean` and `std`.
         mean: What images are normalised with.
@@ -73,7 +74,7 @@ def predict(
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: The model has no classifier or takes no images, or a value is out of range.
+        ValueError: The model has no classifier or takes no images, a value is out of range, or there is no such device.
     """
     for name, value in (('topk', topk), ('batch_size', batch_size)):
         if value < 1:
@@ -82,7 +83,7 @@ def predict(
         raise ValueError(f'this {type(model).__name__} has no classifier')
     prepare = preprocessing(model, input_size, mean, std, as_timm)
     files, labels = find_images(images).images, class_labels(model)
-    model = model.to(device).eval()
+    model = model.to(find_device(device)).eval()
     return _predict(model, files, prepare, labels, min(topk, len(labels)), batch_size, progress)
 
 

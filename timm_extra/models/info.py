@@ -1,7 +1,9 @@
 """Facts about models: what is registered, what they count, what their classes are called."""
 
+import contextlib
+import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 import timm
 import torch
@@ -9,6 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_extra._nearest import nearest
 from timm_extra_kernels._spec import SPECS
 
 from ._size import input_size
@@ -40,6 +43,51 @@ class ModelInfo:
 def list_names(pattern: str = '*') -> List[str]:
     """Names of this package's models that match a wildcard pattern."""
     return [n for n in timm.list_models(pattern) if is_ours(n)]
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that `timm.create_model` does not know.
+
+    Args:
+        name: Name, with or without the tag of its weights.
+
+    Raises:
+        ValueError: There is no such model or tag; the message says what may be meant.
+    """
+    arch, _, tag = name.partition('.')
+    if timm.is_model(name):
+        tags = [known.partition('.')[2] for known in timm.list_models(f'{arch}.*', pretrained=True)]
+        if tag and tag not in tags:
+            raise ValueError(f'{arch} has no weights {tag!r}' + (f', but {", ".join(tags)}' if tags else ''))
+        return
+    meant = nearest(name, timm.list_models())
+    if os.path.isdir(name):
+        meant = f'; a saved folder is local-dir:{name}'
+    elif name.count('/') == 1 and not os.path.exists(name):
+        meant = f'; a model of the Hub is hf-hub:{name}'
+    raise ValueError(f'timm has no model {name!r}{meant}')
+
+
+@contextlib.contextmanager
+def arguments_refused(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Report what a constructor makes of arguments that somebody wrote as their fault; without any, as it is.
+
+    Args:
+        name: Name of the model.
+        kwargs: The arguments.
+
+    Raises:
+        ValueError: Within the block there was an error that is none of bad values, files or modules.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as e:  # what constructors raise is of any type: TypeError, ZeroDivisionError, AssertionError, …
+        if not kwargs:
+            raise
+        given = ', '.join(f'{key}={value!r}' for key, value in kwargs.items())
+        raise ValueError(f'{name} cannot be built with {given}: {e or type(e).__name__}') from e
 
 
 def is_ours(name: str) -> bool:

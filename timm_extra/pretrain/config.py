@@ -138,6 +138,8 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f'{name} must be positive, got {value}')
+        if self.workers < 0:
+            raise ValueError(f'workers must not be negative, got {self.workers}')
         if (self.epochs is None) == (self.num_train_steps is None):
             raise ValueError(f'give epochs or num_train_steps, got {self.epochs} and {self.num_train_steps}')
         duration = self.epochs if self.num_train_steps is None else self.num_train_steps

@@ -1,4 +1,4 @@
-"""timm's `train.py --pretrained --pretrained-path FILE`: the weights are in the model, and without `--pretrained` not."""
+"""timm's `train.py --pretrained --pretrained-path FILE`: the weights are in the model, without `--pretrained` not."""
 
 import re
 from pathlib import Path
@@ -50,4 +50,3 @@ def test_no_page_gives_a_path_without_pretrained(page):
 
 def test_some_page_says_how_train_takes_a_pretrained_backbone():
     assert any('--pretrained --pretrained-path' in page.read_text() for page in PAGES)
-    assert not any('--initial-checkpoint' in page.read_text() for page in PAGES), 'it does not adapt a head'

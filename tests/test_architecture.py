@@ -39,7 +39,7 @@ MAY_IMPORT = {
         ('torch', 'timm', 'onnxruntime', 'onnxscript', 'tqdm'),
     ),
     'timm_extra.plot': (
-        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
+        ('timm_extra._files', 'timm_extra.layers', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'matplotlib'),
     ),
     'timm_extra.demo': (
@@ -49,15 +49,8 @@ MAY_IMPORT = {
     'timm_extra.doctor': (('timm_extra_kernels', 'timm_extra._version'), ('torch', 'huggingface_hub')),
     'timm_extra.cli': (
         (
-            *(
-                'timm_extra._device',
-                'timm_extra._nearest',
-                'timm_extra._version',
-                'timm_extra.__init__',
-                'timm_extra.images',
-                'timm_extra.models',
-                'timm_extra.hub',
-            ),
+            *('timm_extra._device', 'timm_extra._nearest', 'timm_extra._version', 'timm_extra.__init__'),
+            *('timm_extra._files', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
             *(
                 'timm_extra.training',
                 'timm_extra.pretrain',

@@ -9,17 +9,43 @@ from typing import Iterator, Sequence, Union
 PathLike = Union[str, Path]
 
 
+def check_output(path: PathLike, force: bool = False) -> None:
+    """Refuse a file to write before anything is computed for it.
+
+    Args:
+        path: File.
+        force: Whether it may be there, and is replaced.
+
+    Raises:
+        FileExistsError: It is there.
+        FileNotFoundError: Its folder is not.
+        IsADirectoryError: It is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f'{path} is a folder, not a file to write')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'no folder at {str(path.parent)!r}')
+    if path.exists() and not force:
+        raise FileExistsError(f'{path} exists: name another file, or replace it with --force')
+
+
 @contextmanager
 def atomic_file(path: PathLike) -> Iterator[Path]:
     """Write a file beside `path` that takes its place, flushed to disk, when the block ends.
 
     Args:
-        path: File to write; its folder exists.
+        path: File to write, replaced if it is there.
 
     Yields:
         Path to write to, hidden, with the same extension. An error in the block removes it and leaves `path` as it was.
+
+    Raises:
+        FileNotFoundError: Its folder does not exist.
+        IsADirectoryError: It is a folder.
     """
     path = Path(path)
+    check_output(path, force=True)
     aside = path.with_name(f'.{os.getpid()}.{path.name}')
     try:
         yield aside

@@ -23,6 +23,7 @@ from ._files import PathLike, atomic_file
 NUM_TRAIN = 4000
 PIXELS = 28 * 28
 DATA = dict(input_size=(1, 28, 28), mean=(0.1307,), std=(0.3081,), interpolation='bicubic', crop_pct=1.0)
+LABELS = dict(label_names=[str(i) for i in range(10)])
 SHOWN_LATENTS = range(8)
 
 
@@ -86,6 +87,7 @@ def run_demo(
     batch_size: int = 64,
     lr: Optional[float] = None,
     seed: int = 0,
+    force: bool = False,
 ) -> Dict[str, Any]:
     """Train, evaluate, save, reload and draw a small model.
 
@@ -100,6 +102,7 @@ def run_demo(
         batch_size: Images per step.
         lr: Peak learning rate; the model's own when None.
         seed: Seed of split, initialisation, augmentation and order.
+        force: Write to a folder that the demo did not make, or that holds another model.
 
     Returns:
         What log.json holds.
@@ -107,10 +110,12 @@ def run_demo(
     Raises:
         ValueError: `model` is unknown, `epochs`, `batch_size`, `lr` or `seed` is out of range, or the reloaded model
             answers differently.
-        FileExistsError: `output` is a file.
+        FileExistsError: `output` is a file, a folder of something else, or that of another model.
     """
     preset, epochs, lr = _settings(model, epochs, batch_size, lr, seed)
     output = Path(output)
+    if not force:
+        _check_output(output, preset)
     output.mkdir(parents=True, exist_ok=True)
     root = write_digits(output / f'digits-seed{seed}', seed)
 
@@ -124,8 +129,9 @@ def run_demo(
     print(f'{preset.name}: {sum(p.numel() for p in trained.parameters()):,} parameters, images in {root}')
     history = train(trained, train_loader, test_loader, epochs, lr)
 
+    provenance = hub.Provenance('Trained with labels', NUM_TRAIN, epochs * len(train_loader), epochs)
     folder = hub.save(
-        trained, output / 'model', data_config=DATA, model_config={'label_names': [str(i) for i in range(10)]}
+        trained, output / 'model', data_config=DATA, model_config=LABELS, provenance=provenance, force=force
     )
     reloaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images, labels = _some_of_each(test_loader)
@@ -161,6 +167,15 @@ def _settings(
     if batch_size > NUM_TRAIN:
         raise ValueError(f'batch_size must be at most {NUM_TRAIN}, the number of training images, got {batch_size}')
     return preset, epochs, lr
+
+
+def _check_output(output: Path, preset: Preset) -> None:
+    """Refuse a folder that the demo did not make, or made for another model."""
+    if output.is_dir() and any(output.iterdir()) and not any(output.glob('digits-seed*')):
+        raise FileExistsError(f'{output} is no folder of a demo: choose another, or write there with --force')
+    config = dict(LABELS, architecture=preset.name, num_classes=len(LABELS['label_names']))
+    if other := hub.another_model(output / 'model', config):
+        raise FileExistsError(f'{other}: choose another folder, or replace it with --force')
 
 
 def _draw(model: nn.Module, images, labels, logits, permute: Optional[Permute], output: Path) -> str:

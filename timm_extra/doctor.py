@@ -9,11 +9,12 @@ from typing import Dict, List, Optional
 import torch
 
 from timm_extra_kernels import Path, explain
+from timm_extra_kernels._dispatch import no_triton
 from timm_extra_kernels._spec import SPECS
 
 from ._version import __version__
 
-NEEDED = ('torch', 'timm', 'einops', 'triton', 'safetensors', 'huggingface_hub')
+NEEDED = ('torch', 'timm', 'einops', 'safetensors', 'huggingface_hub')
 OPTIONAL = (
     'accelerate',
     'tqdm',
@@ -52,6 +53,7 @@ class Health:
         versions: Of this package, Python and what is needed; None where it is missing.
         optional: Of what the extras bring, likewise.
         platform: Operating system and processor.
+        triton: Which triton there is, and whether kernels can be compiled with it. Only a GPU needs it.
         threads: That PyTorch uses on the CPU.
         gpus: Those that PyTorch sees.
         switches: Environment variables that change what runs; those that are set.
@@ -63,6 +65,7 @@ class Health:
     versions: Dict[str, Optional[str]]
     optional: Dict[str, Optional[str]]
     platform: str
+    triton: str
     threads: int
     gpus: List[Gpu]
     switches: Dict[str, str]
@@ -82,14 +85,16 @@ def doctor(hub: bool = True) -> Health:
     """
     versions = {'timm-extra': __version__, 'python': platform.python_version(), **{n: _version(n) for n in NEEDED}}
     gpus = [_gpu(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    needed = [n for n in NEEDED if n != 'triton' or platform.system() == 'Linux']
-    problems = [f'{name} is not installed' for name in needed if versions[name] is None]
+    problems = [f'{name} is not installed' for name in NEEDED if versions[name] is None]
+    if gpus and (reason := no_triton()):
+        problems.append(f'no kernel runs on the GPU, {reason}: all takes the slower PyTorch code')
     if os.environ.get('TRITON_INTERPRET') == '1' and gpus:
         problems.append('TRITON_INTERPRET=1: kernels are interpreted, thousands of times slower')
     return Health(
         versions=versions,
         optional={name: _version(name) for name in OPTIONAL},
         platform=f'{platform.system()} {platform.machine()}',
+        triton=triton_found(),
         threads=torch.get_num_threads(),
         gpus=gpus,
         switches={name: os.environ[name] for name in SWITCHES if name in os.environ},
@@ -97,6 +102,16 @@ def doctor(hub: bool = True) -> Health:
         hub=hub_login() if hub else 'not checked',
         problems=problems,
     )
+
+
+def triton_found() -> str:
+    """Which triton there is: the package that brought it, its version, and why kernels cannot be compiled with it."""
+    brought = list(dict.fromkeys(importlib.metadata.packages_distributions().get('triton', [])))
+    parts = [f'{name} {_version(name)}' for name in brought]
+    if len(brought) > 1:
+        parts.append('several packages wrote one folder: docs/installation.md says how to mend that')
+    reason = no_triton()
+    return ', '.join([*parts, reason] if reason else parts) or 'of no package'
 
 
 def operation_paths(device: str) -> List[Path]:

@@ -196,5 +196,5 @@ def test_the_path_depends_on_metadata_alone(monkeypatch):
     monkeypatch.setenv('TIMM_EXTRA_FUSED', '0')
     assert path().reason == 'TIMM_EXTRA_FUSED=0'
     monkeypatch.setenv('TIMM_EXTRA_FUSED', '1')
-    monkeypatch.setattr(_dispatch, '_has_triton', lambda: False)
+    monkeypatch.setattr(_dispatch, 'no_triton', lambda: 'triton is not installed')
     assert path().reason == 'triton is not installed'

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,10 +83,37 @@ def test_models(capsys):
     assert cli.main(['models', 'ceit_tiny*']) == 0
     assert 'ceit_tiny_384' in capsys.readouterr().out
     assert cli.main(['models', 'ceit_small', '--json']) == 0
-    (info,) = json.loads(capsys.readouterr().out)
+    info, _ = json.loads(capsys.readouterr().out)  # and ceit_small_384
     assert info['params'] == 24_204_840
     assert info['gmacs'] == pytest.approx(4.76, abs=0.005)
-    assert info['weights'] is False
+    assert info['weights'] == 'convert a file'
+
+
+@pytest.mark.parametrize(
+    'pattern, expected',
+    [
+        ('glom', {'glom_base', 'glom_small', 'glom_tiny', 'test_glom'}),
+        ('glom_*', {'glom_base', 'glom_small', 'glom_tiny'}),
+        ('_384', {'ceit_tiny_384', 'ceit_small_384'}),
+        ('ceit_[st]*_384', {'ceit_tiny_384', 'ceit_small_384'}),
+    ],
+)
+def test_a_plain_word_is_looked_for_anywhere_in_a_name(pattern, expected, capsys):
+    assert cli.main(['models', pattern]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == expected
+
+
+def test_models_say_where_their_weights_are(capsys):
+    """As the table of docs/models.md does."""
+    page = (Path(__file__).resolve().parents[2] / 'docs' / 'models.md').read_text()
+    cells = [line.split('|') for line in page.splitlines() if line.startswith('| `')]
+    documented = {row[1].strip(' `'): row[6] for row in cells if len(row) == 8}
+    assert cli.main(['models']) == 0
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        name, weights = line.split()[0], line.split('  ')[-1].strip()
+        kinds = {'on the Hub': 'on the Hub', 'convert a file': ('file', 'checkpoints of'), 'none': '–'}
+        said = [kind for kind, words in kinds.items() if any(w in documented[name] for w in np.atleast_1d(words))]
+        assert said == [weights] or (name.startswith('test_') and weights == 'none'), name
 
 
 def test_models_that_are_not_ours_are_not_listed(capsys):
@@ -271,7 +299,7 @@ def test_plot_islands(channels, size, photos, tmp_path, capsys):
     assert path == str(output)
     assert Image.open(output).size[0] > 400
 
-    assert cli.main([*command, '--threshold', '-1', '--iters', '3']) == 0
+    assert cli.main([*command, '--force', '--threshold', '-1', '--iters', '3']) == 0
     levels = capsys.readouterr().out.splitlines()[:-1]
     assert all(': 1 island, ' in line and 'Rand' not in line for line in levels)
 
@@ -283,7 +311,7 @@ def test_plot_islands_of_a_saved_model(photos, tmp_path, capsys):
     command = ['plot', 'islands', str(image), '--output', str(output), '--model', f'local-dir:{tmp_path}/model']
 
     def printed(*more):
-        assert cli.main([*command, *more]) == 0
+        assert cli.main([*command, *more, '--force']) == 0
         return capsys.readouterr().out
 
     assert 'level 2: ' in printed()
@@ -298,7 +326,7 @@ def test_plot_islands_of_a_saved_model(photos, tmp_path, capsys):
         (['--iters', '0'], 'iters must be at least 1, got 0'),
         (['--threshold', '2'], 'threshold must be between -1 and 1, got 2.0'),
         (['--input-size', '2', '56', '56'], 'images have 1 or 3 channels, the model takes 2'),
-        (['--mask', 'nosuch.png'], "nosuch.png cannot be read: [Errno 2] No such file or directory: 'nosuch.png'"),
+        (['--mask', 'nosuch.png'], 'nosuch.png cannot be read: No such file or directory'),
     ],
 )
 def test_plot_says_what_is_wrong(more, message, photos, tmp_path, capsys):

@@ -71,6 +71,21 @@ def logits(model, data):
     return torch.cat([model(transform(Image.open(file).convert('RGB')).unsqueeze(0)) for file in files])
 
 
+def test_training_starts_from_a_pretrained_backbone_and_not_by_half_of_the_call(data, tmp_path):
+    name = 'test_ceit'
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, num_classes=0)
+    file = hub.save(backbone, tmp_path) / 'model.safetensors'
+    held = {k: v for k, v in backbone.named_parameters() if v.ndim > 1 and v.std() > 0}
+    still = ['--opt', 'sgd', '--lr', 0, '--min-lr', 0, '--weight-decay', 0, '--epochs', 1, '--warmup-epochs', 0]
+    for given in (['--pretrained'], []):
+        more = [*given, '--pretrained-path', file, '--output', tmp_path, '--experiment', f'run{len(given)}']
+        run('train.py', *common(name, data), *still, *more)
+        checkpoint = torch.load(tmp_path / f'run{len(given)}' / 'last.pth.tar', weights_only=False)
+        found = checkpoint['state_dict']
+        assert [k for k, v in held.items() if torch.equal(found[k], v) != bool(given)] == []
+
+
 @pytest.mark.parametrize('name', MODELS)
 def test_train_and_average(name, data, tmp_path):
     options = [

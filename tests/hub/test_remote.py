@@ -379,7 +379,7 @@ def test_a_damaged_download_is_refused(name, pattern, there, tmp_path):
     assert flipped(there.repos[REPO].files()[name]) not in cached_files(tmp_path)
     there.faults.clear()
     there.fail(pattern, times=1, spoil=flipped)  # once: the second download is whole
-    assert contents(hub.pull(REPO, dest)) == there.repos[REPO].files()
+    assert contents(hub.pull(REPO, dest, force=True)) == there.repos[REPO].files()
     assert same(hub.load(REPO), model, (3, 160, 160))
 
 

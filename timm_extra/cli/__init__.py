@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
-from typing import List, Optional
+import warnings
+from pathlib import Path
+from typing import Any, List, Optional
 
 from timm_extra._nearest import nearest
 
@@ -43,6 +45,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    """Print a warning: those of this package as a line of the command, others as Python does."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f'timm-extra: {message}', file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end='', file=sys.stderr)
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Entry point.
 
@@ -61,7 +71,9 @@ def main(argv: Optional[List[str]] = None) -> int:
         parser.error(f'no command {word!r}{nearest(word, VERBS)}')
     args = parser.parse_args(argv)
     try:
-        return args.verb.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            return args.verb.run(args)
     except BrokenPipeError:  # the reader has exited, as head does: Python would raise once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

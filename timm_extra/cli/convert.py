@@ -25,15 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument('--std', type=float, nargs='+', help='per channel')
     data.add_argument('--crop-pct', type=float, help='part of the image that is seen')
     data.add_argument('--labels', metavar='FILE', help='class map (.txt, .pkl), or the folder of images')
+    parser.add_argument('--force', action='store_true', help='replace another model in the folder')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
 def run(args: argparse.Namespace) -> int:
     from timm_extra.hub import convert
 
-    report = convert(
-        args.src, args.dst, args.model, args.model_kwargs, data_config=_data_config(args), labels=args.labels
-    )
+    options = dict(data_config=_data_config(args), labels=args.labels, force=args.force)
+    report = convert(args.src, args.dst, args.model, args.model_kwargs, **options)
     if args.json:
         print(json.dumps(asdict(report), indent=1))
         return 0

@@ -14,12 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=int, default=64, help='images per step (%(default)s)')
     parser.add_argument('--lr', type=float, help="peak learning rate (default: the model's own)")
     parser.add_argument('--seed', type=int, default=0, help='seed of split, initialisation and order (%(default)s)')
+    parser.add_argument('--force', action='store_true', help='write to a folder that the demo did not make')
 
 
 def run(args: argparse.Namespace) -> int:
     from timm_extra.demo import run_demo
 
-    run_demo(args.output, model=args.model, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
+    options = dict(epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed, force=args.force)
+    run_demo(args.output, model=args.model, **options)
     return 0
 
 

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     print(f'{health.platform}, {health.threads} threads')
     for title, versions in (('installed', health.versions), ('optional', health.optional)):
         print(f'{title}:', ', '.join(f'{name} {version or "missing"}' for name, version in versions.items()))
+    print(f'triton: {health.triton}')
     for gpu in health.gpus:
         print(f'GPU: {gpu.name}, {gpu.gibibytes} GiB, capability {gpu.capability}')
     if not health.gpus:

@@ -33,14 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='maximum absolute difference (default: 1e-4; in half precision what rounding explains)',
     )
     parser.add_argument('--opset', type=int, help="ONNX opset (default: PyTorch's)")
+    parser.add_argument('--force', action='store_true', help='replace the file if it exists')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    from timm_extra._files import check_output
     from timm_extra.inference import export
 
+    check_output(args.dst, args.force)
     model = create_classifier(args, random=True)
     if args.dtype:
         model = model.to(getattr(torch, args.dtype))

@@ -9,7 +9,7 @@ from ._verb import Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('pattern', nargs='?', default='*', help='wildcard filter of names (default: all)')
+    parser.add_argument('pattern', nargs='?', default='*', help='part of a name, or a wildcard pattern (default: all)')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -26,15 +26,14 @@ def run(args: argparse.Namespace) -> int:
     print(f'{"model":<26}{"params M":>10}{"GMACs":>9}  {"input":<13}weights')
     for info in infos:
         size = '×'.join(map(str, info.input_size))
-        weights = 'hosted' if info.weights else 'from a file'
-        print(f'{info.name:<26}{info.params / 1e6:>10.2f}{info.gmacs:>9.2f}  {size:<13}{weights}')
+        print(f'{info.name:<26}{info.params / 1e6:>10.2f}{info.gmacs:>9.2f}  {size:<13}{info.weights}')
     return 0
 
 
 VERB = Verb(
     'models',
-    'list models with parameters and GMACs',
-    "timm-extra models\ntimm-extra models 'ceit_*' --json",
+    'list models with parameters, GMACs and where their weights are',
+    "timm-extra models\ntimm-extra models glom\ntimm-extra models 'ceit_*' --json",
     add_arguments,
     run,
 )

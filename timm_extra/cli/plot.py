@@ -10,11 +10,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'picture',
         choices=('islands', 'attention'),
-        help="attention: CeiT's across layers, Perceiver's over pixels; islands: where GLOM's columns agree",
+        help="attention: CeiT's over patches and layers, Perceiver's over pixels; islands: where GLOM's columns agree",
     )
     parser.add_argument('image', help='image file')
     model_arguments(parser)
     parser.add_argument('--output', metavar='FILE', help='PNG to write (islands.png, attention.png)')
+    parser.add_argument('--force', action='store_true', help='replace the PNG if it exists')
     islands = parser.add_argument_group('islands')
     islands.add_argument('--iters', type=int, help="iterations (default: the model's)")
     islands.add_argument('--threshold', type=float, help='cosine similarity that joins neighbours (0.9)')
@@ -22,13 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     attention = parser.add_argument_group('attention')
     checkpoint_argument(attention)
     attention.add_argument('--latents', type=int, nargs='+', help='latent indices of a Perceiver (six of them)')
-    attention.add_argument('--block', type=int, help='index of the cross-attention (-1, the last)')
+    attention.add_argument('--block', type=int, help='index of the block of a CeiT, or cross-attention (-1, the last)')
 
 
 PICTURES = dict(islands=('iters', 'threshold', 'mask'), attention=('checkpoint', 'latents', 'block'))
 
 
 def run(args: argparse.Namespace) -> int:
+    from timm_extra._files import check_output
     from timm_extra.plot import plot_attention, plot_islands
 
     (other,) = PICTURES.keys() - {args.picture}
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if given:
         raise ValueError(f'{args.picture} takes no {", ".join(f"--{n}" for n in given)}, which {other} does')
     output = args.output or f'{args.picture}.png'
+    check_output(output, args.force)
     options = {name: getattr(args, name) for name in PICTURES[args.picture] if getattr(args, name) is not None}
     options.update(input_size=args.input_size, mean=args.mean, std=args.std)
     if args.picture == 'attention':

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from timm_extra.hub import base_model
     from timm_extra.images import input_config
     from timm_extra.pretrain import PretrainConfig, pretrain
 
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     model = create_model(args)
     channels = input_config(model, config.input_size)['input_size'][0]
     probe = labelled_splits(args, channels) if config.probes else None
-    done = pretrain(model, create_dataset(args, args.split, channels), args.output, config, probe=probe)
+    images, base = create_dataset(args, args.split, channels), base_model(args.model, model, args.pretrained)
+    done = pretrain(model, images, args.output, config, probe=probe, base_model=base)
     accuracies = ''.join(f'; {probe} accuracy {found:.2f} %' for probe, found in done.accuracies.items())
     skipped = f'; {done.skipped} unreadable images left out' if done.skipped else ''
     print(f'{done.steps} steps done{accuracies}{skipped}')

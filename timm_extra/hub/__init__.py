@@ -2,11 +2,13 @@
 
 from timm_extra.models.info import PLUGIN
 
+from .checks import another_model
 from .client import HubError
 from .convert import convert
 from .load import load
+from .provenance import Provenance, base_model
 from .pull import pull
 from .push import push
 from .save import save
 
-__all__ = ['PLUGIN', 'HubError', 'convert', 'load', 'pull', 'push', 'save']
+__all__ = ['PLUGIN', 'HubError', 'Provenance', 'another_model', 'base_model', 'convert', 'load', 'pull', 'push', 'save']

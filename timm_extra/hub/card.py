@@ -1,21 +1,77 @@
 """Model cards: what a repository's page on the Hub says."""
 
+import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import timm
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
-from timm_extra.models.info import PLUGIN, count, input_size
+from timm_extra.models.info import PLUGIN, count, input_size, modality
 
-PLACEHOLDER = 'OWNER/NAME'
+from .provenance import Provenance
+from .usage import PLACEHOLDER, Taken, usage
+
 Metrics = Mapping[str, Mapping[str, float]]
 # how the Hub names a metric, and what readers see
 METRICS = {'top1': ('accuracy', 'Top-1 accuracy'), 'top5': ('accuracy', 'Top-5 accuracy')}
+MARK = '<!-- Written by timm-extra, which renews it until it is edited: {} -->'
+# tasks of the Hub, for classes and for features; it has none for point clouds and tokens
+TASKS = {
+    'image': ('image-classification', 'image-feature-extraction'),
+    'audio': ('audio-classification', 'feature-extraction'),
+    'video': ('video-classification', 'feature-extraction'),
+    'point cloud': (None, 'feature-extraction'),
+    'tokens': (None, 'feature-extraction'),
+}
+INPUTS = {
+    'image': 'images of {} (channels × height × width)',
+    'audio': 'audio of {} (channels × samples)',
+    'video': 'video of {} (channels × frames × height × width)',
+    'point cloud': 'point clouds of {} (points × channels, the first three of them coordinates)',
+    'tokens': 'tokens of {} (number × channels)',
+}
+PREPROCESSING = {
+    'image': ('mean', 'std', 'interpolation', 'crop_pct'),
+    'audio': (),
+    'video': ('mean', 'std'),
+    'point cloud': (),
+    'tokens': (),
+}
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A saved model.
+
+    Attributes:
+        config: Its configuration.
+        takes: What goes in and comes out.
+        provenance: How it was trained, if that is known.
+        params: Number of parameters.
+        gmacs: Of one input; None where that cannot be counted.
+    """
+
+    config: Dict[str, Any]
+    takes: Taken
+    provenance: Optional[Provenance]
+    params: int
+    gmacs: Optional[float]
+
+    @property
+    def cfg(self) -> Dict[str, Any]:
+        """What timm calls `pretrained_cfg`."""
+        return self.config['pretrained_cfg']
+
+    @property
+    def ours(self) -> bool:
+        """Whether this package registers the model."""
+        return self.config.get('timm_plugin') == PLUGIN
 
 
 def card(
@@ -34,31 +90,74 @@ def card(
         metrics: Values by dataset and metric, as `{'ImageNet-1k': {'top1': 81.9}}`.
 
     Returns:
-        Markdown, with the Hub's metadata in front.
+        Markdown, with the Hub's metadata in front. All that can be written again from the folder, and so what has
+        neither `training_data` nor `metrics`, ends with a mark that `is_generated` knows.
     """
-    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    cfg = config['pretrained_cfg']
-    with torch.device('meta'):
-        model = timm.create_model(f'local-dir:{folder}')
-    name = config['architecture'] if repo_id == PLACEHOLDER else repo_id.split('/')[-1]
+    saved = _read(folder)
+    name = saved.config['architecture'] if repo_id == PLACEHOLDER else repo_id.split('/')[-1]
+    training = [str(saved.provenance) if saved.provenance else '', training_data or '']
     parts = [
-        f'# {name}\n\n{_summary(config, model)}',
-        _usage(config, repo_id),
-        _facts(config, model),
-        f'## Training data\n\n{training_data or "Not stated."}',
+        f'# {name}\n\n{_summary(saved)}',
+        usage(saved.takes, repo_id, saved.ours),
+        _facts(saved),
+        '## Training\n\n' + ('\n\n'.join(t for t in training if t) or 'Not stated.'),
         _evaluation(metrics) if metrics else '',
-        f'## Licence\n\n{cfg.get("license", "Not stated.")}',
-        _citation(cfg),
+        f'## Licence\n\n{saved.cfg.get("license", "Not stated.")}',
+        _citation(saved.cfg),
     ]
-    head = _metadata(config, name, metrics).to_yaml(line_break='\n')
-    return f'---\n{head}\n---\n' + '\n\n'.join(p for p in parts if p) + '\n'
+    head = _metadata(saved, name, metrics).to_yaml(line_break='\n')
+    text = f'---\n{head}\n---\n' + '\n\n'.join(p for p in parts if p) + '\n'
+    return text if training_data or metrics else f'{text}\n{_mark(text)}\n'
 
 
-def _metadata(config: Dict[str, Any], name: str, metrics: Optional[Metrics]) -> ModelCardData:
-    cfg = config['pretrained_cfg']
+def is_generated(text: str) -> bool:
+    """Whether `card` wrote all of a card, unchanged since."""
+    body, separator, mark = text.rstrip().rpartition('\n\n')
+    return bool(separator) and mark == _mark(f'{body}\n')
+
+
+def _mark(text: str) -> str:
+    return MARK.format(hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def _read(folder: Path) -> _Saved:
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    with torch.device('meta'):
+        model = timm.create_model(f'local-dir:{folder}').eval()
+    query_dim = 0
+    if getattr(model, 'decoder', None) is not None and getattr(model, 'query', 0) is None:
+        query_dim = model.head_hidden_size  # a Perceiver IO without queries of its own
+    try:
+        params, gmacs = count(model)
+    except Exception:  # of any type: a size in the configuration that it does not take, values that meta tensors lack
+        params, gmacs = sum(p.numel() for p in model.parameters()), None
+    takes = Taken(modality(model), input_size(model), config['num_classes'], _outputs(model, query_dim), query_dim)
+    return _Saved(config, takes, Provenance.read(config), params, gmacs)
+
+
+def _outputs(model: nn.Module, query_dim: int) -> Optional[Tuple[int, ...]]:
+    """Shape of the outputs of one input, None where the meta device cannot say."""
+    queries = dict(queries=torch.empty(1, query_dim, device='meta')) if query_dim else {}
+    try:
+        with torch.inference_mode():
+            return tuple(model(torch.empty(1, *input_size(model), device='meta'), **queries).shape)
+    except Exception:  # as where parameters are counted
+        return None
+
+
+def _task(takes: Taken) -> Optional[str]:
+    """What the Hub calls the task; None where it has no name for it."""
+    classes, features = TASKS[takes.modality]
+    if not takes.num_classes:
+        return features
+    return classes if takes.outputs is None or len(takes.outputs) == 2 else None
+
+
+def _metadata(saved: _Saved, name: str, metrics: Optional[Metrics]) -> ModelCardData:
+    task = _task(saved.takes)
     results = [
         EvalResult(
-            task_type='image-classification',
+            task_type=task or 'other',
             dataset_type=re.sub(r'[^a-z0-9]+', '-', dataset.lower()).strip('-'),
             dataset_name=dataset,
             metric_type=METRICS.get(metric, (metric, metric))[0],
@@ -68,76 +167,43 @@ def _metadata(config: Dict[str, Any], name: str, metrics: Optional[Metrics]) -> 
         for dataset, values in (metrics or {}).items()
         for metric, value in values.items()
     ]
-    task = 'image-classification' if config['num_classes'] else 'image-feature-extraction'
+    ours = ['timm-extra'] if saved.ours else []
+    arxiv = [f'arxiv:{number}' for number in _arxiv(saved.cfg)]
+    if saved.provenance and saved.provenance.arxiv:
+        arxiv.append(f'arxiv:{saved.provenance.arxiv}')
+    what = task or saved.takes.modality.replace(' ', '-')
     return ModelCardData(
         library_name='timm',
-        license=cfg.get('license', 'other'),
+        license=saved.cfg.get('license'),
         pipeline_tag=task,
-        tags=[task, 'timm', *(['timm-extra'] if _from_plugin(config) else []), *(f'arxiv:{i}' for i in _arxiv(cfg))],
+        base_model=saved.provenance and saved.provenance.hub_base,
+        tags=[what, 'timm', *ours, *arxiv],
         model_name=name,
         eval_results=results or None,
     )
 
 
-def _from_plugin(config: Dict[str, Any]) -> bool:
-    return config.get('timm_plugin') == PLUGIN
+def _summary(saved: _Saved) -> str:
+    takes = saved.takes
+    gives = f'{takes.num_classes} classes' if takes.num_classes else 'no classifier: it gives features'
+    if takes.num_classes and _task(takes) is None and takes.outputs and len(takes.outputs) > 2:
+        gives = f'{takes.num_classes} values for each of its outputs'
+    size = INPUTS[takes.modality].format('×'.join(map(str, takes.size)))
+    return f'A timm model with {gives}, for {size}.'
 
 
-def _summary(config: Dict[str, Any], model: nn.Module) -> str:
-    gives = f'{config["num_classes"]} classes' if config['num_classes'] else 'no classifier: it gives features'
-    size = input_size(model)
-    takes = 'images of {} (channels × height × width)' if len(size) == 3 else 'inputs of {}'
-    return f'A timm model with {gives}, for {takes.format("×".join(map(str, size)))}.'
-
-
-def _usage(config: Dict[str, Any], repo_id: str) -> str:
-    ours = _from_plugin(config)
-    plugin = f'import {PLUGIN}  # registers the model\n' if ours else ''
-    auto = 'AutoModelForImageClassification' if config['num_classes'] else 'AutoModel'
-    checked = ''
-    if ours:
-        checked = (
-            '\n\nThe same after comparing the hashes of the files with those that the Hub states:\n\n'
-            f"```python\nfrom {PLUGIN} import hub\n\nmodel = hub.load('{repo_id}').eval()\n```"
-        )
-    return f"""## Use
-
-```bash
-pip install timm{' timm-extra' if ours else ''}
-```
-
-```python
-import timm
-{plugin}
-model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()  # or 'local-dir:PATH'
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-```{checked}
-
-In transformers:
-
-```python
-{plugin}from transformers import {auto}
-
-model = {auto}.from_pretrained('{repo_id}').eval()
-```"""
-
-
-def _facts(config: Dict[str, Any], model: nn.Module) -> str:
-    cfg = config['pretrained_cfg']
+def _facts(saved: _Saved) -> str:
+    config, takes = saved.config, saved.takes
     rows = {'architecture': f'`{config["architecture"]}`'}
     if config.get('model_args'):
         rows['arguments'] = f'`{json.dumps(config["model_args"])}`'
-    try:
-        params, gmacs = count(model)
-    except Exception:  # of any type: a size in the configuration that it does not take, values that meta tensors lack
-        params, gmacs = sum(p.numel() for p in model.parameters()), None
-    rows['parameters'] = f'{params / 1e6:.2f} M'
-    if gmacs is not None:
-        rows['GMACs'] = f'{gmacs:.2f}'
-    rows['input'] = '×'.join(map(str, input_size(model)))
-    rows['preprocessing'] = ', '.join(
-        f'{key} {cfg[key]}' for key in ('mean', 'std', 'interpolation', 'crop_pct') if key in cfg
-    )
+    rows['parameters'] = f'{saved.params / 1e6:.2f} M'
+    if saved.gmacs is not None:
+        rows['GMACs'] = f'{saved.gmacs:.2f}'
+    rows['input'] = '×'.join(map(str, takes.size))
+    prepared = [f'{key} {saved.cfg[key]}' for key in PREPROCESSING[takes.modality] if key in saved.cfg]
+    if prepared:
+        rows['preprocessing'] = ', '.join(prepared)
     rows['features'] = str(config['num_features'])
     rows['classes'] = str(config['num_classes'])
     return '## Model\n\n| | |\n|---|---|\n' + '\n'.join(f'| {key} | {value} |' for key, value in rows.items())

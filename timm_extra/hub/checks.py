@@ -7,7 +7,7 @@ import re
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 import timm
 import torch
@@ -142,6 +142,37 @@ def _leaves(value: Any, name: str = '') -> Iterator[Tuple[str, Any]]:
             stack.extend((name, v) for v in value)
         else:
             yield name, value
+
+
+def another_model(folder: Path, config: Mapping[str, Any]) -> Optional[str]:
+    """Why a folder is not one to write a model to: it holds another.
+
+    The same architecture with the same classes is the same model, whatever its weights: a training writes it again and
+    again.
+
+    Args:
+        folder: Folder, which need not exist.
+        config: `architecture`, `num_classes` and perhaps `label_names` of the model to write, as config.json has them.
+
+    Returns:
+        What it holds; None if nothing stands in the way.
+    """
+    if not any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
+        return None
+    try:
+        held = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        held = None
+    if not isinstance(held, dict) or not isinstance(held.get('architecture'), str):
+        return f'{folder} holds a model that is not known to be {_named(config)}'
+    if _named(held) != _named(config):
+        return f'{folder} holds {_named(held)}, not {_named(config)}'
+    names, others = held.get('label_names'), config.get('label_names')
+    return f'{folder} holds {_named(held)} of other names' if names and others and names != others else None
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    return f'a {config["architecture"]} of {config.get("num_classes")} classes'
 
 
 def read_header(path: Path) -> Header:

@@ -57,6 +57,7 @@ def convert(
     *,
     data_config: Optional[Dict[str, Any]] = None,
     labels: Optional[PathLike] = None,
+    force: bool = False,
 ) -> Report:
     """Save a checkpoint of any layout that docs/checkpoints.md tables as a folder in the Hub's format.
 
@@ -70,11 +71,13 @@ def convert(
         model_kwargs: Arguments of the model, as `dict(compat='lucidrains')`, before those of the checkpoint.
         data_config: Preprocessing, as `dict(mean=…, std=…, input_size=…, crop_pct=…)`, before that of the checkpoint.
         labels: Names of the classes, as in `training_args.read_labels`.
+        force: Replace another model that the folder holds.
 
     Returns:
         What became of the tensors.
 
     Raises:
+        FileExistsError: `dst` holds a model of another architecture or of other classes.
         FileNotFoundError: There is no such file.
         ValueError: The checkpoint or the name does not fit, the file cannot be read without executing what is in it,
             or `dst` is where `src` lies.
@@ -85,7 +88,7 @@ def convert(
     if timm.is_model(model) and not is_ours(model):
         raise ValueError(f"{model} is timm's own: only layouts of this package's models are known here")
     loaded, report = load_checkpoint(file, model, model_kwargs, data_config=data_config, labels=labels)
-    save(loaded, dst)
+    save(loaded, dst, force=force)
     return replace(report, folder=str(dst))
 
 

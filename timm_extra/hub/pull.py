@@ -8,8 +8,9 @@ from huggingface_hub import constants, hf_hub_download
 
 from timm_extra._files import PathLike, atomic_folder
 
-from .checks import CARD, CONFIG, LARGEST_CONFIG, PICKLES, WEIGHTS, read_header
+from .checks import CARD, CONFIG, LARGEST_CONFIG, PICKLES, WEIGHTS, another_model, read_config, read_header
 from .client import HubError, Token, cached, call, download, listing
+from .save import FORCE, keeps_card
 
 PULLED = (CARD, 'LICENSE', WEIGHTS, CONFIG)
 
@@ -21,11 +22,13 @@ def pull(
     revision: Optional[str] = None,
     token: Token = None,
     cache_dir: Optional[PathLike] = None,
+    force: bool = False,
 ) -> Path:
     """Copy a model from the Hub to a folder, after comparing its files with the hashes that the Hub states.
 
     The configuration, the weights as safetensors, the card and the licence; never a pickle. Written aside and moved
-    into place at the end: what fails leaves the folder as it was.
+    into place at the end: what fails leaves the folder as it was. A card in the folder that was written or edited by
+    hand and is not the repository's is kept, with a warning.
 
     Args:
         repo_id: Repository, as `owner/name`.
@@ -33,20 +36,30 @@ def pull(
         revision: Branch, tag or commit.
         token: Access token, `False` for none; as stored by `hf auth login` if not given.
         cache_dir: Folder of the downloads; huggingface_hub's if not given.
+        force: Replace another model that the folder holds, and its card.
 
     Returns:
         The folder, for `load` or `timm.create_model('local-dir:…')`.
 
     Raises:
+        FileExistsError: `dest` holds a model of another architecture or of other classes.
         HubError: The repository cannot be had, or a file is damaged.
         ValueError: A file is refused.
     """
-    source = fetch(repo_id, revision, token, cache_dir)
+    source, dest = fetch(repo_id, revision, token, cache_dir), Path(dest)
+    if not force and (other := another_model(dest, read_config(source / CONFIG))):
+        raise FileExistsError(f'{other}: {FORCE}')
+    names = [name for name in PULLED if (source / name).is_file()]
+    if CARD in names and not force and not _same(source / CARD, dest / CARD) and keeps_card(dest):
+        names.remove(CARD)
     with atomic_folder(dest, last=[WEIGHTS, CONFIG]) as aside:  # the configuration names the rest
-        for name in PULLED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, aside / name)
-    return Path(dest)
+        for name in names:
+            shutil.copyfile(source / name, aside / name)
+    return dest
+
+
+def _same(one: Path, two: Path) -> bool:
+    return two.is_file() and one.read_bytes() == two.read_bytes()
 
 
 def fetch(repo_id: str, revision: Optional[str], token: Token, cache_dir: Optional[PathLike]) -> Path:

@@ -10,10 +10,11 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple, TypeVar, Unio
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 from torch import nn
 
-from .card import PLACEHOLDER, Metrics, card
+from .card import Metrics, card, is_generated
 from .checks import CARD, CONFIG, WEIGHTS, check_folder
 from .client import HubError, Token, call, redact
 from .save import save
+from .usage import PLACEHOLDER
 
 T = TypeVar('T')
 
@@ -35,8 +36,9 @@ def push(
 ) -> str:
     """Push a model to the Hub, in one commit: what fails leaves the repository as it was.
 
-    A card on the Hub is kept, unless the folder has one of its own or this call says what the model was trained on or
-    reaches. Pickles and other files in a folder stay where they are.
+    A card on the Hub is renewed if it says what the model's files say and no more, and else kept, unless the folder has
+    one of its own or this call says what the model was trained on or reaches. Pickles and other files in a folder stay
+    where they are.
 
     Args:
         model: Model made by `timm.create_model`, folder of `save` or `pull`, or folder of a pretraining.
@@ -74,7 +76,7 @@ def push(
         if not create_pr:
             target.prepare(private)
         files = {name: folder / name for name in (CONFIG, WEIGHTS)}
-        if own or training_data or metrics or not target.has_card():
+        if own or training_data or metrics or is_generated(target.card() or text):
             files[CARD] = text.encode()
         return target.commit(files, commit_message or f'Push {json.loads(config)["architecture"]}')
 
@@ -88,7 +90,6 @@ def _folder_of(model: Union[nn.Module, str, Path], saving: Dict[str, Any]) -> It
         yield _saved(Path(model))
         return
     with tempfile.TemporaryDirectory(prefix='pushing-') as aside:
-        Path(aside, CARD).touch()  # kept by `save`: the card is written once, for the repository
         yield save(model, aside, **saving)
 
 
@@ -118,9 +119,17 @@ class _Target:
         if branch and branch != constants.DEFAULT_REVISION and not branch.startswith('refs/'):
             self.call(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
 
-    def has_card(self) -> bool:
-        """Whether there is a card on the Hub."""
-        return self.call(lambda: self.api.file_exists(self.repo_id, CARD, revision=self.revision))
+    def card(self) -> str:
+        """The card on the Hub; empty if there is none."""
+
+        def request() -> str:
+            if not self.api.file_exists(self.repo_id, CARD, revision=self.revision):
+                return ''
+            with tempfile.TemporaryDirectory(prefix='card-') as aside:
+                file = self.api.hf_hub_download(self.repo_id, CARD, revision=self.revision, local_dir=aside)
+                return Path(file).read_text(encoding='utf-8', errors='replace')
+
+        return self.call(request)
 
     def commit(self, files: Dict[str, Union[Path, bytes]], message: str) -> str:
         """Commit files; returns the URL of the commit, or of the pull request."""
@@ -148,7 +157,7 @@ def _card(folder: Path, repo_id: str, training_data: Optional[str], metrics: Opt
     """The text of the card, and whether it is one that somebody wrote."""
     file = folder / CARD
     text = file.read_text(encoding='utf-8') if file.is_file() else ''
-    if text and text != card(folder):
+    if text and not is_generated(text):
         if training_data or metrics:
             raise ValueError(f'{file} is your own: write training data and metrics there, or remove it')
         return True, text.replace(PLACEHOLDER, repo_id)

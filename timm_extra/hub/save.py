@@ -1,6 +1,7 @@
 """Models to folders in the Hub's format: `config.json`, `model.safetensors` and a model card."""
 
 import json
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
@@ -15,8 +16,11 @@ from timm_extra._files import PathLike, atomic_folder
 from timm_extra._timm import save_config_for_hf
 from timm_extra.models.info import PLUGIN, input_size, is_ours
 
-from .card import card
-from .checks import CARD, CONFIG, WEIGHTS
+from .card import card, is_generated
+from .checks import CARD, CONFIG, WEIGHTS, another_model
+from .provenance import Provenance
+
+FORCE = 'choose another folder, or replace it with --force (in Python force=True)'
 
 
 def save(
@@ -26,12 +30,15 @@ def save(
     model_config: Optional[Dict[str, Any]] = None,
     model_args: Optional[Dict[str, Any]] = None,
     data_config: Optional[Dict[str, Any]] = None,
+    provenance: Optional[Provenance] = None,
+    force: bool = False,
 ) -> Path:
     """Save a timm model so that `timm.create_model('local-dir:FOLDER', pretrained=True)` gives it back.
 
     Written aside and moved into place at the end, one file after the other, after checking that the configuration
     rebuilds the very tensors that the weights file holds: what is refused leaves the folder as it was. A README.md that
-    exists is kept. Neither dtype nor attributes changed by hand are part of the format.
+    this function wrote is renewed, one that was written or edited by hand is kept, with a warning. Neither dtype nor
+    attributes changed by hand are part of the format.
 
     Args:
         model: Model made by `timm.create_model`; DDP and compiled wrappers are taken off.
@@ -39,11 +46,15 @@ def save(
         model_config: Extra entries for config.json, as `label_names`: a name for every class, or names by number.
         model_args: Constructor arguments that timm could not record, as JSON values.
         data_config: Preprocessing the model was trained with, as `dict(mean=…, std=…)`.
+        provenance: How it was trained, for the card; what the model's configuration says about other weights, as their
+            licence, is then left out.
+        force: Replace another model that the folder holds.
 
     Returns:
         The folder.
 
     Raises:
+        FileExistsError: The folder holds a model of another architecture or of other classes.
         ValueError: The model is not a registered one, `label_names` are not as many as its classes, its tensors are on
             the meta device, quantised or tied, or its configuration rebuilds others (a fused, pruned or edited model).
     """
@@ -68,11 +79,22 @@ def save(
         save_config_for_hf(
             model, str(aside / CONFIG), model_config=config, model_args=model_args, data_config=data_config
         )
-        _say_once(aside / CONFIG)
+        config = _settle(aside / CONFIG, provenance)
         _check_rebuilds(aside, tensors)
-        if not (folder / CARD).exists():
+        if not force and (other := another_model(folder, config)):
+            raise FileExistsError(f'{other}: {FORCE}')
+        if not keeps_card(folder):
             (aside / CARD).write_text(card(aside), encoding='utf-8')
     return folder
+
+
+def keeps_card(folder: Path) -> bool:
+    """Whether a folder has a card that somebody wrote or edited, which is then kept, with a warning."""
+    file = folder / CARD
+    if not file.is_file() or is_generated(file.read_text(encoding='utf-8', errors='replace')):
+        return False
+    warnings.warn(f'{file} was written or edited by hand and is kept: see that it still fits', stacklevel=3)
+    return True
 
 
 def _with_labels(model: nn.Module, config: Dict[str, Any]) -> Dict[str, Any]:
@@ -128,13 +150,19 @@ def _check_storable(tensors: Dict[str, torch.Tensor]) -> None:
             raise ValueError(f'{one} and {two} are tied, one tensor under two names: give one of them a clone')
 
 
-def _say_once(path: Path) -> None:
-    """Leave out of a configuration what it says at its top: transformers hands both to the model, and fails."""
+def _settle(path: Path, provenance: Optional[Provenance]) -> Dict[str, Any]:
+    """Add to a configuration how the model was trained, and leave out of it what it says twice.
+
+    What it says at its top transformers hands to the model, and fails if it comes a second time.
+    """
     config = json.loads(path.read_text(encoding='utf-8'))
     config['model_args'].pop('num_classes', None)
     if 'label_names' in config:
         config['pretrained_cfg'].pop('label_names', None)
+    if provenance:
+        provenance.write(config)
     path.write_text(json.dumps(config, indent=2), encoding='utf-8')
+    return config
 
 
 def _check_rebuilds(folder: Path, tensors: Dict[str, torch.Tensor]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from timm_extra._files import PathLike
 
@@ -48,13 +48,20 @@ def decode(image: Union[PathLike, BinaryIO, Image.Image], upright: bool = True) 
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # of an image that is read all the same
             image = _loaded(image)
     except Exception as e:  # what broken files raise is of nearly any type
-        raise PixelError(str(e)) from e
+        raise PixelError(_reason(e)) from e
     turn = TURNS.get(_orientation(image)) if upright else None
     if turn is None:
         return image
     turned = image.transpose(turn)
     turned.info = {key: image.info[key] for key in ('transparency',) if key in image.info}  # without the orientation
     return turned
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without its name, which the caller says."""
+    if isinstance(error, UnidentifiedImageError):
+        return 'cannot identify image file'
+    return getattr(error, 'strerror', None) or str(error)
 
 
 def _loaded(image: Union[PathLike, BinaryIO, Image.Image]) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import torch
 from torch import nn
 
-from timm_extra._files import PathLike, atomic_folder
+from timm_extra._files import PathLike, atomic_folder, check_output
 from timm_extra.images import input_config
 
 FORMATS = ('onnx', 'torch-export')
@@ -110,6 +110,7 @@ def export(
     Raises:
         ValueError: The format is unknown, the model cannot be exported, takes no other size, or the result differs.
         ModuleNotFoundError: ONNX is not installed.
+        OSError: As in `timm_extra._files.check_output`; a file that is there is replaced.
     """
     if format not in FORMATS:
         raise ValueError(f'formats are {" and ".join(FORMATS)}, got {format!r}')
@@ -118,10 +119,7 @@ def export(
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f'tolerance must not be negative, got {tolerance:g}')
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f'{path} is a folder, not a file to write')
-    if not path.parent.is_dir():
-        raise ValueError(f'no folder at {str(path.parent)!r}')
+    check_output(path, force=True)
     model, size = model.eval(), tuple(input_config(model, input_size)['input_size'])
     write: Callable[..., Written] = _write_onnx if format == 'onnx' else _write_program
     like = next(model.parameters())

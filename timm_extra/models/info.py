@@ -17,6 +17,11 @@ from timm_extra_kernels._spec import SPECS
 from ._size import input_size
 
 PLUGIN = __package__.split('.')[0]
+# models whose weights others publish as files: `timm-extra convert` makes folders of them
+FROM_FILES = (
+    *('ceit_tiny', 'ceit_small', 'ceit_base', 'ceit_tiny_384', 'ceit_small_384', 'ceit_tiny_article'),
+    'glom_base',
+)
 FLOPS = {spec.operator: spec.flops for spec in SPECS if spec.counted}
 
 
@@ -30,18 +35,21 @@ class ModelInfo:
         gmacs: Multiply-accumulates of convolutions, linear layers and attention for one input, in billions, as they are
             computed here: the cheapest route of cross-attention counts.
         input_size: Shape of one input: channels, height and width of images.
-        weights: Whether `pretrained=True` finds weights without a file.
+        weights: 'on the Hub' (`pretrained=True` finds them), 'convert a file' (others publish them in a layout of their
+            own) or 'none'.
     """
 
     name: str
     params: int
     gmacs: float
     input_size: Tuple[int, ...]
-    weights: bool
+    weights: str
 
 
 def list_names(pattern: str = '*') -> List[str]:
-    """Names of this package's models that match a wildcard pattern."""
+    """Names of this package's models that match a wildcard pattern; a plain word is looked for anywhere in them."""
+    if not set('*?[') & set(pattern):
+        pattern = f'*{pattern}*'
     return [n for n in timm.list_models(pattern) if is_ours(n)]
 
 
@@ -112,8 +120,30 @@ def model_info(name: str) -> ModelInfo:
         params=params,
         gmacs=gmacs,
         input_size=input_size(model),
-        weights=timm.models.is_model_pretrained(name),
+        weights=_weights(name),
     )
+
+
+def _weights(name: str) -> str:
+    """Where the weights of a model are."""
+    if timm.models.is_model_pretrained(name):
+        return 'on the Hub'
+    return 'convert a file' if name in FROM_FILES else 'none'
+
+
+def modality(model: nn.Module) -> str:
+    """What a model takes.
+
+    Args:
+        model: A timm model.
+
+    Returns:
+        'image', 'audio', 'video', 'point cloud' or 'tokens'.
+    """
+    stem = getattr(getattr(model, 'stem', None), 'kind', '')  # of a Perceiver
+    if stem in ('points', 'tokens'):
+        return {'points': 'point cloud', 'tokens': 'tokens'}[stem]
+    return {2: 'audio', 3: 'image', 4: 'video'}[len(input_size(model))]
 
 
 def count(model: nn.Module) -> Tuple[int, float]:

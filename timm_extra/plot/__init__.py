@@ -1,11 +1,13 @@
 """Pictures: what a model predicts and looks at, and how training went. Needs matplotlib (extra `plot`)."""
 
-from .attention import decoder_attention, latent_attention, lca_attention, plot_attention
+from .attention import class_token_attention, decoder_attention, latent_attention, lca_attention, plot_attention
 from .islands import LevelIslands, island_sheet, pca_rgb, plot_islands
-from .sheets import latent_sheet, learning_curve, new_figure, prediction_sheet
+from .sheets import class_token_sheet, latent_sheet, learning_curve, new_figure, prediction_sheet
 
 __all__ = [
     'LevelIslands',
+    'class_token_attention',
+    'class_token_sheet',
     'decoder_attention',
     'island_sheet',
     'latent_attention',

@@ -1,4 +1,4 @@
-"""What models attend to: layers of a CeiT, inputs of a Perceiver."""
+"""What models attend to: patches and layers of a CeiT, inputs of a Perceiver."""
 
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
@@ -7,10 +7,11 @@ from torch import nn
 
 from timm_extra._files import PathLike
 from timm_extra.images import preprocessing
+from timm_extra.layers import Attention
 from timm_extra.models import CeiT, Perceiver, PerceiverIO
 from timm_extra.models.info import class_labels
 
-from .sheets import evenly_spaced, latent_sheet, prediction_sheet
+from .sheets import class_token_sheet, evenly_spaced, latent_sheet
 
 
 def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
@@ -28,14 +29,43 @@ def lca_attention(model: CeiT, x: torch.Tensor) -> torch.Tensor:
     """
     if getattr(model, 'lca', None) is None:
         raise ValueError(f'this {type(model).__name__} has no layer-wise class-token attention to show')
+    return _weights(model.lca.attn, model, x)[:, :, 0]  # (B, H, L) of (B, H, 1, L)
+
+
+def class_token_attention(model: CeiT, x: torch.Tensor, block: int = -1) -> torch.Tensor:
+    """Where the class token looks in an image: its weights on the patches, in one of the blocks.
+
+    With q of the class token and k of the class token and all N patches, these are entries 1 to N of
+    softmax(q kᵀ / √D), head by head. What is missing to 1 is the class token's weight on itself.
+
+    Args:
+        model: CeiT, in evaluation mode.
+        x: Images (B, in_chans, height, width).
+        block: Which block; negative ones count from the last.
+
+    Returns:
+        (B, H, rows, columns) of the patches, non-negative, summing to at most 1.
+
+    Raises:
+        ValueError: There is no such block, or the model is in training mode.
+    """
+    count = len(model.blocks)
+    if not -count <= block < count:
+        raise ValueError(f'blocks are 0 to {count - 1}, got {block}')
+    weights = _weights(model.blocks[block].attn, model, x)[:, :, 0, 1:]  # (B, H, N)
+    return weights.unflatten(-1, model.patch_embed.dynamic_feat_size(tuple(x.shape[-2:])))
+
+
+def _weights(attn: Attention, model: CeiT, x: torch.Tensor) -> torch.Tensor:
+    """Weights (B, H, queries, N) that an attention of a CeiT forms."""
     _check_evaluates(model, 'images change its statistics')
-    attn, fused = model.lca.attn, model.lca.attn.fused_attn
+    fused = attn.fused_attn
     try:
         attn.fused_attn = False  # the fused path never forms the weights
         ((weights,),) = _arguments(attn.attn_drop, model, x)
     finally:
         attn.fused_attn = fused
-    return weights[:, :, 0]  # (B, H, L) of (B, H, 1, L)
+    return weights
 
 
 def latent_attention(
@@ -65,6 +95,8 @@ def latent_attention(
     outside = [i for i in latents if not 0 <= i < model.latents.shape[0]]
     if outside:
         raise ValueError(f'latents are 0 to {model.latents.shape[0] - 1}, got {outside[0]}')
+    if not len(latents):
+        raise ValueError('latents must name at least one, got none')
     block %= count
     used = min(block, len(model.cross_attends) - 1)
     attn = model.cross_attends[used].attn
@@ -102,6 +134,23 @@ def decoder_attention(
         return attn.attention_weights(*arguments)
 
 
+def _plot_ceit(model: CeiT, shown: torch.Tensor, x: torch.Tensor, block: int, path: PathLike) -> str:
+    """Draw where the class token of a CeiT looks in one image, and which layers it reads."""
+    maps = class_token_attention(model, x, block)
+    layers = None if model.lca is None else lca_attention(model, x)
+    title = ''
+    if model.num_classes and model.global_pool:
+        with torch.no_grad():
+            probability, predicted = model(x).float().softmax(-1)[0].max(-1)
+        title = f'{class_labels(model)[int(predicted)]}  {100 * float(probability):.0f} %'
+    number = 1 + block % len(model.blocks)
+    class_token_sheet(shown[0], maps[0].float(), None if layers is None else layers[0].float(), path, title, number)
+    over = f'class-token attention of block {number - 1} over {maps.shape[2]}×{maps.shape[3]} patches'
+    if layers is None:
+        return over
+    return f'{over}; layer-wise class-token attention, {layers.shape[1]} heads over {layers.shape[2]} layers'
+
+
 def _arguments(module: nn.Module, run: Callable, *inputs: Any) -> List[Tuple[Any, ...]]:
     """What a module is called with, each time, while something runs without gradients."""
     seen: List[Tuple[Any, ...]] = []
@@ -130,15 +179,17 @@ def plot_attention(
     mean: Optional[Sequence[float]] = None,
     std: Optional[Sequence[float]] = None,
 ) -> str:
-    """Show a model an image as in evaluation and draw the attention it has: of a CeiT over layers, of a Perceiver's
+    """Show a model an image as in evaluation and draw the attention it has.
+
+    Of a CeiT's class token over the image (`class_token_attention`) and, with LCA, over the layers; of a Perceiver's
     latents over the image.
 
     Args:
-        model: CeiT with LCA, Perceiver or Perceiver IO of 1 or 3 channels, in evaluation mode.
+        model: CeiT, Perceiver or Perceiver IO of 1 or 3 channels, in evaluation mode.
         image: Image file.
         path: PNG to write.
         latents: Which latents of a Perceiver; six from first to last when None.
-        block: Which cross-attend of a Perceiver, negative from the last.
+        block: Which block of a CeiT, or cross-attend of a Perceiver; negative from the last.
         input_size: As in `timm_extra.images.input_config`, like `mean` and `std`.
         mean: What the image is normalised with.
         std: Likewise.
@@ -158,11 +209,7 @@ def plot_attention(
     x = prepare.read(image)[None]
     shown, x = prepare.visible(x), x.to(next(model.parameters()))
     if isinstance(model, CeiT):
-        attention = lca_attention(model, x)
-        with torch.no_grad():
-            logits = model(x) if model.num_classes else None
-        prediction_sheet(shown, None, logits, attention.float(), path, class_labels(model))
-        return f'layer-wise class-token attention, {attention.shape[1]} heads over {attention.shape[2]} layers'
+        return _plot_ceit(model, shown, x, block, path)
     count = model.latents.shape[0]
     if latents is None:
         latents = evenly_spaced(count)

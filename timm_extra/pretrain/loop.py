@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from timm_extra import hub
 from timm_extra._files import PathLike
 from timm_extra.images import input_config
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.log import Log
 
-from .backbone import save_backbone
+from .backbone import check_output, provenance, save_backbone
 from .config import PretrainConfig, check_parameters, task_parameters
 from .data import Batches, Collate, MakeViews, Samples, loader
 from .probe import PROBES, accuracies
@@ -61,6 +62,7 @@ def pretrain(
     probe: Optional[Tuple[Dataset, Dataset]] = None,
     view1: Optional[View] = None,
     view2: Optional[View] = None,
+    base_model: Optional[str] = None,
 ) -> Pretrained:
     """Train a model without labels.
 
@@ -77,6 +79,7 @@ def pretrain(
         probe: Labelled training and test images for the probes.
         view1: As the task has it.
         view2: As `BYOL` has it; not for 'glom'.
+        base_model: What the card calls the weights that the training starts from, as in `hub.Provenance`.
 
     Returns:
         The trained model and where it was saved.
@@ -84,7 +87,7 @@ def pretrain(
     Raises:
         ValueError: An argument is out of range or not the method's, the data set is too small, an image cannot be
             read, a checkpoint belongs to another training, or the training diverges.
-        FileExistsError: `output` has checkpoints and `resume` is False.
+        FileExistsError: `output` has checkpoints and `resume` is False, or holds another model.
         OSError: A checkpoint cannot be written; earlier ones stay.
     """
     if config.probes and probe is None:
@@ -104,6 +107,7 @@ def pretrain(
         task=task,
         samples=Samples(dataset, task.input_size[0], unreadable=config.unreadable),
         output=Path(output),
+        base_model=base_model,
         probe=probe,
         probes=(DEFAULT_PROBES if config.probes is None else config.probes) if probe else (),
         settings=_settings(config, planned, model, len(dataset), {**arguments, **task.input_config}, task.views),
@@ -157,6 +161,7 @@ class _Run:
     task: PretrainingTask
     samples: Samples
     output: Path
+    base_model: Optional[str]
     probe: Optional[Tuple[Dataset, Dataset]]
     probes: Tuple[str, ...]
     settings: Dict[str, Any]
@@ -178,6 +183,8 @@ class _Run:
             raise FileExistsError(
                 f'{self.output} has checkpoints up to step {found[-1]}: resume, or choose another folder'
             )
+        for name in ('model', *(['best'] if self.probes else [])):
+            check_output(self.task.model, self.output / name)
         if self.accelerator.is_main_process:
             checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
@@ -193,7 +200,7 @@ class _Run:
         self._train(start, log)
         if log:
             log.close()
-            save_backbone(self.task, self.output / 'model')
+            save_backbone(self.task, self.output / 'model', self._provenance(self.plan.steps))
         self.accelerator.wait_for_everyone()
         return Pretrained(self.task.model, self.output, self.plan.steps, self._skipped_by_all(), self.accuracies)
 
@@ -347,12 +354,23 @@ class _Run:
             better = first > self.best[0]
             if better:
                 self.best = first, done
-                save_backbone(self.task, self.output / 'best')
+                save_backbone(self.task, self.output / 'best', self._provenance(done))
         if log and (due or better):
             log.flush()
             self._checkpoint(done, skipped)
         self.accelerator.wait_for_everyone()
         return True
+
+    def _provenance(self, steps: int) -> hub.Provenance:
+        """How the model has been trained after so many steps."""
+        whole = self.config.epochs is not None and steps % self.plan.steps_per_epoch == 0
+        return provenance(
+            self.config.method,
+            images=self.settings['images'],
+            steps=steps,
+            epochs=steps // self.plan.steps_per_epoch if whole else None,
+            base_model=self.base_model,
+        )
 
     def _probe(self) -> Dict[str, float]:
         view = PlainView(**self.task.input_config)

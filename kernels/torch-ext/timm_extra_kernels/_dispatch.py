@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib
-import importlib.util
 import inspect
 import os
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ._tiles import without_autocast
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST = 2**31 - 1  # elements of a tensor, and programs along the first axis of a launch
+NEEDED_OF_TRITON = ('jit', 'cdiv', 'constexpr_function', 'language', 'runtime')  # what kernel.py files use
 Limits = Callable[..., Optional[str]]
 
 
@@ -55,8 +55,8 @@ def why_not(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
         return f'the tensors are on {device}'
     if not kernels_enabled():
         return 'TIMM_EXTRA_FUSED=0'
-    if not _has_triton():
-        return 'triton is not installed'
+    if (reason := no_triton()) is not None:
+        return reason
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f'compute capability {torch.cuda.get_device_capability(device)} is below (8, 0)'
     return unsupported(limits, named)
@@ -105,8 +105,21 @@ def _current(device: torch.device):
 
 
 @functools.lru_cache(maxsize=None)
-def _has_triton() -> bool:
-    return importlib.util.find_spec('triton') is not None
+def no_triton() -> Optional[str]:
+    """Why kernels cannot be compiled: no triton, or something else of that name; None if they can. Imports it."""
+    try:
+        triton = importlib.import_module('triton')
+        importlib.import_module('triton.language')
+        importlib.import_module('triton.runtime')
+    except Exception as e:  # another build may fail in any way when it is imported
+        missing = isinstance(e, ModuleNotFoundError) and e.name == 'triton'
+        return 'triton is not installed' if missing else f'triton cannot be imported ({type(e).__name__}: {e})'
+    lacking = [name for name in NEEDED_OF_TRITON if not hasattr(triton, name)]
+    return f'triton in {_place(triton)} has no {lacking[0]}: it is another build' if lacking else None
+
+
+def _place(module: Any) -> str:
+    return str(getattr(module, '__file__', None) or 'memory')
 
 
 def tensors(args: Iterable[Any]) -> Iterator[torch.Tensor]:

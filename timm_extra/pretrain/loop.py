@@ -17,10 +17,11 @@ from timm_extra.images import input_config
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.log import Log
+from timm_extra.training.order import Batches
 
 from .backbone import save_backbone
 from .config import PretrainConfig, check_parameters, task_parameters
-from .data import Batches, Collate, MakeViews, Samples, loader
+from .data import Collate, MakeViews, Samples, loader
 from .probe import PROBES, accuracies
 from .recipes import Plan, Schedule, build_optimizer, plan
 from .sync_batchnorm import cross_replica

@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize('method', ['byol', 'simsiam'])
 def test_it_leaves_what_it_says(method, tmp_path):
-    done = run(tmp_path, method, probe=(images(), images()), probes=('knn', 'linear'), tensorboard=True)
+    done = run(tmp_path, method, probe=(images(), images()), probes=('knn', 'linear'), log_with='tensorboard')
     assert (done.steps, done.skipped, done.folder) == (STEPS, 0, tmp_path)
     rows = read_log(tmp_path / 'log.csv')
     assert [int(r['step']) for r in rows if r['loss']] == list(range(STEPS))

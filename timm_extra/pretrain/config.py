@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 import yaml
 
 from timm_extra._files import PathLike, atomic_file
+from timm_extra.training.accelerator import TRACKERS
 from timm_extra.training.option import check_choices, option
 
 from .data import ON_UNREADABLE
@@ -118,7 +119,7 @@ class PretrainConfig:
     checkpoint_hist: int = option(2, 'Number of latest checkpoints to keep, besides the best if there are probes.')
     resume: bool = option(False, 'Continue from the last checkpoint in the output folder, if there is one.')
     log_interval: int = option(10, 'Optimizer steps between rows of log.csv.')
-    tensorboard: bool = option(False, 'Write TensorBoard events as well.')
+    log_with: Optional[str] = option(None, 'Tracker that gets the rows as well.', none='none', choices=TRACKERS)
     mixed_precision: Optional[str] = option(
         None, 'Precision of autocast.', none="accelerate's", choices=('no', 'fp16', 'bf16')
     )

@@ -1,7 +1,6 @@
 """The pretraining loop."""
 
 import math
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.log import Log
 from timm_extra.training.order import Batches
+from timm_extra.training.progress import Progress
 
 from .backbone import save_backbone
 from .config import PretrainConfig, check_parameters, task_parameters
@@ -90,7 +90,7 @@ def pretrain(
     """
     if config.probes and probe is None:
         raise ValueError('probes need labelled images: pass probe=(training images, test images)')
-    accelerator = create_accelerator(config.mixed_precision, config.cpu)
+    accelerator = create_accelerator(config.mixed_precision, config.cpu, config.log_with, Path(output))
     views = _views(config, model, view1=view1, view2=view2)
     planned = plan(config, model, dataset, accelerator.num_processes)
     torch.manual_seed(config.seed)
@@ -188,7 +188,7 @@ class _Run:
         start = saved['step'] if saved else 0
         log = None
         if self.accelerator.is_main_process:
-            log = Log(self.output, COLUMNS, start, self.config.tensorboard)
+            log = Log(self.output, COLUMNS, start, self.accelerator, asdict(self.config))
             self.config.save(self.output / 'args.yaml', model=self.settings['model'], images=self.settings['images'])
         self.accelerator.wait_for_everyone()
         self._train(start, log)
@@ -235,7 +235,7 @@ class _Run:
         incoming = self._batches(start, views)
         stds: List[Optional[torch.Tensor]] = []
         clock = time.perf_counter()
-        with _bar(start, total, accelerator.is_main_process) as bar:
+        with Progress(total, start, accelerator.is_main_process) as progress:
             for step in range(start, total):
                 rate = self.schedule.set(step)
                 # random numbers of the model (dropout, drop path) depend on the step alone, too
@@ -243,19 +243,19 @@ class _Run:
                 loss, std = self._step(incoming, views, step)
                 stds.append(std)
                 done = step + 1
+                progress.update()
                 if step % config.log_interval == 0 or done == total:
                     row = dict(step=step, epoch=step // self.plan.steps_per_epoch, learning_rate=rate)
                     row.update(self._averages(loss, _mean(stds), step), skipped=self._skipped_by_all())
                     seconds = (time.perf_counter() - clock) / len(stds)
                     row['images_per_second'] = self.plan.images_per_step / seconds
-                    self._alarm(row)
+                    self._alarm(row, progress)
                     if log:
                         log.row(row)
                         std = f' std {row["std"]:.2f}' if 'std' in row else ''
-                        bar.set_description(f'loss {row["loss"]:.3f}{std}', refresh=False)
+                        progress.show(f'loss {row["loss"]:.3f}{std}')
                     stds, clock = [], time.perf_counter()
-                bar.update()
-                if self._after(done, loss, log, bar):
+                if self._after(done, loss, log, progress):
                     stds, clock = [], time.perf_counter()
 
     def _batches(self, start: int, views: MakeViews) -> Iterator[Dict[str, Any]]:
@@ -321,16 +321,15 @@ class _Run:
             raise ValueError(f'the training diverged at step {step} (loss {found[0]:.4g}): lower lr, or use no fp16')
         return found
 
-    def _alarm(self, row: Dict[str, Any]) -> None:
-        if row.get('std', 1.0) < COLLAPSED and not self.alarmed and self.accelerator.is_main_process:
+    def _alarm(self, row: Dict[str, Any], progress: Progress) -> None:
+        if row.get('std', 1.0) < COLLAPSED and not self.alarmed:
             self.alarmed = True
-            print(
+            progress.line(
                 f'warning: step {row["step"]}: the projections have collapsed, their std is {row["std"]:.3f} of 1: '
-                'all images look the same to the model. Lower the learning rate, or train with more images per step.',
-                file=sys.stderr,
+                'all images look the same to the model. Lower the learning rate, or train with more images per step.'
             )
 
-    def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], bar: Any) -> bool:
+    def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], progress: Progress) -> bool:
         """Probe and checkpoint, where they are due; whether they were."""
         each, last = self.plan.steps_per_epoch, done == self.plan.steps
         due = done % (self.config.checkpoint_interval or each) == 0 or last
@@ -343,7 +342,8 @@ class _Run:
         if probing and log:
             self.accuracies = self._probe()
             log.row(dict(step=done - 1, **self.accuracies))
-            bar.set_postfix_str(', '.join(f'{probe} {found:.2f} %' for probe, found in self.accuracies.items()))
+            found = ', '.join(f'{probe} {accuracy:.2f} %' for probe, accuracy in self.accuracies.items())
+            progress.line(f'step {done}: accuracy {found}')
             first = self.accuracies[self.probes[0]]
             better = first > self.best[0]
             if better:
@@ -380,12 +380,6 @@ class _Run:
 def _mean(values: List[Optional[torch.Tensor]]) -> Optional[torch.Tensor]:
     """Mean of scalars; None if there are none."""
     return None if values[0] is None else torch.stack(values).mean()
-
-
-def _bar(start: int, total: int, shown: bool):
-    from tqdm import tqdm
-
-    return tqdm(initial=start, total=total, unit='step', mininterval=0.5, disable=not shown)
 
 
 def _moved(images: Images, device: torch.device) -> Images:

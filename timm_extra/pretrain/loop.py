@@ -1,7 +1,6 @@
 """The pretraining loop."""
 
 import math
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -19,11 +18,12 @@ from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.interrupt import Interrupted, Interruption, interruptible
 from timm_extra.training.log import Log
+from timm_extra.training.order import Batches
 from timm_extra.training.progress import Progress, print_summary
 
 from .backbone import save_backbone
 from .config import PretrainConfig, check_parameters
-from .data import Batches, Collate, MakeViews, Samples, loader
+from .data import Collate, MakeViews, Samples, loader
 from .probe import PROBES, accuracies
 from .recipes import Plan, Schedule, build_optimizer, load_optimizer, plan
 from .resume import check_resumes, settings_of, task_arguments

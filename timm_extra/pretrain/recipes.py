@@ -10,8 +10,9 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.utils.data import Dataset
 
+from timm_extra.training.order import steps_per_epoch
+
 from .config import PretrainConfig
-from .data import steps_per_epoch
 
 # BYOL's code, configs/byol.py: epochs to learning rate for 256 images, weight decay, τ₀
 BYOL_PRESETS = {

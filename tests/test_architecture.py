@@ -29,7 +29,7 @@ MAY_IMPORT = {
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'safetensors', 'huggingface_hub'),
     ),
-    'timm_extra.training': (('timm_extra._files',), ('torch', 'accelerate')),
+    'timm_extra.training': (('timm_extra._files',), ('torch', 'numpy', 'accelerate', 'tqdm')),
     'timm_extra.pretrain': (
         ('timm_extra._files', 'timm_extra.models', 'timm_extra.images', 'timm_extra.hub', 'timm_extra.training'),
         ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'tqdm'),

@@ -1,80 +1,93 @@
-"""What the command writes takes the place of nothing that it did not make."""
+"""Files are written whole and flushed, on file systems that flush no folders, too."""
 
-from pathlib import Path
+import errno
+import os
+import stat
+from types import SimpleNamespace
 
 import pytest
-import timm
-from PIL import Image
 
-from timm_extra import _files, cli, demo, hub
-
-PLOT = ['plot', 'islands', 'image.png', '--model', 'test_glom', '--output']
-EXPORT = ['export', 'torch-export']
-MODEL = ['--model', 'test_glom']
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Image.effect_noise((56, 56), 90).save('image.png')
-
-
-@pytest.mark.parametrize('command', [[*PLOT, 'out.png'], [*EXPORT, 'out.png', *MODEL]], ids=['plot', 'export'])
-def test_a_file_that_is_there_stays_unless_forced(command, capsys):
-    Path('out.png').write_text('mine')
-    assert cli.main(command) == 1
-    error = 'timm-extra: out.png exists: name another file, or replace it with --force\n'
-    assert capsys.readouterr().err == error and Path('out.png').read_text() == 'mine'
-    assert cli.main([*command, '--force']) == 0
-    assert Path('out.png').stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    'name, said', [('nodir/x.png', "no folder at 'nodir'"), ('.', '. is a folder, not a file to write')]
-)
-@pytest.mark.parametrize('force', [[], ['--force']])
-def test_places_that_are_none_are_named(name, said, force, capsys):
-    for command in ([*PLOT, name], [*EXPORT, name, *MODEL]):
-        assert cli.main([*command, *force]) == 1
-        assert capsys.readouterr().err.splitlines()[-1] == f'timm-extra: {said}'
-    with pytest.raises(OSError, match=said), _files.atomic_file(name):
-        pytest.fail('something is written')
-
-
-def test_a_message_names_a_folder_that_is_no_image_once(capsys):
-    Path('odd_folder').mkdir()
-    assert cli.main(['plot', 'islands', 'odd_folder', *MODEL]) == 1
-    assert capsys.readouterr().err == 'timm-extra: odd_folder cannot be read: Is a directory\n'
+from timm_extra import _files
+from timm_extra._files import atomic_file, atomic_folder
 
 
 @pytest.fixture
-def untrained(monkeypatch):
-    """A demo that is let through ends here."""
-
-    class Started(Exception):
-        pass
-
-    def start(*args):
-        raise Started
-
-    monkeypatch.setattr(demo, 'write_digits', start)
-    return Started
+def system(monkeypatch):
+    """The `os` that files are written by, not that of the standard library's own calls."""
+    system = SimpleNamespace(**vars(os))
+    monkeypatch.setattr(_files, 'os', system)
+    return system
 
 
-def test_the_demo_writes_to_its_own_folder_and_no_other(untrained, tmp_path, capsys):
-    (tmp_path / 'photos').mkdir()
-    with pytest.raises(untrained):
-        demo.run_demo('photos')  # empty
-    (tmp_path / 'photos' / 'me.jpg').touch()
-    assert cli.main(['demo', '--output', 'photos']) == 1
-    said = 'timm-extra: photos is no folder of a demo: choose another, or write there with --force\n'
-    assert capsys.readouterr().err == said
-    with pytest.raises(untrained):
-        demo.run_demo('photos', force=True)
-    (tmp_path / 'mine' / 'digits-seed0').mkdir(parents=True)
-    model = timm.create_model('test_ceit', img_size=28, patch_size=4, in_chans=1, num_classes=10)
-    hub.save(model, tmp_path / 'mine' / 'model', model_config=demo.LABELS)
-    with pytest.raises(untrained):
-        demo.run_demo('mine', seed=1)
-    with pytest.raises(FileExistsError, match='holds a test_ceit of 10 classes, not a test_perceiver of 10 classes'):
-        demo.run_demo('mine', model='perceiver')
+@pytest.fixture
+def flushed(system):
+    """Names of the files that are flushed."""
+    seen, names = [], {}
+
+    def open_and_note(path, flags, *args, **kwargs):
+        descriptor = os.open(path, flags, *args, **kwargs)
+        names[descriptor] = os.path.basename(path), flags
+        return descriptor
+
+    def note(descriptor):
+        name, flags = names[descriptor]
+        seen.append(name)
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            assert flags & os.O_RDWR  # or Windows refuses
+        os.fsync(descriptor)
+
+    system.open, system.fsync = open_and_note, note
+    return seen
+
+
+def refuse(system, function, number, folders_only=True):
+    """Let a function of `os` fail as an operating system does."""
+    real = getattr(system, function)
+
+    def refusing(what, *args, **kwargs):
+        mode = (os.fstat if isinstance(what, int) else os.stat)(what).st_mode
+        if stat.S_ISDIR(mode) or not folders_only:
+            raise OSError(number, os.strerror(number), what)
+        return real(what, *args, **kwargs)
+
+    setattr(system, function, refusing)
+
+
+def write_both(folder):
+    with atomic_file(folder / 'one.txt') as aside:
+        aside.write_text('1')
+    with atomic_folder(folder / 'model', last=('config.json',)) as aside:
+        (aside / 'weights').write_text('2')
+        (aside / 'config.json').write_text('3')
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob('*'))
+
+
+WRITTEN = ['model', os.path.join('model', 'config.json'), os.path.join('model', 'weights'), 'one.txt']
+
+
+def test_files_and_their_folders_are_flushed(flushed, tmp_path):
+    assert write_both(tmp_path) == WRITTEN
+    assert [name for name in flushed if not name.startswith('.')][-1] == 'model'
+    assert {'config.json', 'weights', tmp_path.name} <= set(flushed)
+
+
+@pytest.mark.parametrize('function, number', [('open', errno.EACCES), ('open', errno.EPERM), ('fsync', errno.EINVAL)])
+def test_folders_that_cannot_be_flushed_are_passed_over(function, number, system, flushed, tmp_path):
+    refuse(system, function, number)
+    assert write_both(tmp_path) == WRITTEN
+    assert {'config.json', 'weights'} <= set(flushed)
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ENOSPC])
+def test_a_folder_on_a_broken_disk_is_an_error(number, system, tmp_path):
+    refuse(system, 'fsync', number)
+    with pytest.raises(OSError) as caught, atomic_file(tmp_path / 'one.txt') as aside:
+        aside.write_text('1')
+    assert caught.value.errno == number
+
+
+def test_a_file_that_cannot_be_flushed_is_an_error_and_not_written(system, tmp_path):
+    refuse(system, 'fsync', errno.EINVAL, folders_only=False)
+    with pytest.raises(OSError), atomic_file(tmp_path / 'one.txt') as aside:
+        aside.write_text('1')
+    assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,9 @@ from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset, TensorDataset
 
-from timm_extra.pretrain.data import Batches, Collate, MakeViews, Samples, as_tensor, loader
+from timm_extra.pretrain.data import Collate, MakeViews, Samples, as_tensor, loader
 from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
+from timm_extra.training.order import Batches
 
 
 def pictures(n=6, seed=0):

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from timm_extra._nearest import nearest
+from timm_extra.training.accelerator import in_first_process
 
 from . import convert, demo, doctor, export, models, plot, predict, pretrain, probe, pull, push, run
+from ._messages import as_flags
 from ._parser import Parser
 
 MODULES = (models, run, demo, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
@@ -41,11 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_arguments(sub)
-        sub.set_defaults(verb=verb)
+        sub.set_defaults(verb=verb, parser=sub)
     return parser
 
 
-def _say(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+def _warn(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """Print a warning: those of this package as a line of the command, others as Python does."""
     if Path(filename).is_relative_to(Path(__file__).parents[1]):
         print(f'timm-extra: {message}', file=sys.stderr)
@@ -60,23 +62,41 @@ def main(argv: Optional[List[str]] = None) -> int:
         argv: Command line without the program's name; that of the process when None.
 
     Returns:
-        Exit status: 0 done, 1 refused with a message, 2 misused.
+        Exit status: 0 done, 1 refused with a message, 2 misused, 130 ended by Ctrl-C.
     """
-    parser = build_parser()
-    if not (sys.argv[1:] if argv is None else argv):
-        parser.print_help(sys.stderr)
-        sys.exit(2)
-    word = (sys.argv[1:] if argv is None else argv)[0]
-    if not word.startswith('-') and word not in VERBS:
-        parser.error(f'no command {word!r}{nearest(word, VERBS)}')
-    args = parser.parse_args(argv)
+    parser = None
+    try:
+        parser = build_parser()
+        words = sys.argv[1:] if argv is None else argv
+        if not words:
+            parser.print_help(sys.stderr)
+            sys.exit(2)
+        if not words[0].startswith('-') and words[0] not in VERBS:
+            parser.error(f'no command {words[0]!r}{nearest(words[0], VERBS)}')
+        args = parser.parse_args(words)
+        parser = args.parser
+        return _run(args)
+    except KeyboardInterrupt as e:
+        if in_first_process():
+            _say(e, parser)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _say
+            warnings.showwarning = _warn
             return args.verb.run(args)
     except BrokenPipeError:  # the reader has exited, as head does: Python would raise once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except args.verb.refusals as e:
-        print('timm-extra:', ' '.join(line.strip() for line in str(e).splitlines()), file=sys.stderr)
+        _say(e, args.parser)
         return 1
+
+
+def _say(error: BaseException, parser: Optional[argparse.ArgumentParser]) -> None:
+    """What went wrong as one line in words of the command."""
+    message = str(error) or 'interrupted'
+    message = as_flags(message, parser) if parser else message
+    print('timm-extra:', ' '.join(line.strip() for line in message.splitlines()), file=sys.stderr)

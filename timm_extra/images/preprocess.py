@@ -39,7 +39,7 @@ def input_config(
         ValueError: The size is unknown, or `mean` or `std` are out of range or not as many as channels.
     """
     if input_size is None and not getattr(model, 'pretrained_cfg', None):
-        raise ValueError(f'{type(model).__name__} does not say the size of its inputs: pass input_size=(C, H, W)')
+        raise ValueError(f'{type(model).__name__} does not say the size of its inputs: give `input_size=(C, H, W)`')
     config = resolve_model_data_config(model)
     size = own_input_size(model) if input_size is None else tuple(input_size)
     found = {
@@ -52,6 +52,21 @@ def input_config(
         if not all(math.isfinite(v) and (name == 'mean' or v > 0) for v in values):
             raise ValueError(f'{name} must be {"finite" if name == "mean" else "positive"}, got {tuple(values)}')
     return dict(input_size=size, **found)
+
+
+def check_takes_images(model: nn.Module) -> None:
+    """Refuse a Perceiver for audio, video, points or tokens.
+
+    Args:
+        model: A timm model; of other modules it is not known.
+
+    Raises:
+        ValueError: The model takes no images.
+    """
+    size = own_input_size(model) if getattr(model, 'pretrained_cfg', None) else (1, 1, 1)
+    if len(size) != 3:
+        taken = '×'.join(map(str, size))
+        raise ValueError(f'this {type(model).__name__} takes no images, its inputs are {taken}')
 
 
 @dataclass(frozen=True)
@@ -117,9 +132,8 @@ def preprocessing(
     Raises:
         ValueError: The model does not take images of 1 or 3 channels.
     """
+    check_takes_images(model)
     config = {**resolve_model_data_config(model), **input_config(model, input_size, mean, std)}
-    if len(config['input_size']) != 3:  # of a Perceiver for audio, video or points
-        raise ValueError(f'this {type(model).__name__} takes no images')
     if config['input_size'][0] not in (1, 3):
         raise ValueError(f'images have 1 or 3 channels, the model takes {config["input_size"][0]}')
     return Preprocessing(config, create_transform(**config), as_timm)

@@ -1,17 +1,16 @@
 """From a data set to batches of views that depend on nothing but seed, epoch, index and view."""
 
-import random
-from contextlib import contextmanager
 from itertools import cycle
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from timm_extra.images import UNREADABLE, as_array, as_tensor, decode
+from timm_extra.training.interrupt import ignore_interrupts
+from timm_extra.training.order import random_state
 
 from .views import Images, RandomView
 
@@ -49,7 +48,7 @@ class Samples(Dataset):
                 f'{type(dataset).__name__} streams: resuming needs a data set with a length, whose items have an index'
             )
         if unreadable not in ON_UNREADABLE:
-            raise ValueError(f'unreadable must be one of {", ".join(ON_UNREADABLE)}, got {unreadable!r}')
+            raise ValueError(f'`unreadable` must be one of {", ".join(ON_UNREADABLE)}, got {unreadable!r}')
         self.dataset = dataset
         self.channels = channels
         self.labelled = labelled
@@ -65,9 +64,9 @@ class Samples(Dataset):
             image = as_tensor(image, self.channels)
         except UNREADABLE as e:
             if self.unreadable == 'raise':
-                raise ValueError(
-                    f"image {index}{self._name(index)} cannot be read: {e}; unreadable='skip' leaves such images out"
-                ) from e
+                # classes are read for probes, which leave nothing out
+                hint = '' if self.labelled else "; `unreadable='skip'` leaves such images out"
+                raise ValueError(f'image {index}{self._name(index)} cannot be read: {e}{hint}') from e
             return Sample(None, -1, epoch, index)
         return Sample(image, label, epoch, index)
 
@@ -95,70 +94,6 @@ class Samples(Dataset):
     def _name(self, index: int) -> str:
         names = getattr(self.dataset, 'filename', None)
         return f' ({names(index)})' if callable(names) else ''
-
-
-class Batches(Sampler):
-    """Batches of (epoch, index) from one step to another, the same for any number of processes.
-
-    Every epoch has an order of its own. A step takes `batch_size · processes · accumulate` images of it; what is left
-    at the end of an epoch is left out.
-
-    Args:
-        length: Images in the data set.
-        batch_size: Images per process and forward pass.
-        steps: First step and the one after the last.
-        seed: Seed of the orders.
-        rank: Number of this process.
-        processes: How many there are.
-        accumulate: Forward passes per step.
-
-    Raises:
-        ValueError: The data set is smaller than a step.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        *,
-        steps: Tuple[int, int],
-        seed: int,
-        rank: int = 0,
-        processes: int = 1,
-        accumulate: int = 1,
-    ):
-        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
-        self.rank, self.processes, self.accumulate = rank, processes, accumulate
-        self.steps_per_epoch = steps_per_epoch(length, batch_size * processes * accumulate)
-
-    def __len__(self) -> int:
-        return (self.steps[1] - self.steps[0]) * self.accumulate
-
-    def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
-        size = self.batch_size * self.processes
-        epoch, order = -1, None
-        for step in range(*self.steps):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-            for part in range(self.accumulate):
-                first = (step % self.steps_per_epoch * self.accumulate + part) * size + self.rank * self.batch_size
-                yield [(epoch, int(i)) for i in order[first : first + self.batch_size]]
-
-
-def steps_per_epoch(length: int, images: int) -> int:
-    """Whole steps in a pass over the data.
-
-    Args:
-        length: Images in the data set.
-        images: Images per step.
-
-    Raises:
-        ValueError: There is not one.
-    """
-    if length < images:
-        raise ValueError(f'the data set has {length} images, fewer than the {images} of a step: lower batch_size')
-    return length // images
 
 
 class MakeViews:
@@ -194,22 +129,6 @@ def _in_unit_range(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-@contextmanager
-def random_state(key: Sequence[int]):
-    """Random states of PyTorch (CPU), NumPy and Python set by a key, and put back at the end."""
-    numbers = np.random.SeedSequence(list(key)).generate_state(3)
-    python, array = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(numbers[0]))
-            np.random.seed(numbers[1])
-            random.seed(int(numbers[2]))
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
-
-
 class Collate:
     """Samples as a batch, with the views made where the samples are read, or images for views made elsewhere.
 
@@ -242,4 +161,11 @@ class Collate:
 
 def loader(samples: Samples, batches: Sampler, collate: Collate, workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches read by worker processes, one thread each."""
-    return DataLoader(samples, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_interrupts,
+    )

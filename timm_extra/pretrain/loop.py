@@ -1,29 +1,35 @@
 """The pretraining loop."""
 
 import math
-import sys
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
 from timm_extra import hub
 from timm_extra._files import PathLike
-from timm_extra.images import input_config
+from timm_extra.images import check_takes_images, input_config
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
+from timm_extra.training.interrupt import Interrupted, Interruption, interruptible
 from timm_extra.training.log import Log
+from timm_extra.training.order import Batches
+from timm_extra.training.progress import Progress, print_summary
 
 from .backbone import check_output, provenance, save_backbone
-from .config import PretrainConfig, check_parameters, task_parameters
-from .data import Batches, Collate, MakeViews, Samples, loader
+from .config import PretrainConfig, check_parameters
+from .data import Collate, MakeViews, Samples, loader
 from .probe import PROBES, accuracies
-from .recipes import Plan, Schedule, build_optimizer, plan
+from .recipes import Plan, Schedule, build_optimizer, load_optimizer, plan
+from .resume import check_resumes, settings_of, task_arguments
+from .summary import summary
 from .sync_batchnorm import cross_replica
 from .tasks import METHODS
 from .tasks.task import PretrainingTask, View
@@ -87,19 +93,25 @@ def pretrain(
     Raises:
         ValueError: An argument is out of range or not the method's, the data set is too small, an image cannot be
             read, a checkpoint belongs to another training, or the training diverges.
+        Interrupted: Ctrl-C (`KeyboardInterrupt`), after the step that was running and a checkpoint; in a run of several
+            processes all stop after the same step. The second Ctrl-C raises at once.
         FileExistsError: `output` has checkpoints and `resume` is False, or holds another model.
         OSError: A checkpoint cannot be written; earlier ones stay.
     """
+    check_takes_images(model)
     if config.probes and probe is None:
-        raise ValueError('probes need labelled images: pass probe=(training images, test images)')
-    accelerator = create_accelerator(config.mixed_precision, config.cpu)
+        raise ValueError('`probes` need labelled images: pass probe=(training images, test images)')
+    accelerator = create_accelerator(config.mixed_precision, config.cpu, config.log_with, Path(output))
     views = _views(config, model, view1=view1, view2=view2)
     planned = plan(config, model, dataset, accelerator.num_processes)
     torch.manual_seed(config.seed)
-    arguments = dict(decay=planned.recipe.decay, num_steps=planned.steps, hidden_layer=None)
-    arguments = {name: value for name, value in arguments.items() if name in task_parameters(config.method)}
-    arguments.update(config.task_arguments(), **views)
-    task = METHODS[config.method](model.to(accelerator.device), **arguments)
+    task = METHODS[config.method](model.to(accelerator.device), **task_arguments(config, planned), **views)
+
+    def settings_at(steps: int) -> Dict[str, Any]:
+        other = plan(replace(config, epochs=None, num_train_steps=steps), model, dataset, accelerator.num_processes)
+        arguments = {**task_arguments(config, other), **task.input_config}
+        return settings_of(config, other, model, len(dataset), arguments, task.views)
+
     run = _Run(
         config=config,
         accelerator=accelerator,
@@ -110,7 +122,7 @@ def pretrain(
         base_model=base_model,
         probe=probe,
         probes=(DEFAULT_PROBES if config.probes is None else config.probes) if probe else (),
-        settings=_settings(config, planned, model, len(dataset), {**arguments, **task.input_config}, task.views),
+        settings_at=settings_at,
     )
     return run.go()
 
@@ -122,33 +134,10 @@ def _views(config: PretrainConfig, model: nn.Module, **given: Optional[View]) ->
     if config.scale is None:
         return views
     if views:
-        raise ValueError(f"scale is for the crops of the method's own views: leave out scale or {', '.join(views)}")
+        raise ValueError(f"`scale` is for the crops of the method's own views: leave out `scale` or {', '.join(views)}")
     size = input_config(model, config.input_size, config.mean, config.std)
     recipes = (replace(recipe, scale=config.scale) for recipe in RECIPES[config.method])
     return {f'view{number}': RandomView(recipe, **size) for number, recipe in enumerate(recipes, 1)}
-
-
-def _settings(
-    config: PretrainConfig,
-    plan: Plan,
-    model: nn.Module,
-    images: int,
-    arguments: Dict[str, Any],
-    views: Tuple[View, ...],
-) -> Dict[str, Any]:
-    """All that the result depends on; resuming refuses other values. Keys are part of the format of checkpoints."""
-    views = {f'view{number}': view for number, view in enumerate(views, 1)}
-    return dict(
-        method=config.method,
-        model=(getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__,
-        images=images,
-        images_per_step=plan.images_per_step,
-        steps=plan.steps,
-        seed=config.seed,
-        clip_grad=config.clip_grad,
-        **{f'recipe.{name}': value for name, value in asdict(plan.recipe).items()},
-        **{name: checkpoints.described(value) for name, value in {**arguments, **views}.items()},
-    )
 
 
 @dataclass
@@ -164,7 +153,7 @@ class _Run:
     base_model: Optional[str]
     probe: Optional[Tuple[Dataset, Dataset]]
     probes: Tuple[str, ...]
-    settings: Dict[str, Any]
+    settings_at: Callable[[int], Dict[str, Any]]  # all that the result depends on, by the number of steps
     best: Tuple[float, int] = (-1.0, -1)  # accuracy and step of the best of the first probe
     skipped: int = 0  # by this process
     accuracies: Dict[str, float] = field(default_factory=dict)
@@ -181,28 +170,45 @@ class _Run:
         found = checkpoints.steps(folder)
         if found and not self.config.resume:
             raise FileExistsError(
-                f'{self.output} has checkpoints up to step {found[-1]}: resume, or choose another folder'
+                f'{self.output} has checkpoints up to step {found[-1]}: `resume=True` goes on, or choose another folder'
             )
         for name in ('model', *(['best'] if self.probes else [])):
             check_output(self.task.model, self.output / name)
         if self.accelerator.is_main_process:
             checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
+        start = saved['step'] if saved else 0
+        self.settings = self.settings_at(self.plan.steps)
+        changes = check_resumes(saved, self.settings, self.settings_at, self.output) if saved else ''
         self._prepare(saved)
         for dataset in self.probe if self.probes else ():
             Samples(dataset, self.task.input_size[0], labelled=True)[(0, 0)]  # refused now, not after an epoch
-        start = saved['step'] if saved else 0
         log = None
         if self.accelerator.is_main_process:
-            log = Log(self.output, COLUMNS, start, self.config.tensorboard)
+            self._introduce(start, changes)
+            log = Log(self.output, COLUMNS, start, self.accelerator, asdict(self.config))
             self.config.save(self.output / 'args.yaml', model=self.settings['model'], images=self.settings['images'])
         self.accelerator.wait_for_everyone()
-        self._train(start, log)
-        if log:
-            log.close()
-            save_backbone(self.task, self.output / 'model', self._provenance(self.plan.steps))
-        self.accelerator.wait_for_everyone()
+        with interruptible() as interruption:
+            try:
+                self._train(start, log, interruption)
+            finally:
+                if log:
+                    log.close()
+            if log:
+                save_backbone(self.task, self.output / 'model', self._provenance(self.plan.steps))
+            self.accelerator.wait_for_everyone()
         return Pretrained(self.task.model, self.output, self.plan.steps, self._skipped_by_all(), self.accuracies)
+
+    def _introduce(self, start: int, changes: str) -> None:
+        """Say what is about to run."""
+        labelled = [len(dataset) for dataset in self.probe] if self.probes else []
+        facts = dict(model=self.settings['model'], images=self.settings['images'], probes=self.probes)
+        rows = summary(
+            self.config, self.plan, self.task, self.accelerator,
+            **facts, labelled=labelled, start=start, output=self.output,
+        )  # fmt: skip
+        print_summary(dict(rows, note=changes))
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
         """Make or load everything that has a state."""
@@ -213,9 +219,6 @@ class _Run:
                 if isinstance(view, nn.Module):
                     view.cpu()  # processes that read images cannot use the GPU
         if saved:
-            wrong = checkpoints.differences(saved['settings'], self.settings)
-            if wrong:
-                raise ValueError(f'the checkpoint in {self.output} is of another training: {"; ".join(wrong)}')
             task.load_checkpoint_state(saved['task']['state_dict'], saved['task'].get('task_state'))
             self.best = saved['best']['accuracy'], saved['best']['step']
             self.accuracies = saved['accuracies']
@@ -227,21 +230,24 @@ class _Run:
         warmup = round(self.plan.recipe.warmup_epochs * self.plan.steps_per_epoch)
         self.schedule = Schedule(optimizer, self.plan.steps, warmup)
         if saved:
-            optimizer.load_state_dict(saved['optimizer'])
+            load_optimizer(optimizer, saved['optimizer'])
             if accelerator.scaler is not None and saved['scaler']:
                 accelerator.scaler.load_state_dict(saved['scaler'])
-        online, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
+        self.signals = dist.new_group(backend='gloo') if accelerator.num_processes > 1 else None
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning)  # Accelerate knows no other yet
+            online, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
         task.trainable_module = online
         if not saved and hasattr(task, 'reset_target'):
             task.reset_target()  # the online network is that of the first process now
 
-    def _train(self, start: int, log: Optional[Log]) -> None:
+    def _train(self, start: int, log: Optional[Log], interruption: Interruption) -> None:
         config, accelerator, total = self.config, self.accelerator, self.plan.steps
         views = MakeViews(self.task.views, config.seed)
         incoming = self._batches(start, views)
         stds: List[Optional[torch.Tensor]] = []
         clock = time.perf_counter()
-        with _bar(start, total, accelerator.is_main_process) as bar:
+        with Progress(total, start, accelerator.is_main_process) as progress:
             for step in range(start, total):
                 rate = self.schedule.set(step)
                 # random numbers of the model (dropout, drop path) depend on the step alone, too
@@ -249,20 +255,34 @@ class _Run:
                 loss, std = self._step(incoming, views, step)
                 stds.append(std)
                 done = step + 1
+                progress.update()
                 if step % config.log_interval == 0 or done == total:
                     row = dict(step=step, epoch=step // self.plan.steps_per_epoch, learning_rate=rate)
                     row.update(self._averages(loss, _mean(stds), step), skipped=self._skipped_by_all())
                     seconds = (time.perf_counter() - clock) / len(stds)
                     row['images_per_second'] = self.plan.images_per_step / seconds
-                    self._alarm(row)
+                    self._alarm(row, progress)
                     if log:
                         log.row(row)
                         std = f' std {row["std"]:.2f}' if 'std' in row else ''
-                        bar.set_description(f'loss {row["loss"]:.3f}{std}', refresh=False)
+                        progress.show(f'loss {row["loss"]:.3f}{std}')
                     stds, clock = [], time.perf_counter()
-                bar.update()
-                if self._after(done, loss, log, bar):
+                stop = self._stops(interruption)
+                if self._after(done, loss, log, progress, stop):
                     stds, clock = [], time.perf_counter()
+                if stop and done < total:
+                    raise Interrupted(f'stopped after step {done} of {total}; `resume=True` goes on from there')
+
+    def _stops(self, interruption: Interruption) -> bool:
+        """Whether Ctrl-C reached any of the processes, each of which has to call this.
+
+        They agree after every step, on the CPU: a GPU's queue of work is not waited for.
+        """
+        if self.signals is None:
+            return interruption.came
+        came = torch.tensor(int(interruption.came))
+        dist.all_reduce(came, dist.ReduceOp.MAX, group=self.signals)
+        return bool(came)
 
     def _batches(self, start: int, views: MakeViews) -> Iterator[Dict[str, Any]]:
         """Batches of this process, one per forward pass, from a step on."""
@@ -324,22 +344,22 @@ class _Run:
         """The loss and what else there is, averaged over the processes."""
         found = self.accelerator.reduce(values, 'mean').tolist()
         if not all(map(math.isfinite, found)):
-            raise ValueError(f'the training diverged at step {step} (loss {found[0]:.4g}): lower lr, or use no fp16')
+            fp16 = ", or leave out `mixed_precision='fp16'`" if self.accelerator.mixed_precision == 'fp16' else ''
+            raise ValueError(f'the training diverged at step {step} (loss {found[0]:.4g}): lower `lr`{fp16}')
         return found
 
-    def _alarm(self, row: Dict[str, Any]) -> None:
-        if row.get('std', 1.0) < COLLAPSED and not self.alarmed and self.accelerator.is_main_process:
+    def _alarm(self, row: Dict[str, Any], progress: Progress) -> None:
+        if row.get('std', 1.0) < COLLAPSED and not self.alarmed:
             self.alarmed = True
-            print(
+            progress.line(
                 f'warning: step {row["step"]}: the projections have collapsed, their std is {row["std"]:.3f} of 1: '
-                'all images look the same to the model. Lower the learning rate, or train with more images per step.',
-                file=sys.stderr,
+                'all images look the same to the model. Lower the learning rate, or train with more images per step.'
             )
 
-    def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], bar: Any) -> bool:
-        """Probe and checkpoint, where they are due; whether they were."""
+    def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], progress: Progress, stop: bool) -> bool:
+        """Probe and checkpoint, where they are due or the training stops; whether they were."""
         each, last = self.plan.steps_per_epoch, done == self.plan.steps
-        due = done % (self.config.checkpoint_interval or each) == 0 or last
+        due = done % (self.config.checkpoint_interval or each) == 0 or last or stop
         probing = bool(self.probes) and (done % (self.config.probe_interval * each) == 0 or last)
         if not due and not probing:
             return False
@@ -349,7 +369,8 @@ class _Run:
         if probing and log:
             self.accuracies = self._probe()
             log.row(dict(step=done - 1, **self.accuracies))
-            bar.set_postfix_str(', '.join(f'{probe} {found:.2f} %' for probe, found in self.accuracies.items()))
+            found = ', '.join(f'{probe} {accuracy:.2f} %' for probe, accuracy in self.accuracies.items())
+            progress.line(f'step {done}: accuracy {found}')
             first = self.accuracies[self.probes[0]]
             better = first > self.best[0]
             if better:
@@ -397,12 +418,6 @@ class _Run:
 def _mean(values: List[Optional[torch.Tensor]]) -> Optional[torch.Tensor]:
     """Mean of scalars; None if there are none."""
     return None if values[0] is None else torch.stack(values).mean()
-
-
-def _bar(start: int, total: int, shown: bool):
-    from tqdm import tqdm
-
-    return tqdm(initial=start, total=total, unit='step', mininterval=0.5, disable=not shown)
 
 
 def _moved(images: Images, device: torch.device) -> Images:

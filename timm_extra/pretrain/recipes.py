@@ -10,8 +10,9 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.utils.data import Dataset
 
+from timm_extra.training.order import steps_per_epoch
+
 from .config import PretrainConfig
-from .data import steps_per_epoch
 
 # BYOL's code, configs/byol.py: epochs to learning rate for 256 images, weight decay, τ₀
 BYOL_PRESETS = {
@@ -125,7 +126,7 @@ def plan(config: PretrainConfig, model: nn.Module, dataset: Dataset, processes: 
     recipe = settings(config.method, model, steps / each, images, config.opt)
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     if math.isnan(recipe.learning_rate):
-        raise ValueError(f'no learning rate is published for {config.method} with {recipe.optimizer!r}: give lr')
+        raise ValueError(f'no learning rate is published for {config.method} with {recipe.optimizer!r}: give `lr`')
     return Plan(steps, each, images, recipe)
 
 
@@ -159,6 +160,19 @@ def build_optimizer(online: nn.Module, settings: Settings) -> torch.optim.Optimi
         weight_decay=settings.weight_decay,
         filter_bias_and_bn=False,
     )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Dict[str, Any]) -> None:
+    """Load an optimizer's state, but for what its recipe says: a training of more steps may have another.
+
+    Args:
+        optimizer: Of `build_optimizer`, with a `Schedule`.
+        state: State of an optimizer of the same tensors.
+    """
+    own = [{name: group[name] for name in ('initial_lr', 'weight_decay')} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
 
 
 class Schedule:

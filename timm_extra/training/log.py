@@ -2,25 +2,26 @@
 
 import csv
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 from timm_extra._files import atomic_file
 
+PROJECT = 'timm-extra'  # that runs belong to, where a tracker has projects
+
 
 class Log:
-    """Rows in `log.csv`, and TensorBoard's events if wanted.
+    """Rows in `log.csv`, and in the tracker that an accelerator has; for the first process alone.
 
     Args:
-        folder: Folder to write to, made if absent.
+        folder: Folder to write to, made if absent. TensorBoard's events go to `tensorboard/` in it, the runs of other
+            trackers have its name.
         columns: Names of the columns, `step` first.
         start: Step that the training goes on from; rows of it and later ones are dropped.
-        tensorboard: Write events, too.
-
-    Raises:
-        ModuleNotFoundError: TensorBoard is wanted and not installed.
+        accelerator: Of `create_accelerator`.
+        options: What a tracker stores with the run, of any types.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[str], start: int, tensorboard: bool):
+    def __init__(self, folder: Path, columns: Sequence[str], start: int, accelerator: Any, options: Mapping[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / 'log.csv'
         rows = read_log(file) if start and file.exists() else []
@@ -30,21 +31,18 @@ class Log:
             writer.writerows(row for row in rows if int(row['step']) < start)
         self._out = open(file, 'a', newline='')  # noqa: SIM115 (open for the whole training)
         self._csv = csv.DictWriter(self._out, columns, lineterminator='\n')
-        self._events = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ModuleNotFoundError as e:
-                raise ModuleNotFoundError('events need tensorboard: pip install tensorboard') from e
-            self._events = SummaryWriter(str(folder / 'tensorboard'), purge_step=start)
+        self._accelerator = accelerator
+        name = folder.absolute().name
+        each = dict(tensorboard=dict(purge_step=start), wandb=dict(name=name, dir=str(folder)), trackio=dict(name=name))
+        project = 'tensorboard' if 'tensorboard' in map(str, accelerator.log_with) else PROJECT  # there it is a folder
+        simple = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in options.items()}
+        accelerator.init_trackers(project, simple, each)
 
-    def row(self, row: Dict[str, Any]) -> None:
+    def row(self, row: Mapping[str, Any]) -> None:
         """Add a row; floats are written with all their digits."""
         self._csv.writerow(row)
-        if self._events:
-            for name, value in row.items():
-                if name not in ('step', 'epoch'):
-                    self._events.add_scalar(name, value, row['step'])
+        values = {name: value for name, value in row.items() if name not in ('step', 'epoch')}
+        self._accelerator.log(values, step=row['step'])
 
     def flush(self) -> None:
         """Write what is held back."""
@@ -53,8 +51,8 @@ class Log:
     def close(self) -> None:
         """Write what is held back and close."""
         self._out.close()
-        if self._events:
-            self._events.close()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
 
 def read_log(file: Path) -> List[Dict[str, str]]:

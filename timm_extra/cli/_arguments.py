@@ -136,9 +136,11 @@ def create_image_model(args: argparse.Namespace):
     import torch
 
     from timm_extra.images import check_takes_images
+    from timm_extra.models.info import arguments_refused, check_name
 
-    if timm.is_model(args.model):
-        with torch.device('meta'), known_arguments(args.model):
+    if ':' not in args.model:
+        check_name(args.model)
+        with torch.device('meta'), arguments_refused(args.model, args.model_kwargs):
             check_takes_images(timm.create_model(args.model, **args.model_kwargs))
     return create_model(args)
 

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+def _warn(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     """Print a warning: those of this package as a line of the command, others as Python does."""
     if Path(filename).is_relative_to(Path(__file__).parents[1]):
         print(f'timm-extra: {message}', file=sys.stderr)
@@ -66,7 +66,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = parser.parse_args(argv)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _say
+            warnings.showwarning = _warn
             return args.verb.run(args)
     except BrokenPipeError:  # the reader has exited, as head does: Python would raise once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -80,16 +81,25 @@ def test_of_several_processes_one_says_it(rank, said, monkeypatch, capsys):
 
 
 @pytest.fixture
-def spawn():
-    """Start processes as macOS and Windows do."""
+def spawn(monkeypatch):
+    """Start processes as macOS and Windows do; each gets Ctrl-C at once."""
+    start = BaseProcess.start
+
+    def start_and_interrupt(process):
+        start(process)
+        if os.name == 'posix':
+            os.kill(process.pid, signal.SIGINT)
+
+    monkeypatch.setattr(BaseProcess, 'start', start_and_interrupt)
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method('spawn', force=True)
     yield
     multiprocessing.set_start_method(before, force=True)
 
 
-def test_processes_that_are_spawned_read_images(spawn, pictures, tmp_path):
+def test_processes_that_are_spawned_read_images(spawn, pictures, tmp_path, capfd):
     command = ['pretrain', 'byol', *MODEL, '--data-dir', str(pictures), '--output', str(tmp_path / 'out')]
     more = ['--cpu', '-b', '24', '-j', '1', '--epochs', '1', '--scale', '0.5', '1']
     assert cli.main([*command, *more]) == 0
     assert (tmp_path / 'out' / 'model' / 'model.safetensors').exists()
+    assert 'Traceback' not in capfd.readouterr().err

@@ -18,7 +18,7 @@ from timm_extra._files import PathLike
 from timm_extra.images import check_takes_images, input_config
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
-from timm_extra.training.interrupt import Interrupted, Interruption, interruptible
+from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_processes, interruptible
 from timm_extra.training.log import Log
 from timm_extra.training.order import Batches
 from timm_extra.training.progress import Progress, print_summary
@@ -297,7 +297,8 @@ class _Run:
         )
         collate = Collate(None if self.config.views_on_device else views)
         pin_memory = self.accelerator.device.type == 'cuda'
-        return iter(loader(self.samples, batches, collate, self.config.workers, pin_memory))
+        with ignored_by_processes():
+            return iter(loader(self.samples, batches, collate, self.config.workers, pin_memory))
 
     def _step(
         self, incoming: Iterator, make_views: MakeViews, step: int

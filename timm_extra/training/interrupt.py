@@ -61,6 +61,24 @@ def interruptible() -> Iterator[Interruption]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def ignored_by_processes() -> Iterator[None]:
+    """Let processes that are started in the block ignore Ctrl-C from their first moment on.
+
+    Spawned ones import PyTorch first, and would end in tracebacks then. On Windows, where this is not inherited,
+    `ignore_interrupts` takes over when they have started.
+    """
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def ignore_interrupts(worker: int) -> None:
     """`worker_init_fn` of a DataLoader: Ctrl-C reaches the workers too, and the step that is running still needs them.
 

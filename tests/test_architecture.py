@@ -1,4 +1,4 @@
-"""Imports point one way: kernels ← layers ← models ← pretrain, hub, inference, plot ← cli. Every folder is known."""
+"""Imports point one way: kernels ← layers ← models ← pretrain, hub, inference, plot ← finetune ← cli."""
 
 import sys
 
@@ -13,6 +13,7 @@ MAY_IMPORT = {
     'timm_extra._version': ((), ()),
     'timm_extra._timm': ((), ('timm',)),
     'timm_extra._files': ((), ()),
+    'timm_extra._device': ((), ('torch',)),
     'timm_extra.layers': (('timm_extra_kernels',), ('torch', 'einops', 'timm.layers')),
     'timm_extra.models': (
         ('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra.layers'),
@@ -27,7 +28,7 @@ MAY_IMPORT = {
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'safetensors', 'huggingface_hub'),
     ),
-    'timm_extra.training': (('timm_extra._files',), ('torch', 'accelerate', 'tqdm')),
+    'timm_extra.training': (('timm_extra._files',), ('torch', 'numpy', 'accelerate', 'tqdm')),
     'timm_extra.pretrain': (
         ('timm_extra._files', 'timm_extra.models', 'timm_extra.images', 'timm_extra.hub', 'timm_extra.training'),
         ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'tqdm'),
@@ -40,9 +41,16 @@ MAY_IMPORT = {
         ('timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'matplotlib'),
     ),
+    'timm_extra.finetune': (
+        (
+            *('timm_extra._device', 'timm_extra._files', 'timm_extra.images', 'timm_extra.hub', 'timm_extra.training'),
+            'timm_extra.plot',
+        ),
+        ('torch', 'numpy', 'timm'),
+    ),
     'timm_extra.demo': (
-        ('timm_extra._files', 'timm_extra.hub', 'timm_extra.plot'),
-        ('torch', 'numpy', 'PIL', 'timm', 'tqdm', 'mlxtend'),
+        ('timm_extra._files', 'timm_extra.hub', 'timm_extra.plot', 'timm_extra.finetune'),
+        ('torch', 'numpy', 'PIL', 'timm', 'mlxtend'),
     ),
     'timm_extra.doctor': (('timm_extra_kernels', 'timm_extra._version'), ('torch', 'huggingface_hub')),
     'timm_extra.cli': (
@@ -51,6 +59,7 @@ MAY_IMPORT = {
             *(
                 'timm_extra.training',
                 'timm_extra.pretrain',
+                'timm_extra.finetune',
                 'timm_extra.inference',
                 'timm_extra.plot',
                 'timm_extra.demo',

@@ -5,9 +5,9 @@ import os
 import sys
 from typing import List, Optional
 
-from . import convert, demo, doctor, export, models, plot, predict, pretrain, probe, pull, push, run
+from . import convert, demo, doctor, export, finetune, models, plot, predict, pretrain, probe, pull, push, run
 
-MODULES = (models, run, demo, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
+MODULES = (models, run, demo, finetune, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
 EPILOG = """`python -m timm_extra COMMAND` equals `timm-extra COMMAND`; with a script, `timm-extra run SCRIPT`:
   python -m timm_extra train.py --model ceit_small --data-dir imagenet
   torchrun --nproc_per_node=8 -m timm_extra train.py --model ceit_small --data-dir imagenet"""

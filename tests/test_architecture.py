@@ -24,6 +24,10 @@ MAY_IMPORT = {
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models'),
         ('torch', 'numpy', 'PIL', 'timm', 'pillow_heif'),
     ),
+    'timm_extra.inputs': (
+        ('timm_extra._files', 'timm_extra.images'),
+        ('torch', 'numpy', 'timm', 'soundfile', 'soxr'),
+    ),
     'timm_extra.hub': (
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'safetensors', 'huggingface_hub'),
@@ -34,7 +38,7 @@ MAY_IMPORT = {
         ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'tqdm'),
     ),
     'timm_extra.inference': (
-        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
+        ('timm_extra._files', 'timm_extra.models', 'timm_extra.images', 'timm_extra.inputs'),
         ('torch', 'timm', 'onnxruntime', 'onnxscript', 'tqdm'),
     ),
     'timm_extra.plot': (
@@ -43,8 +47,8 @@ MAY_IMPORT = {
     ),
     'timm_extra.finetune': (
         (
-            *('timm_extra._device', 'timm_extra._files', 'timm_extra.images', 'timm_extra.hub', 'timm_extra.training'),
-            'timm_extra.plot',
+            *('timm_extra._device', 'timm_extra._files', 'timm_extra.images', 'timm_extra.inputs', 'timm_extra.hub'),
+            *('timm_extra.training', 'timm_extra.plot'),
         ),
         ('torch', 'numpy', 'timm'),
     ),
@@ -57,6 +61,7 @@ MAY_IMPORT = {
         (
             *('timm_extra._version', 'timm_extra.__init__', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
             *(
+                'timm_extra.inputs',
                 'timm_extra.training',
                 'timm_extra.pretrain',
                 'timm_extra.finetune',

@@ -40,7 +40,7 @@ VERB = Verb(
     'train a classifier on a folder whose folders are classes, from any weights or none',
     'timm-extra finetune photos --model vit_small_patch16_224 --pretrained --output output/photos\n'
     'timm-extra finetune photos --model local-dir:output/byol/model --output output/photos --epochs 30 --resume\n'
-    'timm-extra predict new/ --model local-dir:output/photos/model',
+    'timm-extra finetune digits --model test_ceit --output output/digits --model-kwargs img_size=28 in_chans=1',
     add_arguments,
     run,
 )

@@ -2,24 +2,22 @@
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from timm.data import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_extra._files import PathLike
-from timm_extra.images import FolderReader, preprocessing
+from timm_extra.images import FileKind, FolderReader
+from timm_extra.inputs import inputs_of
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
 
 from .config import FinetuneConfig
-
-SAVED = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')  # of images, in the folder of a model
 
 
 @dataclass(frozen=True)
@@ -90,16 +88,16 @@ def folder_data(
         FileNotFoundError: There is no such folder.
         ValueError: It has no files that the model takes, or fewer than two classes.
     """
-    seen = preprocessing(model, input_size, mean, std)
-    augmented = replace(
-        seen, transform=create_transform(**seen.config, is_training=True, **config.image_augmentation())
-    )
-    split = split_folder(folder, config.holdout, config.seed)
+    inputs = inputs_of(model, input_size, mean, std, augmentation=config.image_augmentation())
+    if config.cutmix and inputs.kind.several != 'images':
+        raise ValueError(f'cutmix is for images, the model takes {inputs.kind.several}')
+    split = split_folder(folder, config.holdout, config.seed, inputs.kind)
     return Labelled(
-        train=Files(split.train, augmented.read),
-        validation=Files(split.validation, seen.read),
+        train=Files(split.train, inputs.read_for_training),
+        validation=Files(split.validation, inputs.read),
         label_names=split.classes,
-        data_config={name: seen.config[name] for name in SAVED},
+        data_config=inputs.data_config,
+        kind=inputs.kind.several,
         source=split.source,
     )
 
@@ -113,22 +111,23 @@ class Split(NamedTuple):
     source: str
 
 
-def split_folder(folder: PathLike, holdout: float, seed: int) -> Split:
+def split_folder(folder: PathLike, holdout: float, seed: int, kind: Optional[FileKind] = None) -> Split:
     """Find the splits of a folder, or make them.
 
     Args:
         folder: As in `folder_data`.
         holdout: Part of each class to hold out where there is no folder of held-out files.
         seed: Seed of the draw.
+        kind: Which files; images when None.
 
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: There are fewer than two classes, files outside of classes, classes without training files, or
             nothing to hold out.
     """
-    train = FolderReader(folder, 'train')
+    train = FolderReader(folder, 'train', kind=kind)
     classes = _classes(train)
-    held_out = FolderReader(folder, 'validation')
+    held_out = FolderReader(folder, 'validation', kind=kind)
     left_out = [str(reader.found) for reader in (train, held_out) if str(reader.found)]
     if held_out.root not in (train.root, os.fspath(folder)):
         if train.root == os.fspath(folder):

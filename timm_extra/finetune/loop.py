@@ -102,8 +102,7 @@ def finetune(
         raise ValueError("fine-tuning runs in one process; timm's train.py takes several")
     lr = config.lr or (LOADED_LR if pretrained else RANDOM_LR)
     run = _Run(config, accelerator, model, data, folder, lr)
-    run.show(pretrained)
-    return run.go(found)
+    return run.go(found, pretrained)
 
 
 @dataclass
@@ -134,7 +133,7 @@ class _Run:
             smoothing, classes = config.smoothing, len(self.data.label_names)
             self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=classes)
 
-    def show(self, pretrained: bool) -> None:
+    def _show(self, pretrained: bool) -> None:
         """Say what is about to run."""
         config, cfg = self.config, getattr(self.model, 'pretrained_cfg', None) or {}
         count = sum(p.numel() for p in self.model.parameters())
@@ -151,15 +150,17 @@ class _Run:
                 'device': f'{self.accelerator.device}, {precision}',
                 'recipe': f'{config.opt}, lr {self.lr:g}, weight decay {config.weight_decay:g}, '
                 f'warm-up {self.warmup:g} of {config.epochs} epochs, smoothing {config.smoothing:g}{others}',
-                'steps': f'{self.total:,} of {self.batch_size} {self.data.kind}, {self.each:,} an epoch',
+                'steps': f'{self.total:,} of {self.batch_size} {self.data.kind}, {self.each:,} an epoch'
+                + (f', going on from {self.done:,}' if self.done else ''),
                 'output': str(self.output or ''),
             }
         )
 
-    def go(self, found: List[int]) -> Finetuned:
+    def go(self, found: List[int], pretrained: bool) -> Finetuned:
         """Train from the start or the last of the checkpoints found to the end."""
         saved = self._read(found[-1]) if found else None
         self._prepare(saved)
+        self._show(pretrained)
         log = Log(self.output, COLUMNS, self.done, self.accelerator, self.settings) if self.output else None
         try:
             if self.output:

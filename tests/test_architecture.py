@@ -26,7 +26,7 @@ MAY_IMPORT = {
     ),
     'timm_extra.inputs': (
         ('timm_extra._files', 'timm_extra.images'),
-        ('torch', 'numpy', 'timm', 'soundfile', 'soxr'),
+        ('torch', 'numpy', 'timm', 'soundfile', 'soxr', 'trimesh'),
     ),
     'timm_extra.hub': (
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),

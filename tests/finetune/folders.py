@@ -24,10 +24,7 @@ def write_audio(folder, each=12, seed=0):
         for i in range(each):
             rate, ending = ((48_000, 'wav'), (16_000, 'flac'))[i % 2]
             times = np.arange(rate // 20) / rate
-            audio = (
-                np.sin(2 * np.pi * random.uniform(300, 500) * times)
-                if name == 'tone'
-                else random.normal(size=len(times))
-            )
+            tone = np.sin(2 * np.pi * random.uniform(300, 500) * times)
+            audio = tone if name == 'tone' else random.normal(size=len(times))
             soundfile.write(folder / name / f'{i}.{ending}', 0.3 * audio, rate)
     return folder

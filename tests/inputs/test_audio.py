@@ -6,6 +6,7 @@ import soundfile
 import timm
 import torch
 
+from tests.finetune.folders import write_audio
 from timm_extra import cli
 from timm_extra.inputs import inputs_of
 from timm_extra.inputs.audio import AudioReader
@@ -64,20 +65,22 @@ def test_channels_are_averaged_or_kept_as_the_model_takes_them(tmp_path):
     assert AudioReader((1, 10)).read(stereo)[:, 0].tolist() == pytest.approx([0.125], abs=1e-4)
     assert AudioReader((2, 10)).read(stereo)[:, 0].tolist() == pytest.approx([0.5, -0.25], abs=1e-4)
     assert AudioReader((2, 10)).read(mono)[:, 0].tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
-    with pytest.raises(ValueError, match='many.wav cannot be read: it has 3 channels, the model takes 2'):
+    with pytest.raises(ValueError, match=r'many\.wav cannot be read: it has 3 channels, the model takes 2'):
         AudioReader((2, 10)).read(many)
 
 
 def test_damaged_files_are_named_in_one_line(ramp, tmp_path):
     whole = write(tmp_path / 'whole.flac', ramp)
     cases = dict(
-        text=b'no audio', empty=b'', cut=whole.read_bytes()[:30], nan=write(tmp_path / 'n.wav', [np.nan] * 9, subtype='FLOAT'),
-        none=write(tmp_path / 'none.wav', []),
-    )  # fmt: skip
+        text=b'no audio',
+        empty=b'',
+        cut=whole.read_bytes()[:30],
+        nan=write(tmp_path / 'n.wav', [np.nan] * 9, subtype='FLOAT').read_bytes(),
+        none=write(tmp_path / 'none.wav', []).read_bytes(),
+    )
     for name, content in cases.items():
-        path = content if hasattr(content, 'read_bytes') else tmp_path / f'{name}.wav'
-        if path is not content:
-            path.write_bytes(content)
+        path = tmp_path / f'damaged-{name}.wav'
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=rf'^\S*{path.name} cannot be read: [^\n]+$'):
             AudioReader((1, SAMPLES)).read(path)
 
@@ -91,20 +94,11 @@ def test_the_model_says_which_files_it_takes():
 
 
 def test_finetune_and_predict_take_audio(tmp_path, capsys):
-    from tests.finetune.folders import write_audio
-
     folder = write_audio(tmp_path / 'audio')
     out = tmp_path / 'out'
     model = [
-        '--model',
-        'test_perceiver',
-        '--mean',
-        '0',
-        '--std',
-        '1',
-        '--model-kwargs',
-        'stem=patches',
-        'patch_size=16',
+        *('--model', 'test_perceiver', '--mean', '0', '--std', '1', '--model-kwargs'),
+        *('stem=patches', 'patch_size=16', 'img_size=(960,)', 'in_chans=1'),
     ]
     options = ['--epochs', '6', '-b', '8', '-j', '0', '--lr', '3e-3', '--device', 'cpu', '--output', str(out)]
     words = ['finetune', str(folder), *model, *options]
@@ -119,4 +113,4 @@ def test_finetune_and_predict_take_audio(tmp_path, capsys):
         wrong += sum(name not in line for line in lines[1::2])
     assert wrong < 7
     assert cli.main([*words[:1], str(tmp_path), *words[2:-1], str(tmp_path / 'x'), '--cutmix', '1']) == 1
-    assert 'cutmix is for images' in capsys.readouterr().err
+    assert 'cutmix is not for audio files' in capsys.readouterr().err

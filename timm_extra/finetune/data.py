@@ -89,8 +89,9 @@ def folder_data(
         ValueError: It has no files that the model takes, or fewer than two classes.
     """
     inputs = inputs_of(model, input_size, mean, std, augmentation=config.image_augmentation())
-    if config.cutmix and inputs.kind.several != 'images':
-        raise ValueError(f'cutmix is for images, the model takes {inputs.kind.several}')
+    for name in ('mixup', 'cutmix'):
+        if getattr(config, name) and name not in inputs.mixing:
+            raise ValueError(f'{name} is not for {inputs.kind.several}, which the model takes')
     split = split_folder(folder, config.holdout, config.seed, inputs.kind)
     return Labelled(
         train=Files(split.train, inputs.read_for_training),

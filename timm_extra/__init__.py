@@ -1,10 +1,19 @@
 """timm_extra: a plugin for timm. Importing it registers its models, as `timm.create_model('ceit_small')`."""
 
 import importlib
+import sys
+from pathlib import Path
 from typing import Any, List
 
-from . import models
 from ._version import __version__
+
+try:
+    from . import models
+except KeyboardInterrupt:  # it takes seconds
+    if Path(sys.argv[0]).stem not in ('timm-extra', '-m'):
+        raise
+    print('timm-extra: interrupted', file=sys.stderr)  # as the command says it
+    sys.exit(130)
 
 __all__ = ['__version__', 'models']
 

@@ -51,7 +51,7 @@ def test_without_a_folder_of_held_out_files_a_part_of_each_class_is_drawn_by_the
         ({'.': ('a',)}, "has one class only, 'a'"),
         ({'.': ('.',)}, 'has no folders of classes'),
         ({'.': ('.', 'a')}, r'4 files in .* are in no folder of a class, such as .*\.png'),
-        ({'.': ('a', 'b')}, 'holdout=0.2 holds out none'),
+        ({'.': ('a', 'b')}, '`holdout=0.2` holds out none'),
     ],
     ids=['class', 'no train', 'one', 'none', 'outside', 'few'],
 )

@@ -5,7 +5,10 @@ import os
 import sys
 from typing import List, Optional
 
+from timm_extra.training.accelerator import in_first_process
+
 from . import convert, demo, doctor, export, finetune, models, plot, predict, pretrain, probe, pull, push, run
+from ._messages import as_flags
 
 MODULES = (models, run, demo, finetune, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
 EPILOG = """`python -m timm_extra COMMAND` equals `timm-extra COMMAND`; with a script, `timm-extra run SCRIPT`:
@@ -36,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_arguments(sub)
-        sub.set_defaults(verb=verb)
+        sub.set_defaults(verb=verb, parser=sub)
     return parser
 
 
@@ -47,18 +50,36 @@ def main(argv: Optional[List[str]] = None) -> int:
         argv: Command line without the program's name; that of the process when None.
 
     Returns:
-        Exit status: 0 done, 1 refused with a message, 2 misused.
+        Exit status: 0 done, 1 refused with a message, 2 misused, 130 ended by Ctrl-C.
     """
-    parser = build_parser()
-    if not (sys.argv[1:] if argv is None else argv):
-        parser.print_help(sys.stderr)
-        sys.exit(2)
-    args = parser.parse_args(argv)
+    parser = None
+    try:
+        parser = build_parser()
+        if not (sys.argv[1:] if argv is None else argv):
+            parser.print_help(sys.stderr)
+            sys.exit(2)
+        args = parser.parse_args(argv)
+        parser = args.parser
+        return _run(args)
+    except KeyboardInterrupt as e:
+        if in_first_process():
+            _say(e, parser)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         return args.verb.run(args)
     except BrokenPipeError:  # the reader has exited, as head does: Python would raise once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except args.verb.refusals as e:
-        print('timm-extra:', ' '.join(line.strip() for line in str(e).splitlines()), file=sys.stderr)
+        _say(e, args.parser)
         return 1
+
+
+def _say(error: BaseException, parser: Optional[argparse.ArgumentParser]) -> None:
+    """What went wrong as one line in words of the command."""
+    message = str(error) or 'interrupted'
+    message = as_flags(message, parser) if parser else message
+    print('timm-extra:', ' '.join(line.strip() for line in message.splitlines()), file=sys.stderr)

@@ -127,6 +127,19 @@ def create_model(args: argparse.Namespace, **options):
     return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args)
 
 
+def create_image_model(args: argparse.Namespace):
+    """As `create_model`, for a model of images: another is refused before anything of its size is allocated."""
+    import timm
+    import torch
+
+    from timm_extra.images import check_takes_images
+
+    if timm.is_model(args.model):
+        with torch.device('meta'), known_arguments(args.model):
+            check_takes_images(timm.create_model(args.model, **args.model_kwargs))
+    return create_model(args)
+
+
 def _checked(kind: str, place: str, kwargs: Dict[str, Any]):
     """A model from a folder or the Hub, neither of which is trusted."""
     from timm_extra import hub
@@ -202,6 +215,7 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
     from timm.data import create_dataset as timm_dataset
 
     from timm_extra.images import MODES, FolderReader
+    from timm_extra.training.accelerator import in_first_process
 
     if not args.dataset and not args.data_dir:
         raise ValueError('give --data-dir, a folder of images, or --dataset')
@@ -210,7 +224,7 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
     mode = MODES.get(channels, '')
     if not args.dataset:
         reader = FolderReader(args.data_dir, split, **options)
-        if str(reader.found):
+        if str(reader.found) and in_first_process():
             print(f'timm-extra: {reader.found}', file=sys.stderr)
         return ImageDataset(args.data_dir, reader=reader, input_img_mode=mode)
     return timm_dataset(args.dataset, root=args.data_dir, split=split, input_img_mode=mode, **options)

@@ -4,7 +4,7 @@ import argparse
 
 from ._arguments import (
     create_dataset,
-    create_model,
+    create_image_model,
     dataset_arguments,
     labelled_splits,
     name_arguments,
@@ -29,14 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from timm_extra.images import input_config
     from timm_extra.pretrain import PretrainConfig, pretrain
+    from timm_extra.training.accelerator import in_first_process
 
     if args.epochs is None and args.num_train_steps is None:
         args.epochs = EPOCHS
     config = options_from(args, PretrainConfig)
-    model = create_model(args)
+    model = create_image_model(args)
     channels = input_config(model, config.input_size)['input_size'][0]
     probe = labelled_splits(args, channels) if config.probes else None
     done = pretrain(model, create_dataset(args, args.split, channels), args.output, config, probe=probe)
+    if not in_first_process():
+        return 0
     accuracies = ''.join(f'; {probe} accuracy {found:.2f} %' for probe, found in done.accuracies.items())
     skipped = f'; {done.skipped} unreadable images left out' if done.skipped else ''
     print(f'{done.steps} steps done{accuracies}{skipped}')

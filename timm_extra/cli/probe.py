@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from ._arguments import create_model, data_arguments, labelled_splits, model_arguments
+from ._arguments import create_image_model, data_arguments, labelled_splits, model_arguments
 from ._verb import Verb
 
 
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from timm_extra.pretrain.tasks import Encoder
     from timm_extra.pretrain.views import PlainView
 
-    model = create_model(args).to(args.device)
+    model = create_image_model(args).to(args.device)
     view = PlainView(**input_config(model, args.input_size, args.mean, args.std))
     train, test = labelled_splits(args, view.input_size[0])
     options = dict(view=view, batch_size=args.batch_size, device=args.device, workers=args.workers)

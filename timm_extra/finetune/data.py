@@ -143,7 +143,7 @@ def split_folder(folder: PathLike, holdout: float, seed: int, kind: Optional[Fil
     learned, kept = _hold_out(train.samples, holdout, seed)
     if not kept:
         raise ValueError(
-            f'{train.root} has {len(train)} files in {len(classes)} classes, of which holdout={holdout:g} holds out '
+            f'{train.root} has {len(train)} files in {len(classes)} classes, of which `holdout={holdout:g}` holds out '
             'none: there is nothing to measure accuracy on'
         )
     source = f'{len(learned):,} of {train.root}, {len(kept):,} of it held out (holdout {holdout:g}, seed {seed})'
@@ -231,4 +231,5 @@ def loader(dataset: Dataset, seed: int, batches: Any, workers: int, pin_memory: 
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_interrupts,
+        persistent_workers=workers > 0,
     )

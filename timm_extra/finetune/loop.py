@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
@@ -15,6 +16,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from timm_extra import hub
 from timm_extra._device import find_device
@@ -252,6 +254,13 @@ class _Run:
                 self._after(dict(train_loss=train_loss, **measured, learning_rate=rate, seconds=seconds), log)
                 progress.line(f'epoch {epoch + 1}/{self.config.epochs}  {_in_words(self.history[-1])}')
 
+    @cached_property
+    def held_out(self) -> DataLoader:
+        """Batches of the held-out files, whose workers stay."""
+        at = [(0, index) for index in range(len(self.data.validation))]
+        batches = [at[begin : begin + self.batch_size] for begin in range(0, len(at), self.batch_size)]
+        return self._loader(self.data.validation, batches)
+
     def _batches(self) -> Iterator:
         """Training batches from the next step on."""
         if self.done == self.total:
@@ -308,11 +317,8 @@ class _Run:
     def _evaluate(self, interruption: Interruption) -> Dict[str, float]:
         """Loss and accuracy on the held-out files; nothing of it is kept if Ctrl-C comes."""
         model = self.task.get_eval_model(ema=self.config.model_ema).eval()
-        order = range(len(self.data.validation))
-        size = self.batch_size
-        batches = [[(0, i) for i in order[begin : begin + size]] for begin in order[::size]]
         loss, hits, count, skipped = 0.0, 0, 0, self.skipped
-        for batch in self._loader(self.data.validation, batches):
+        for batch in self.held_out:
             if interruption.came:
                 self.skipped = skipped
                 self._stop()

@@ -2,7 +2,7 @@
 
 from .folders import FileKind, FolderReader, Found, find_files, find_images, image_files
 from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_image
-from .preprocess import Preprocessing, input_config, preprocessing
+from .preprocess import Preprocessing, check_takes_images, input_config, preprocessing
 
 __all__ = [
     'MODES',
@@ -14,6 +14,7 @@ __all__ = [
     'Preprocessing',
     'as_array',
     'as_tensor',
+    'check_takes_images',
     'decode',
     'find_files',
     'find_images',

@@ -48,6 +48,21 @@ def input_config(
     return dict(input_size=size, **found)
 
 
+def check_takes_images(model: nn.Module) -> None:
+    """Refuse a Perceiver for audio, video, points or tokens.
+
+    Args:
+        model: A timm model; of other modules it is not known.
+
+    Raises:
+        ValueError: The model takes no images.
+    """
+    size = own_input_size(model) if getattr(model, 'pretrained_cfg', None) else (1, 1, 1)
+    if len(size) != 3:
+        taken = '×'.join(map(str, size))
+        raise ValueError(f'this {type(model).__name__} takes no images, its inputs are {taken}')
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a model sees images in evaluation.
@@ -111,9 +126,8 @@ def preprocessing(
     Raises:
         ValueError: The model does not take images of 1 or 3 channels.
     """
+    check_takes_images(model)
     config = {**resolve_model_data_config(model), **input_config(model, input_size, mean, std)}
-    if len(config['input_size']) != 3:  # of a Perceiver for audio, video or points
-        raise ValueError(f'this {type(model).__name__} takes no images')
     if config['input_size'][0] not in (1, 3):
         raise ValueError(f'images have 1 or 3 channels, the model takes {config["input_size"][0]}')
     return Preprocessing(config, create_transform(**config), as_timm)

@@ -87,7 +87,7 @@ def _images(seen: Preprocessing, augmentation: Optional[Dict[str, Any]]) -> Inpu
     except Exception as e:  # what unknown policies raise is of any type
         if not augmentation.get('auto_augment'):
             raise
-        raise ValueError(f'aa={augmentation["auto_augment"]!r} is no policy that timm knows: {e}') from e
+        raise ValueError(f'`aa={augmentation["auto_augment"]!r}` is no policy that timm knows: {e}') from e
     return Inputs(image_files(), seen.read, replace(seen, transform=transform).read, kept)
 
 

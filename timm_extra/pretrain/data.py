@@ -9,6 +9,7 @@ from timm.data import ImageDataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from timm_extra.images import UNREADABLE, as_array, as_tensor, decode
+from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
 
 from .views import Images, RandomView
@@ -160,4 +161,11 @@ class Collate:
 
 def loader(samples: Samples, batches: Sampler, collate: Collate, workers: int, pin_memory: bool = False) -> DataLoader:
     """Batches read by worker processes, one thread each."""
-    return DataLoader(samples, batch_sampler=batches, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_interrupts,
+    )

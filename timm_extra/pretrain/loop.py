@@ -1,29 +1,34 @@
 """The pretraining loop."""
 
 import math
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
 from timm_extra._files import PathLike
-from timm_extra.images import input_config
+from timm_extra.images import check_takes_images, input_config
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
+from timm_extra.training.interrupt import Interrupted, Interruption, interruptible
 from timm_extra.training.log import Log
 from timm_extra.training.order import Batches
-from timm_extra.training.progress import Progress
+from timm_extra.training.progress import Progress, print_summary
 
 from .backbone import save_backbone
-from .config import PretrainConfig, check_parameters, task_parameters
+from .config import PretrainConfig, check_parameters
 from .data import Collate, MakeViews, Samples, loader
 from .probe import PROBES, accuracies
-from .recipes import Plan, Schedule, build_optimizer, plan
+from .recipes import Plan, Schedule, build_optimizer, load_optimizer, plan
+from .resume import check_resumes, settings_of, task_arguments
+from .summary import summary
 from .sync_batchnorm import cross_replica
 from .tasks import METHODS
 from .tasks.task import PretrainingTask, View
@@ -85,19 +90,25 @@ def pretrain(
     Raises:
         ValueError: An argument is out of range or not the method's, the data set is too small, an image cannot be
             read, a checkpoint belongs to another training, or the training diverges.
+        Interrupted: Ctrl-C (`KeyboardInterrupt`), after the step that was running and a checkpoint; in a run of several
+            processes all stop after the same step. The second Ctrl-C raises at once.
         FileExistsError: `output` has checkpoints and `resume` is False.
         OSError: A checkpoint cannot be written; earlier ones stay.
     """
+    check_takes_images(model)
     if config.probes and probe is None:
-        raise ValueError('probes need labelled images: pass probe=(training images, test images)')
+        raise ValueError('`probes` need labelled images: pass probe=(training images, test images)')
     accelerator = create_accelerator(config.mixed_precision, config.cpu, config.log_with, Path(output))
     views = _views(config, model, view1=view1, view2=view2)
     planned = plan(config, model, dataset, accelerator.num_processes)
     torch.manual_seed(config.seed)
-    arguments = dict(decay=planned.recipe.decay, num_steps=planned.steps, hidden_layer=None)
-    arguments = {name: value for name, value in arguments.items() if name in task_parameters(config.method)}
-    arguments.update(config.task_arguments(), **views)
-    task = METHODS[config.method](model.to(accelerator.device), **arguments)
+    task = METHODS[config.method](model.to(accelerator.device), **task_arguments(config, planned), **views)
+
+    def settings_at(steps: int) -> Dict[str, Any]:
+        other = plan(replace(config, epochs=None, num_train_steps=steps), model, dataset, accelerator.num_processes)
+        arguments = {**task_arguments(config, other), **task.input_config}
+        return settings_of(config, other, model, len(dataset), arguments, task.views)
+
     run = _Run(
         config=config,
         accelerator=accelerator,
@@ -107,7 +118,7 @@ def pretrain(
         output=Path(output),
         probe=probe,
         probes=(DEFAULT_PROBES if config.probes is None else config.probes) if probe else (),
-        settings=_settings(config, planned, model, len(dataset), {**arguments, **task.input_config}, task.views),
+        settings_at=settings_at,
     )
     return run.go()
 
@@ -125,29 +136,6 @@ def _views(config: PretrainConfig, model: nn.Module, **given: Optional[View]) ->
     return {f'view{number}': RandomView(recipe, **size) for number, recipe in enumerate(recipes, 1)}
 
 
-def _settings(
-    config: PretrainConfig,
-    plan: Plan,
-    model: nn.Module,
-    images: int,
-    arguments: Dict[str, Any],
-    views: Tuple[View, ...],
-) -> Dict[str, Any]:
-    """All that the result depends on; resuming refuses other values. Keys are part of the format of checkpoints."""
-    views = {f'view{number}': view for number, view in enumerate(views, 1)}
-    return dict(
-        method=config.method,
-        model=(getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__,
-        images=images,
-        images_per_step=plan.images_per_step,
-        steps=plan.steps,
-        seed=config.seed,
-        clip_grad=config.clip_grad,
-        **{f'recipe.{name}': value for name, value in asdict(plan.recipe).items()},
-        **{name: checkpoints.described(value) for name, value in {**arguments, **views}.items()},
-    )
-
-
 @dataclass
 class _Run:
     """One training."""
@@ -160,7 +148,7 @@ class _Run:
     output: Path
     probe: Optional[Tuple[Dataset, Dataset]]
     probes: Tuple[str, ...]
-    settings: Dict[str, Any]
+    settings_at: Callable[[int], Dict[str, Any]]  # all that the result depends on, by the number of steps
     best: Tuple[float, int] = (-1.0, -1)  # accuracy and step of the best of the first probe
     skipped: int = 0  # by this process
     accuracies: Dict[str, float] = field(default_factory=dict)
@@ -182,21 +170,41 @@ class _Run:
         if self.accelerator.is_main_process:
             checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
+        start = saved['step'] if saved else 0
+        self.settings = self.settings_at(self.plan.steps)
+        changes = check_resumes(saved, self.settings, self.settings_at, self.output) if saved else ''
         self._prepare(saved)
         for dataset in self.probe if self.probes else ():
             Samples(dataset, self.task.input_size[0], labelled=True)[(0, 0)]  # refused now, not after an epoch
-        start = saved['step'] if saved else 0
         log = None
         if self.accelerator.is_main_process:
+            self._introduce(start, changes)
             log = Log(self.output, COLUMNS, start, self.accelerator, asdict(self.config))
             self.config.save(self.output / 'args.yaml', model=self.settings['model'], images=self.settings['images'])
         self.accelerator.wait_for_everyone()
-        self._train(start, log)
-        if log:
-            log.close()
-            save_backbone(self.task, self.output / 'model')
-        self.accelerator.wait_for_everyone()
+        with interruptible() as interruption:
+            try:
+                self._train(start, log, interruption)
+            finally:
+                if log:
+                    log.close()
+            if log:
+                save_backbone(self.task, self.output / 'model')
+            self.accelerator.wait_for_everyone()
         return Pretrained(self.task.model, self.output, self.plan.steps, self._skipped_by_all(), self.accuracies)
+
+    def _introduce(self, start: int, changes: str) -> None:
+        """Say what is about to run."""
+        labelled = [len(dataset) for dataset in self.probe] if self.probes else []
+        facts = dict(model=self.settings['model'], images=self.settings['images'], probes=self.probes)
+        print_summary(
+            summary(
+                self.config, self.plan, self.task, self.accelerator,
+                **facts, labelled=labelled, start=start, output=self.output,
+            )
+        )  # fmt: skip
+        if changes:
+            print(changes, file=sys.stderr)
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
         """Make or load everything that has a state."""
@@ -207,9 +215,6 @@ class _Run:
                 if isinstance(view, nn.Module):
                     view.cpu()  # processes that read images cannot use the GPU
         if saved:
-            wrong = checkpoints.differences(saved['settings'], self.settings)
-            if wrong:
-                raise ValueError(f'the checkpoint in {self.output} is of another training: {"; ".join(wrong)}')
             task.load_checkpoint_state(saved['task']['state_dict'], saved['task'].get('task_state'))
             self.best = saved['best']['accuracy'], saved['best']['step']
             self.accuracies = saved['accuracies']
@@ -221,15 +226,16 @@ class _Run:
         warmup = round(self.plan.recipe.warmup_epochs * self.plan.steps_per_epoch)
         self.schedule = Schedule(optimizer, self.plan.steps, warmup)
         if saved:
-            optimizer.load_state_dict(saved['optimizer'])
+            load_optimizer(optimizer, saved['optimizer'])
             if accelerator.scaler is not None and saved['scaler']:
                 accelerator.scaler.load_state_dict(saved['scaler'])
+        self.signals = dist.new_group(backend='gloo') if accelerator.num_processes > 1 else None
         online, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
         task.trainable_module = online
         if not saved and hasattr(task, 'reset_target'):
             task.reset_target()  # the online network is that of the first process now
 
-    def _train(self, start: int, log: Optional[Log]) -> None:
+    def _train(self, start: int, log: Optional[Log], interruption: Interruption) -> None:
         config, accelerator, total = self.config, self.accelerator, self.plan.steps
         views = MakeViews(self.task.views, config.seed)
         incoming = self._batches(start, views)
@@ -255,8 +261,22 @@ class _Run:
                         std = f' std {row["std"]:.2f}' if 'std' in row else ''
                         progress.show(f'loss {row["loss"]:.3f}{std}')
                     stds, clock = [], time.perf_counter()
-                if self._after(done, loss, log, progress):
+                stop = self._stops(interruption)
+                if self._after(done, loss, log, progress, stop):
                     stds, clock = [], time.perf_counter()
+                if stop and done < total:
+                    raise Interrupted(f'stopped after step {done} of {total}; `resume=True` goes on from there')
+
+    def _stops(self, interruption: Interruption) -> bool:
+        """Whether Ctrl-C reached any of the processes, each of which has to call this.
+
+        They agree after every step, on the CPU: a GPU's queue of work is not waited for.
+        """
+        if self.signals is None:
+            return interruption.came
+        came = torch.tensor(int(interruption.came))
+        dist.all_reduce(came, dist.ReduceOp.MAX, group=self.signals)
+        return bool(came)
 
     def _batches(self, start: int, views: MakeViews) -> Iterator[Dict[str, Any]]:
         """Batches of this process, one per forward pass, from a step on."""
@@ -329,10 +349,10 @@ class _Run:
                 'all images look the same to the model. Lower the learning rate, or train with more images per step.'
             )
 
-    def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], progress: Progress) -> bool:
-        """Probe and checkpoint, where they are due; whether they were."""
+    def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], progress: Progress, stop: bool) -> bool:
+        """Probe and checkpoint, where they are due or the training stops; whether they were."""
         each, last = self.plan.steps_per_epoch, done == self.plan.steps
-        due = done % (self.config.checkpoint_interval or each) == 0 or last
+        due = done % (self.config.checkpoint_interval or each) == 0 or last or stop
         probing = bool(self.probes) and (done % (self.config.probe_interval * each) == 0 or last)
         if not due and not probing:
             return False

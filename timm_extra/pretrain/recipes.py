@@ -162,6 +162,19 @@ def build_optimizer(online: nn.Module, settings: Settings) -> torch.optim.Optimi
     )
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Dict[str, Any]) -> None:
+    """Load an optimizer's state, but for what its recipe says: a training of more steps may have another.
+
+    Args:
+        optimizer: Of `build_optimizer`, with a `Schedule`.
+        state: State of an optimizer of the same tensors.
+    """
+    own = [{name: group[name] for name in ('initial_lr', 'weight_decay')} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+
+
 class Schedule:
     """Learning rates by step: from 0 to the peak, and along a cosine to 0.
 

@@ -6,7 +6,6 @@
 import ctypes
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,6 +63,8 @@ def main() -> None:
     name, implementation, device, out = sys.argv[1:]
     settle()
     if device == 'cpu':
+        import resource  # Windows has none; this process needs Linux's /proc, too
+
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_limit()),) * 2)
     (case,) = [c for c in CASES if c.name == name]
     made, cuda = case.implementations[implementation].ready(device), device == 'cuda'

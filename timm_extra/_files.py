@@ -1,5 +1,6 @@
 """The one way files are written: whole, or not at all."""
 
+import errno
 import os
 import tempfile
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Iterator, Sequence, Union
 
 PathLike = Union[str, Path]
+NO_FLUSH_OF_FOLDERS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR)
 
 
 @contextmanager
@@ -54,11 +56,17 @@ def atomic_folder(folder: PathLike, last: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if os.name != 'posix':  # elsewhere folders cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Folders that cannot be opened (on Windows) or flushed (on some network file systems) are passed over.
+    """
+    folder = path.is_dir()
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows flushes what it may write alone
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as e:
+        if not folder or e.errno not in NO_FLUSH_OF_FOLDERS:
+            raise

@@ -150,7 +150,7 @@ def test_pretrain_then_probe(method, photos, tmp_path, capsys):
     assert timm.create_model(f'local-dir:{output}/model', pretrained=True).pretrained_cfg['mean'] == [0.4]
 
     assert cli.main([*command, '--epochs', '1']) == 1
-    assert 'has checkpoints up to step 3: resume, or choose another folder' in capsys.readouterr().err
+    assert 'has checkpoints up to step 3: --resume goes on, or choose another folder' in capsys.readouterr().err
 
     probe = ['--model', f'local-dir:{output}/model', '--data-dir', str(photos), '-j', '0']
     assert cli.main(['probe', 'linear', *probe]) == 0
@@ -173,21 +173,21 @@ def test_pretrain_glom(photos, tmp_path, capsys):
     assert tuple(loaded.pretrained_cfg['input_size']) == (1, 28, 28)
     again = [*command, *more, '--output', str(tmp_path / 'whole'), '--resume', '--noise', '0.5']
     assert cli.main(again) == 1
-    assert 'noise was [0.5, 1.5] and is 0.5' in capsys.readouterr().err
+    assert '--noise was [0.5, 1.5] and is 0.5' in capsys.readouterr().err
 
     def refused(*more):
         assert cli.main([*command, '--output', str(tmp_path / 'out'), *more]) == 1
         return capsys.readouterr().err.strip()
 
-    assert refused('--iteration', '0') == 'timm-extra: iteration must be positive, got 0'
-    assert 'noise must be a standard deviation or two, the smaller first, got (1.0, 2.0, 3.0)' in refused(
+    assert refused('--iteration', '0') == 'timm-extra: --iteration must be positive, got 0'
+    assert '--noise must be a standard deviation or two, the smaller first, got (1.0, 2.0, 3.0)' in refused(
         '--noise', '1', '2', '3'
     )
-    assert 'level 3 is out of range' in refused('--level', '3')
-    assert "method 'glom' has no hidden_layer" in refused('--hidden-layer', 'levels')
+    assert '--level 3 is out of range' in refused('--level', '3')
+    assert "method 'glom' has no --hidden-layer" in refused('--hidden-layer', 'levels')
     command[1] = 'byol'
     assert refused('--noise', '1', '--level', '0').startswith(
-        "timm-extra: method 'byol' has no noise, level; it has hidden_layer, "
+        "timm-extra: method 'byol' has no --noise, --level; it has --hidden-layer, "
     )
     command[1:3] = ['glom', '--model']
     command[3] = 'test_resnet'
@@ -200,12 +200,14 @@ def test_pretrain_says_what_is_wrong(photos, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert 'give --data-dir' in refused()
-    assert '24 images, fewer than the 256 of a step: lower batch_size' in refused('--data-dir', str(photos))
+    assert '24 images, fewer than the 256 of a step: lower --batch-size' in refused('--data-dir', str(photos))
     broken = tmp_path / 'broken'
     shutil.copytree(photos, broken)
     (broken / 'train' / 'class0' / '2.png').write_bytes(b'no image')
     run = ['--data-dir', str(broken), '-b', '8', '--epochs', '1']
-    assert '2.png) cannot be read: cannot identify image file' in refused(*run)
+    error = refused(*run)
+    assert '2.png) cannot be read: cannot identify image file' in error
+    assert error.endswith('; --unreadable skip leaves such images out\n')
     whole = ['pretrain', 'byol', *MODEL, *run, '--output', str(tmp_path / 'skip'), '--cpu', '--unreadable', 'skip']
     assert cli.main(whole) == 0
     assert '; 1 unreadable images left out' in capsys.readouterr().out

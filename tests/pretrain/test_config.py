@@ -146,20 +146,28 @@ def test_lists_are_tuples_and_one_noise_is_a_number():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(method='dino'), "method must be one of byol, simsiam, glom, got 'dino'"),
-        (dict(unreadable='ignore'), "unreadable must be one of raise, skip, got 'ignore'"),
-        (dict(probes=('knn', 'svm')), "probes must be one of knn, linear, got 'svm'"),
-        (dict(mixed_precision='fp8'), "mixed_precision must be one of no, fp16, bf16, got 'fp8'"),
-        (dict(method='glom', noise_schedule='square'), "noise_schedule must be one of linear, cosine, got 'square'"),
-        (dict(num_train_steps=1), 'give epochs or num_train_steps, got 1 and 1'),
-        (dict(epochs=None), 'give epochs or num_train_steps, got None and None'),
-        (dict(epochs=0), 'the number of steps must be positive, got 0'),
-        (dict(probe_interval=0), 'probe_interval must be positive, got 0'),
-        (dict(log_interval=-1), 'log_interval must be positive, got -1'),
-        (dict(grad_accum_steps=0), 'grad_accum_steps must be positive, got 0'),
-        (dict(task_args=dict(view1=nn.Identity())), 'view1 in task_args are arguments of PretrainConfig or pretrain'),
-        (dict(noise=1.0, level=0), "method 'byol' has no noise, level; it has hidden_layer, projection_size"),
-        (dict(method='glom', hidden_layer=-1), "method 'glom' has no hidden_layer; it has noise, iteration, level"),
+        (dict(method='dino'), "`method` must be one of byol, simsiam, glom, got 'dino'"),
+        (dict(unreadable='ignore'), "`unreadable` must be one of raise, skip, got 'ignore'"),
+        (dict(probes=('knn', 'svm')), "`probes` must be one of knn, linear, got 'svm'"),
+        (dict(mixed_precision='fp8'), "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
+        (dict(method='glom', noise_schedule='square'), "`noise_schedule` must be one of linear, cosine, got 'square'"),
+        (dict(num_train_steps=1), 'give `epochs` or `num_train_steps`, got 1 and 1'),
+        (dict(epochs=None), 'give `epochs` or `num_train_steps`, got None and None'),
+        (dict(epochs=0), '`epochs` must be positive, got 0'),
+        (dict(probe_interval=0), '`probe_interval` must be positive, got 0'),
+        (dict(log_interval=-1), '`log_interval` must be positive, got -1'),
+        (dict(grad_accum_steps=0), '`grad_accum_steps` must be positive, got 0'),
+        (dict(lr=0.0), '`lr` must be positive, got 0.0'),
+        (dict(lr=float('nan')), '`lr` must be positive, got nan'),
+        (dict(std=(0.2, 0.0)), '`std` must be positive, got 0.0'),
+        (dict(seed=-1), '`seed` must be 0 or more, got -1'),
+        (dict(workers=-1), '`workers` must be 0 or more, got -1'),
+        (dict(task_args=dict(view1=nn.Identity())), 'view1 cannot be in `task_args`: give `view1` instead'),
+        (dict(noise=1.0, level=0), "method 'byol' has no `noise`, `level`; it has `hidden_layer`, `input_size`"),
+        (
+            dict(method='glom', hidden_layer=-1),
+            "method 'glom' has no `hidden_layer`; it has `noise`, `iteration`, `level`",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused(options, message):
@@ -170,7 +178,7 @@ def test_values_that_cannot_be_are_refused(options, message):
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match='keep'):
         PretrainConfig(epochs=1, keep=2)
-    message = "projecton_size in task_args: the task of 'byol' has projection_size, projection_hidden_size, decay,"
+    message = "projecton_size in `task_args`: the task of 'byol' has projection_size, projection_hidden_size, decay,"
     with pytest.raises(TypeError, match=message):
         PretrainConfig(epochs=1, task_args=dict(projecton_size=8))
     args = parser_of(PretrainConfig).parse_args(['byol', '--epochs', '1', '--task-args', 'projecton_size=8'])

@@ -15,6 +15,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import timm_extra
@@ -26,7 +27,7 @@ from timm_extra.training import checkpoints
 from timm_extra.training.log import read_log
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train import STEPS, images, run
+from train import STEPS, equal, images, losses, run
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +40,11 @@ def command(output, method='byol', batch_size=8, *more, launcher=(sys.executable
     return [*launcher, str(Path(__file__).with_name('train.py')), str(output), method, str(batch_size), *more]
 
 
-def losses(output):
-    return [(row['step'], row['loss'], row['std'], row['knn']) for row in read_log(output / 'log.csv')]
+def events(folder, name):
+    """Values that TensorBoard shows, by step."""
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return {event.step: event.value for event in found.Scalars(name)}
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +65,8 @@ def test_it_leaves_what_it_says(method, tmp_path):
     assert done.accuracies == dict(knn=float(rows[-1]['knn']), linear=float(rows[-1]['linear']))
     best = max((float(r['knn']), -int(r['step'])) for r in rows if r['knn'])
     assert set(checkpoints.steps(tmp_path / 'checkpoints')) == {21, 24, 1 - best[1]}
-    assert list((tmp_path / 'tensorboard').iterdir())
+    logged = {int(r['step']): pytest.approx(float(r['loss'])) for r in rows if r['loss']}
+    assert events(tmp_path / 'tensorboard', 'loss') == logged
     saved = PretrainConfig.load(tmp_path / 'args.yaml')
     assert (saved.method, saved.probes, saved.num_train_steps) == (method, ('knn', 'linear'), STEPS)
     assert yaml.safe_load((tmp_path / 'args.yaml').read_text())['images'] == len(images())
@@ -136,7 +141,7 @@ def test_killed_at_any_time_it_resumes_bit_for_bit(finished, tmp_path):
     ours, theirs = (
         checkpoints.read(folder / 'checkpoints' / checkpoints.NAME.format(STEPS)) for folder in (tmp_path, finished)
     )
-    _equal(ours, theirs)
+    equal(ours, theirs)
 
 
 def _wait_for_a_row(output, child):
@@ -146,19 +151,6 @@ def _wait_for_a_row(output, child):
         if (output / 'log.csv').exists() and (output / 'log.csv').stat().st_mtime_ns != before:
             return
         time.sleep(0.01)
-
-
-def _equal(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for k in a:
-            _equal(a[k], b[k])
-    elif isinstance(a, (list, tuple)):
-        for x, y in zip(a, b, strict=True):
-            _equal(x, y)
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def test_accumulation_is_a_larger_batch_without_batch_statistics(tmp_path):
@@ -204,7 +196,7 @@ def test_scale_sets_the_area_of_the_crops(tmp_path):
     run(tmp_path / 'views', num_train_steps=3, mean=(0.5,), std=(0.5,), **own)
     run(tmp_path / 'paper', num_train_steps=3, mean=(0.5,), std=(0.5,))
     assert losses(tmp_path / 'scale') == losses(tmp_path / 'views') != losses(tmp_path / 'paper')
-    with pytest.raises(ValueError, match="the crops of the method's own views: leave out scale or view2"):
+    with pytest.raises(ValueError, match="the crops of the method's own views: leave out `scale` or view2"):
         run(tmp_path / 'both', scale=(0.5, 0.9), view2=_flipped)
 
 
@@ -246,45 +238,45 @@ def test_two_processes_are_one_with_the_double_batch(method, tmp_path):
 
 def test_what_cannot_be_is_refused(tmp_path):
     run(tmp_path, method='byol', num_train_steps=1)
-    with pytest.raises(ValueError, match=r"method must be one of byol, simsiam, glom, got 'dino'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of byol, simsiam, glom, got 'dino'"):
         PretrainConfig(method='dino')
-    with pytest.raises(FileExistsError, match='has checkpoints up to step 1: resume, or choose another folder'):
+    with pytest.raises(FileExistsError, match='has checkpoints up to step 1: `resume=True` goes on, or'):
         run(tmp_path, num_train_steps=1)
     for kwargs, message in (
-        (dict(mean=(0.1,)), r'mean was \[0\.5\] and is \[0\.1\]'),
-        (dict(task_args=dict(projection_size=16, projection_hidden_size=16)), 'projection_size was 8 and is 16'),
+        (dict(mean=(0.1,)), r'`mean` was \[0\.5\] and is \[0\.1\]'),
+        (dict(task_args=dict(projection_size=16, projection_hidden_size=16)), '`projection_size` was 8 and is 16'),
         (
             dict(task_args=dict(projection_size=8, projection_hidden_size=16, use_momentum=False)),
-            'use_momentum was None',
+            '`use_momentum` was None',
         ),
-        (dict(hidden_layer='layer3'), "hidden_layer was None and is 'layer3'"),
-        (dict(view1=_flipped), 'view1 was .*RandomView'),
+        (dict(hidden_layer='layer3'), "`hidden_layer` was None and is 'layer3'"),
+        (dict(view1=_flipped), '`view1` was .*RandomView'),
     ):
         with pytest.raises(ValueError, match=message):
             run(tmp_path, num_train_steps=1, resume=True, **kwargs)
-    with pytest.raises(ValueError, match=r'checkpoint in .* is of another training: images_per_step was 8 and is 16'):
+    with pytest.raises(ValueError, match=r'checkpoint in .* is of another training: `images_per_step` was 8 and is 16'):
         run(tmp_path, num_train_steps=1, batch_size=16, resume=True)
     other = timm.create_model('test_vit', num_classes=0, in_chans=1, img_size=16)
-    with pytest.raises(ValueError, match="model was 'test_resnet' and is 'test_vit'"):
+    with pytest.raises(ValueError, match="`model` was 'test_resnet' and is 'test_vit'"):
         config = PretrainConfig(num_train_steps=1, batch_size=8, resume=True, workers=0, cpu=True)
         pretrain(other, images(), tmp_path, config)
     for kwargs, message in (
-        (dict(epochs=1), 'give epochs or num_train_steps, got 1 and 24'),
-        (dict(num_train_steps=None), 'give epochs or num_train_steps, got None and None'),
-        (dict(num_train_steps=0), 'number of steps must be positive, got 0'),
-        (dict(batch_size=0), 'batch_size must be positive, got 0'),
+        (dict(epochs=1), 'give `epochs` or `num_train_steps`, got 1 and 24'),
+        (dict(num_train_steps=None), 'give `epochs` or `num_train_steps`, got None and None'),
+        (dict(num_train_steps=0), '`num_train_steps` must be positive, got 0'),
+        (dict(batch_size=0), '`batch_size` must be positive, got 0'),
         (dict(batch_size=1), 'a batch of one image'),
-        (dict(checkpoint_interval=0), 'checkpoint_interval must be positive, got 0'),
-        (dict(probes=['knn']), 'probes need labelled images'),
+        (dict(checkpoint_interval=0), '`checkpoint_interval` must be positive, got 0'),
+        (dict(probes=['knn']), '`probes` need labelled images'),
         (dict(probes=['svm']), "one of knn, linear, got 'svm'"),
         (
             dict(task_args=dict(input_size=(1, 8, 8))),
-            'input_size in task_args are arguments of PretrainConfig or pretrain',
+            'input_size cannot be in `task_args`: give `input_size` instead',
         ),
         (dict(lr=None, opt='lion'), "no learning rate is published for byol with 'lion'"),
         (dict(probe=([pictures()], images())), 'image 0 has no class, a number, but None'),
         (dict(batch_size=65), 'the data set has 64 images, fewer than the 65 of a step'),
-        (dict(checkpoint_hist=0), 'checkpoint_hist must be positive, got 0'),
+        (dict(checkpoint_hist=0), '`checkpoint_hist` must be positive, got 0'),
         (
             dict(lr=1e9, num_train_steps=24, clip_grad=None, opt='momentum', warmup_epochs=0),
             'the training diverged at step',
@@ -351,13 +343,13 @@ def test_denoising(tmp_path, capsys):
         run(parts / 'cut', 'glom', checkpoint_hist=STEPS, resume=True)
     assert losses(parts / 'cut') == losses(parts / 'whole')
     last = (parts / name / 'checkpoints' / checkpoints.NAME.format(STEPS) for name in ('cut', 'whole'))
-    _equal(*map(checkpoints.read, last))
+    equal(*map(checkpoints.read, last))
 
 
 def test_what_denoising_has_not_is_refused(tmp_path):
     for kwargs, message in (
-        (dict(view2=_flipped), "method 'glom' has no view2; it has noise, iteration, level"),
-        (dict(hidden_layer=-1), "method 'glom' has no hidden_layer; it has noise, iteration, level"),
+        (dict(view2=_flipped), "method 'glom' has no `view2`; it has `view1`"),
+        (dict(hidden_layer=-1), "method 'glom' has no `hidden_layer`; it has `noise`, `iteration`, `level`"),
         (dict(lr=None, opt='sgd'), "no learning rate is published for glom with 'sgd'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -379,6 +371,15 @@ def test_collapse_raises_an_alarm(tmp_path, capsys):
     )  # fmt: skip
     pretrain(net, images(), tmp_path, config)
     assert 'the projections have collapsed, their std is 0.000 of 1' in capsys.readouterr().err
+
+
+def test_one_image_per_step_has_no_std_and_raises_no_alarm(tmp_path, capsys):
+    heads = dict(projection_size=32, projection_hidden_size=32, head_norm='group')
+    model = timm.create_model('test_vit', num_classes=0, in_chans=1, img_size=16)
+    config = PretrainConfig(num_train_steps=3, batch_size=1, workers=0, cpu=True, task_args=heads, log_interval=1)
+    pretrain(model, images(), tmp_path, config)
+    assert [row['std'] for row in read_log(tmp_path / 'log.csv')] == ['', '', '']
+    assert 'collapsed' not in capsys.readouterr().err
 
 
 def test_recipes_are_those_published():

@@ -198,15 +198,15 @@ def test_views_name_bad_arguments():
                 one(x)
     with pytest.raises(ValueError, match='1 keys for 2 images'):
         view(images(2, 3, 8, 8), [(0,)])
-    with pytest.raises(ValueError, match='mean has 2 values for 3 channels'):
+    with pytest.raises(ValueError, match='`mean` has 2 values for 3 channels'):
         RandomView(BYOL_VIEWS[0], (3, 16, 16), mean=(0.1, 0.2))
     with pytest.raises(ValueError, match=r'channels, height and width, got \(16, 16\)'):
         RandomView(BYOL_VIEWS[0], (16, 16))
     for kwargs, message in (
-        (dict(blur=1.5), 'blur is a probability, got 1.5'),
-        (dict(scale=(0.5, 0.1)), 'scale must be two positive numbers'),
-        (dict(scale=(0.5, 2)), 'scale must not exceed 1'),
-        (dict(hue=0.6), 'hue must be between 0 and 0.5, got 0.6'),
+        (dict(blur=1.5), '`blur` is a probability, got 1.5'),
+        (dict(scale=(0.5, 0.1)), '`scale` must be two positive numbers'),
+        (dict(scale=(0.5, 2)), '`scale` must not exceed 1'),
+        (dict(hue=0.6), '`hue` must be between 0 and 0.5, got 0.6'),
     ):
         with pytest.raises(ValueError, match=message):
             Recipe(**kwargs)

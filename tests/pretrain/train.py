@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from timm_extra.pretrain import PretrainConfig, pretrain
+from timm_extra.training.log import read_log
 
 STEPS = 24
 
@@ -38,6 +39,25 @@ def run(output, method='byol', batch_size=8, exact=False, probe=None, view1=None
     config = PretrainConfig(method=method, **{**defaults, **options})
     model = model.double() if exact else model
     return pretrain(model, images(exact=exact), output, config, probe=probe, view1=view1, view2=view2)
+
+
+def losses(output):
+    """What a training has logged, in all its digits."""
+    return [(row['step'], row['loss'], row['std'], row['knn']) for row in read_log(output / 'log.csv')]
+
+
+def equal(a, b):
+    """Check that two checkpoints hold the same."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for k in a:
+            equal(a[k], b[k])
+    elif isinstance(a, (list, tuple)):
+        for x, y in zip(a, b, strict=True):
+            equal(x, y)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 if __name__ == '__main__':

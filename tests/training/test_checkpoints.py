@@ -1,6 +1,5 @@
 """Checkpoints are whole or not there."""
 
-import resource
 import signal
 
 import pytest
@@ -22,6 +21,7 @@ def test_round_trip(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
+    resource = pytest.importorskip('resource', reason='Windows limits no sizes of files')
     file = tmp_path / checkpoints.NAME.format(3)
     checkpoints.write(state(), file)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -5,7 +5,7 @@ import re
 from typing import Dict
 
 # `name` or `name=value`: how the library writes an option in a message
-OPTION = re.compile(r'`(\w+)(?:=([^`]*))?`')
+OPTION = re.compile(r'`([\w.]+)(?:=([^`]*))?`')
 
 
 def as_flags(message: str, parser: argparse.ArgumentParser) -> str:
@@ -20,14 +20,15 @@ def as_flags(message: str, parser: argparse.ArgumentParser) -> str:
     """
     flags: Dict[str, str] = {}
     for action in parser._actions:  # argparse has no other way to ask
-        flags[action.dest] = max(action.option_strings, key=len, default=action.dest.upper())
+        long = [flag for flag in action.option_strings if flag.startswith('--')]
+        flags[action.dest] = long[0] if long else action.dest.upper()
 
     def flag(found: re.Match) -> str:
         name, value = found.groups()
         if name not in flags:
             return found[0].strip('`')
         if value == 'False':
-            return f'--no-{flags[name].removeprefix("--").removeprefix("no-")}'
+            return f'--no-{flags[name].removeprefix("--")}'
         if value in (None, 'True'):
             return flags[name]
         return ' '.join([flags[name], *re.sub(r"[(),\[\]'\"]", ' ', value).split()])

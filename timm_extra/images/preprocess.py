@@ -38,7 +38,7 @@ def input_config(
         ValueError: The size is unknown.
     """
     if input_size is None and not getattr(model, 'pretrained_cfg', None):
-        raise ValueError(f'{type(model).__name__} does not say the size of its inputs: pass input_size=(C, H, W)')
+        raise ValueError(f'{type(model).__name__} does not say the size of its inputs: give `input_size=(C, H, W)`')
     config = resolve_model_data_config(model)
     size = own_input_size(model) if input_size is None else tuple(input_size)
     found = {

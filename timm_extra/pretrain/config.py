@@ -15,7 +15,11 @@ from .probe import PROBES
 from .tasks import METHODS
 from .tasks.denoise import SCHEDULES
 
-COUNTS = ('batch_size', 'grad_accum_steps', 'probe_interval', 'checkpoint_interval', 'checkpoint_hist', 'log_interval')
+POSITIVE = (
+    *('epochs', 'num_train_steps', 'batch_size', 'grad_accum_steps', 'lr', 'clip_grad', 'std'),
+    *('probe_interval', 'checkpoint_interval', 'checkpoint_hist', 'log_interval'),
+)
+NOT_NEGATIVE = ('weight_decay', 'warmup_epochs', 'workers', 'seed')
 FACTS = ('model', 'images')  # of a training, beside its options in args.yaml
 VIEWS = ('view1', 'view2')  # arguments of tasks that pretrain has, too
 
@@ -135,23 +139,22 @@ class PretrainConfig:
         if isinstance(self.noise, tuple) and len(self.noise) == 1:
             object.__setattr__(self, 'noise', self.noise[0])
         check_choices(self)
-        for name in COUNTS:
+        for name in (*POSITIVE, *NOT_NEGATIVE):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f'{name} must be positive, got {value}')
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not (number > 0 or (number == 0 and name in NOT_NEGATIVE)):
+                    wanted = 'positive' if name in POSITIVE else '0 or more'
+                    raise ValueError(f'`{name}` must be {wanted}, got {number}')
         if (self.epochs is None) == (self.num_train_steps is None):
-            raise ValueError(f'give epochs or num_train_steps, got {self.epochs} and {self.num_train_steps}')
-        duration = self.epochs if self.num_train_steps is None else self.num_train_steps
-        if duration < 1:
-            raise ValueError(f'the number of steps must be positive, got {duration}')
+            raise ValueError(f'give `epochs` or `num_train_steps`, got {self.epochs} and {self.num_train_steps}')
         twice = sorted({*TASK_OPTIONS, *VIEWS} & set(self.task_args or {}))
         if twice:
-            raise ValueError(f'{", ".join(twice)} in task_args are arguments of PretrainConfig or pretrain')
+            raise ValueError(f'{", ".join(twice)} cannot be in `task_args`: give {quoted(twice)} instead')
         check_parameters(self.method, [name for name in TASK_OPTIONS if getattr(self, name) is not None])
         unknown = [name for name in self.task_args or {} if name not in task_parameters(self.method)]
         if unknown:
             raise TypeError(
-                f'{", ".join(unknown)} in task_args: the task of {self.method!r} has '
+                f'{", ".join(unknown)} in `task_args`: the task of {self.method!r} has '
                 f'{", ".join(name for name in task_parameters(self.method) if name not in (*TASK_OPTIONS, *VIEWS))}'
             )
 
@@ -171,9 +174,8 @@ class PretrainConfig:
         values = dict(zip(FACTS, (model, images), strict=True))
         values.update((one.name, getattr(self, one.name)) for one in fields(self))
         with atomic_file(file) as aside:
-            aside.write_text(
-                yaml.dump(values, Dumper=_Dumper, default_flow_style=None, sort_keys=False, allow_unicode=True)
-            )
+            text = yaml.dump(values, Dumper=_Dumper, default_flow_style=None, sort_keys=False, allow_unicode=True)
+            aside.write_text(text, encoding='utf-8')
 
     @classmethod
     def load(cls, file: PathLike) -> 'PretrainConfig':
@@ -182,7 +184,7 @@ class PretrainConfig:
         Raises:
             ValueError: It is something else, or `task_args` held a function, of which only the name is saved.
         """
-        with open(file) as lines:
+        with open(file, encoding='utf-8') as lines:
             try:
                 values = yaml.safe_load(lines)
             except yaml.YAMLError as e:
@@ -210,6 +212,11 @@ def _immutable(value: Any) -> Any:
     return {k: _immutable(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def quoted(names: List[str]) -> str:
+    """Names of options in a message, which the command turns into flags."""
+    return ', '.join(f'`{name}`' for name in names)
+
+
 def task_parameters(method: str) -> List[str]:
     """Arguments of a method's task, but for the model."""
     return list(inspect.signature(METHODS[method]).parameters)[1:]
@@ -224,7 +231,9 @@ def check_parameters(method: str, names: List[str]) -> None:
     known = task_parameters(method)
     missing = [name for name in names if name not in known]
     if missing:
-        raise ValueError(f'method {method!r} has no {", ".join(missing)}; it has {", ".join(known)}')
+        alike = VIEWS if missing[0] in VIEWS else TASK_OPTIONS
+        has = quoted([name for name in known if name in alike])
+        raise ValueError(f'method {method!r} has no {quoted(missing)}; it has {has}')
 
 
 # fields whose name is also a parameter of a task: passed to it where they are not None, which is their default

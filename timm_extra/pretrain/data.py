@@ -48,7 +48,7 @@ class Samples(Dataset):
                 f'{type(dataset).__name__} streams: resuming needs a data set with a length, whose items have an index'
             )
         if unreadable not in ON_UNREADABLE:
-            raise ValueError(f'unreadable must be one of {", ".join(ON_UNREADABLE)}, got {unreadable!r}')
+            raise ValueError(f'`unreadable` must be one of {", ".join(ON_UNREADABLE)}, got {unreadable!r}')
         self.dataset = dataset
         self.channels = channels
         self.labelled = labelled
@@ -64,9 +64,9 @@ class Samples(Dataset):
             image = as_tensor(image, self.channels)
         except UNREADABLE as e:
             if self.unreadable == 'raise':
-                raise ValueError(
-                    f"image {index}{self._name(index)} cannot be read: {e}; unreadable='skip' leaves such images out"
-                ) from e
+                # classes are read for probes, which leave nothing out
+                hint = '' if self.labelled else "; `unreadable='skip'` leaves such images out"
+                raise ValueError(f'image {index}{self._name(index)} cannot be read: {e}{hint}') from e
             return Sample(None, -1, epoch, index)
         return Sample(image, label, epoch, index)
 

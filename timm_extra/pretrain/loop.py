@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from timm_extra._files import PathLike
 from timm_extra.images import check_takes_images, input_config
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
-from timm_extra.training.interrupt import Interrupted, Interruption, interruptible
+from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_processes, interruptible
 from timm_extra.training.log import Log
 from timm_extra.training.order import Batches
 from timm_extra.training.progress import Progress, print_summary
@@ -130,7 +131,7 @@ def _views(config: PretrainConfig, model: nn.Module, **given: Optional[View]) ->
     if config.scale is None:
         return views
     if views:
-        raise ValueError(f"scale is for the crops of the method's own views: leave out scale or {', '.join(views)}")
+        raise ValueError(f"`scale` is for the crops of the method's own views: leave out `scale` or {', '.join(views)}")
     size = input_config(model, config.input_size, config.mean, config.std)
     recipes = (replace(recipe, scale=config.scale) for recipe in RECIPES[config.method])
     return {f'view{number}': RandomView(recipe, **size) for number, recipe in enumerate(recipes, 1)}
@@ -165,7 +166,7 @@ class _Run:
         found = checkpoints.steps(folder)
         if found and not self.config.resume:
             raise FileExistsError(
-                f'{self.output} has checkpoints up to step {found[-1]}: resume, or choose another folder'
+                f'{self.output} has checkpoints up to step {found[-1]}: `resume=True` goes on, or choose another folder'
             )
         if self.accelerator.is_main_process:
             checkpoints.clean(folder)
@@ -197,14 +198,11 @@ class _Run:
         """Say what is about to run."""
         labelled = [len(dataset) for dataset in self.probe] if self.probes else []
         facts = dict(model=self.settings['model'], images=self.settings['images'], probes=self.probes)
-        print_summary(
-            summary(
-                self.config, self.plan, self.task, self.accelerator,
-                **facts, labelled=labelled, start=start, output=self.output,
-            )
+        rows = summary(
+            self.config, self.plan, self.task, self.accelerator,
+            **facts, labelled=labelled, start=start, output=self.output,
         )  # fmt: skip
-        if changes:
-            print(changes, file=sys.stderr)
+        print_summary(dict(rows, note=changes))
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
         """Make or load everything that has a state."""
@@ -230,7 +228,9 @@ class _Run:
             if accelerator.scaler is not None and saved['scaler']:
                 accelerator.scaler.load_state_dict(saved['scaler'])
         self.signals = dist.new_group(backend='gloo') if accelerator.num_processes > 1 else None
-        online, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning)  # Accelerate knows no other yet
+            online, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
         task.trainable_module = online
         if not saved and hasattr(task, 'reset_target'):
             task.reset_target()  # the online network is that of the first process now
@@ -291,7 +291,8 @@ class _Run:
         )
         collate = Collate(None if self.config.views_on_device else views)
         pin_memory = self.accelerator.device.type == 'cuda'
-        return iter(loader(self.samples, batches, collate, self.config.workers, pin_memory))
+        with ignored_by_processes():
+            return iter(loader(self.samples, batches, collate, self.config.workers, pin_memory))
 
     def _step(
         self, incoming: Iterator, make_views: MakeViews, step: int
@@ -338,7 +339,8 @@ class _Run:
         """The loss and what else there is, averaged over the processes."""
         found = self.accelerator.reduce(values, 'mean').tolist()
         if not all(map(math.isfinite, found)):
-            raise ValueError(f'the training diverged at step {step} (loss {found[0]:.4g}): lower lr, or use no fp16')
+            fp16 = ", or leave out `mixed_precision='fp16'`" if self.accelerator.mixed_precision == 'fp16' else ''
+            raise ValueError(f'the training diverged at step {step} (loss {found[0]:.4g}): lower `lr`{fp16}')
         return found
 
     def _alarm(self, row: Dict[str, Any], progress: Progress) -> None:

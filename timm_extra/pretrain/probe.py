@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
+from timm_extra.training.interrupt import ignored_by_processes
+
 from .data import Collate, Samples, loader
 from .views import PlainView
 
@@ -61,7 +63,9 @@ def features(
     try:
         out, labels = [], []
         samples = Samples(dataset, view.input_size[0], labelled=True)
-        for batch in loader(samples, _InOrder(len(samples), batch_size), Collate(None), workers):
+        with ignored_by_processes():
+            batches = iter(loader(samples, _InOrder(len(samples), batch_size), Collate(None), workers))
+        for batch in batches:
             out.append(encoder(view(batch['images']).to(device, dtype)).float().cpu())
             labels.append(batch['labels'])
     finally:

@@ -126,7 +126,7 @@ def plan(config: PretrainConfig, model: nn.Module, dataset: Dataset, processes: 
     recipe = settings(config.method, model, steps / each, images, config.opt)
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     if math.isnan(recipe.learning_rate):
-        raise ValueError(f'no learning rate is published for {config.method} with {recipe.optimizer!r}: give lr')
+        raise ValueError(f'no learning rate is published for {config.method} with {recipe.optimizer!r}: give `lr`')
     return Plan(steps, each, images, recipe)
 
 

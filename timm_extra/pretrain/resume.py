@@ -12,6 +12,9 @@ from .config import PretrainConfig, task_parameters
 from .recipes import Plan
 from .tasks.task import View
 
+OPTIONS = {'recipe.optimizer': 'opt', 'recipe.learning_rate': 'lr'}  # that settings are made from under another name
+OPTIONS.update({name: name.removeprefix('recipe.') for name in ('recipe.weight_decay', 'recipe.warmup_epochs')})
+
 
 def task_arguments(config: PretrainConfig, plan: Plan) -> Dict[str, Any]:
     """Arguments of the method's task, but for views: what is given, else what the plan says."""
@@ -75,7 +78,7 @@ def check_resumes(
     """
     done, now = saved['step'], settings['steps']
     was = saved['settings'].get('steps', now)
-    wrong = checkpoints.differences(saved['settings'], settings_at(was))
+    wrong = checkpoints.differences(saved['settings'], settings_at(was), OPTIONS)
     if wrong:
         raise ValueError(f'the checkpoint in {folder} is of another training: {"; ".join(wrong)}')
     if now < done:

@@ -57,17 +57,17 @@ class Recipe:
     def __post_init__(self):
         for name in ('hflip', 'jitter', 'grey', 'blur', 'solarize'):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} is a probability, got {getattr(self, name)}')
+                raise ValueError(f'`{name}` is a probability, got {getattr(self, name)}')
         for name in ('scale', 'ratio', 'sigma'):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(f'{name} must be two positive numbers, the smaller first, got {(low, high)}')
+                raise ValueError(f'`{name}` must be two positive numbers, the smaller first, got {(low, high)}')
         if self.scale[1] > 1:
-            raise ValueError(f'scale must not exceed 1, got {self.scale}')
+            raise ValueError(f'`scale` must not exceed 1, got {self.scale}')
         for name in ('brightness', 'contrast', 'saturation', 'hue'):
             if not 0 <= getattr(self, name) <= (0.5 if name == 'hue' else 1):
                 raise ValueError(
-                    f'{name} must be between 0 and {0.5 if name == "hue" else 1}, got {getattr(self, name)}'
+                    f'`{name}` must be between 0 and {0.5 if name == "hue" else 1}, got {getattr(self, name)}'
                 )
 
 
@@ -247,10 +247,10 @@ class _Normalise(nn.Module):
     def __init__(self, input_size: Tuple[int, ...], mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         if len(input_size) != 3 or min(input_size) < 1:
-            raise ValueError(f'input_size must be channels, height and width, got {input_size}')
+            raise ValueError(f'`input_size` must be channels, height and width, got {input_size}')
         for name, values in (('mean', mean), ('std', std)):
             if len(values) not in (1, input_size[0]):
-                raise ValueError(f'{name} has {len(values)} values for {input_size[0]} channels')
+                raise ValueError(f'`{name}` has {len(values)} values for {input_size[0]} channels')
             # no buffer: it follows the images, not the module
             setattr(self, name, torch.tensor(values, dtype=torch.float64).view(-1, 1, 1))
 

@@ -84,7 +84,16 @@ def described(value: Any) -> Any:
     return getattr(value, '__qualname__', type(value).__name__)
 
 
-def differences(saved: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
-    """What differs between settings, in words."""
-    keys = dict.fromkeys([*saved, *now])
-    return [f'{k} was {saved.get(k)!r} and is {now.get(k)!r}' for k in keys if saved.get(k) != now.get(k)]
+def differences(saved: Dict[str, Any], now: Dict[str, Any], options: Optional[Dict[str, str]] = None) -> List[str]:
+    """What differs between settings, in words.
+
+    Args:
+        saved: Settings before.
+        now: Settings now.
+        options: Options that settings come from, where those have another name.
+    """
+    found = []
+    for key in dict.fromkeys([*saved, *now]):
+        if saved.get(key) != now.get(key):
+            found.append(f'`{(options or {}).get(key, key)}` was {saved.get(key)!r} and is {now.get(key)!r}')
+    return found

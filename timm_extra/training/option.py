@@ -59,7 +59,7 @@ def check_choices(options: Any) -> None:
         value, choices = getattr(options, one.name), one.metadata['choices']
         for item in value if isinstance(value, tuple) else (value,):
             if choices and item is not None and item not in choices:
-                raise ValueError(f'{one.name} must be one of {", ".join(choices)}, got {item!r}')
+                raise ValueError(f'`{one.name}` must be one of {", ".join(choices)}, got {item!r}')
 
 
 def markdown_table(options: type) -> str:

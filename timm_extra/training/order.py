@@ -69,7 +69,7 @@ def steps_per_epoch(length: int, images: int) -> int:
         ValueError: There is not one.
     """
     if length < images:
-        raise ValueError(f'the data set has {length} images, fewer than the {images} of a step: lower batch_size')
+        raise ValueError(f'the data set has {length} images, fewer than the {images} of a step: lower `batch_size`')
     return length // images
 
 

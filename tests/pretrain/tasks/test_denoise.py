@@ -170,17 +170,17 @@ def test_denoise_names_bad_arguments():
     with pytest.raises(ValueError, match='ResNet is no GLOM: it has no forward_level and no patch_embed'):
         Denoise(timm.create_model('test_resnet'))
     for kwargs, message in (
-        (dict(iteration=0), 'iteration must be positive, got 0'),
+        (dict(iteration=0), '`iteration` must be positive, got 0'),
         (dict(iteration=2), 'after iters 2 level 2 has not seen the image'),
-        (dict(level=3), 'level 3 is out of range, the model has 3 levels'),
-        (dict(level=-4), 'level -4 is out of range'),
-        (dict(noise=-0.1), r'noise must be a standard deviation or two, the smaller first, got -0\.1'),
+        (dict(level=3), '`level=3` is out of range, the model has 3 levels'),
+        (dict(level=-4), '`level=-4` is out of range'),
+        (dict(noise=-0.1), r'`noise` must be a standard deviation or two, the smaller first, got -0\.1'),
         (dict(noise=(1.0, 0.5)), r'got \(1\.0, 0\.5\)'),
         (dict(noise=[0.1, 0.2, 0.3]), r'got \[0\.1, 0\.2, 0\.3\]'),
         (dict(noise=math.inf), 'got inf'),
         (dict(noise=math.nan), 'got nan'),
-        (dict(noise_schedule='steps', num_steps=3), "noise_schedule must be None, linear or cosine, got 'steps'"),
-        (dict(noise_schedule='linear'), "noise_schedule 'linear' needs num_steps"),
+        (dict(noise_schedule='steps', num_steps=3), "`noise_schedule` must be None, linear or cosine, got 'steps'"),
+        (dict(noise_schedule='linear'), "`noise_schedule='linear'` needs num_steps"),
         (dict(num_steps=0), 'num_steps must be positive, got 0'),
         (dict(input_size=(1, 56, 56)), 'GLOM does not take inputs of 1×56×56: '),
         (dict(input_size=(3, 28, 56)), 'GLOM does not take inputs of 3×28×56: '),

@@ -256,7 +256,7 @@ def test_byol_and_simsiam_name_bad_arguments():
         BYOL(Tuples(), hidden_layer=-1, input_size=SIZE)
     with pytest.raises(ValueError, match=r"has no layer 'avgpool'; its layers are conv1, bn1"):
         make('byol', hidden_layer='avgpool')
-    with pytest.raises(ValueError, match='hidden_layer 40 is out of range'):
+    with pytest.raises(ValueError, match='`hidden_layer=40` is out of range'):
         make('byol', hidden_layer=40)
     with pytest.raises(ValueError, match='Tuples does not say the size of its inputs'):
         BYOL(Tuples(), hidden_layer='body')

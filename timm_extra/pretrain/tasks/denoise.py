@@ -91,7 +91,7 @@ class Denoise(PretrainingTask):
             raise ValueError(f'{type(model).__name__} is no GLOM: it has no {" and no ".join(missing)}')
         super().__init__(model, input_size=input_size, mean=mean, std=std, device=device, dtype=dtype, verbose=verbose)
         if not -model.num_levels <= level < model.num_levels:
-            raise ValueError(f'level {level} is out of range, the model has {model.num_levels} levels')
+            raise ValueError(f'`level={level}` is out of range, the model has {model.num_levels} levels')
         if iteration is None:
             iteration = max(model.iters // 2, level % model.num_levels) + 1
         _check(noise, iteration, noise_schedule, num_steps)
@@ -189,12 +189,12 @@ def _check(
         or not all(isinstance(b, (int, float)) for b in bounds)
         or not 0 <= bounds[0] <= bounds[1] < math.inf
     ):
-        raise ValueError(f'noise must be a standard deviation or two, the smaller first, got {noise}')
+        raise ValueError(f'`noise` must be a standard deviation or two, the smaller first, got {noise}')
     if iteration < 1:
-        raise ValueError(f'iteration must be positive, got {iteration}')
+        raise ValueError(f'`iteration` must be positive, got {iteration}')
     if schedule not in SCHEDULES:
-        raise ValueError(f'noise_schedule must be None, linear or cosine, got {schedule!r}')
+        raise ValueError(f'`noise_schedule` must be None, linear or cosine, got {schedule!r}')
     if num_steps is not None and num_steps < 1:
         raise ValueError(f'num_steps must be positive, got {num_steps}')
     if schedule and num_steps is None:
-        raise ValueError(f'noise_schedule {schedule!r} needs num_steps, over which the noise grows')
+        raise ValueError(f'`noise_schedule={schedule!r}` needs num_steps, over which the noise grows')

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
             missing = [m for m in ('forward_features', 'forward_head') if not hasattr(model, m)]
             if missing:
                 raise ValueError(
-                    f'{type(model).__name__} has no {" and no ".join(missing)}: pass hidden_layer, the name or index '
+                    f'{type(model).__name__} has no {" and no ".join(missing)}: give `hidden_layer`, the name or index '
                     f'of the layer whose output is the embedding; {_choices(model)}'
                 )
         else:
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
                 return None
             if not -len(children) <= self.hidden_layer < len(children):
                 raise ValueError(
-                    f'hidden_layer {self.hidden_layer} is out of range, {type(self.model).__name__} has '
+                    f'`hidden_layer={self.hidden_layer}` is out of range, {type(self.model).__name__} has '
                     f'{len(children)} children; {_choices(self.model)}'
                 )
             return children[self.hidden_layer]
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
             out = self._hidden(x)
         if not isinstance(out, torch.Tensor):
             raise ValueError(
-                f'{self._place()} gives a {type(out).__name__}, not a tensor: choose a hidden_layer whose output is '
+                f'{self._place()} gives a {type(out).__name__}, not a tensor: choose a `hidden_layer` whose output is '
                 f'the embedding; {_choices(self.model)}'
             )
         if self.hidden_layer is not None:
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         if out.ndim != 2 or len(out) != len(x):
             raise ValueError(
                 f'{self._place()} gives shape {tuple(out.shape)} for {len(x)} images, not one vector each: '
-                'create the model with a global pooling, or choose a hidden_layer'
+                'create the model with a global pooling, or choose a `hidden_layer`'
             )
         return out
 
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         name = type(self.model).__name__
         if self.hidden_layer is None or self.hidden_layer == -1:
             return name
-        return f'hidden_layer {self.hidden_layer!r} of {name}'
+        return f'`hidden_layer={self.hidden_layer!r}` of {name}'
 
 
 def embedding_size(encoder: Encoder, input_size: Sequence[int]) -> int:

@@ -85,7 +85,7 @@ class TwoViewTask(PretrainingTask):
 
         Returns:
             `loss`, a scalar; `output`, the embeddings of the first view (B, D); `std` of the projections, 1
-            if they fill all directions and 0 if all are the same (collapse).
+            if they fill all directions and 0 if all are the same (collapse); none of a batch of one image.
 
         Raises:
             ValueError: There is one image only, in training mode with BatchNorm, or there are not two views.
@@ -95,9 +95,10 @@ class TwoViewTask(PretrainingTask):
             return self._online().projector(embedding), embedding
         views = self._viewed(input)
         if self.training and len(views[0]) < 2 and _normalises_batches(self._online().projector):
-            raise ValueError('a batch of one image has no batch statistics: give two or more')
+            raise ValueError('a batch of one image has no batch statistics: raise `batch_size`')
         online = self.trainable_module(*views)
-        return dict(loss=self._loss(online, views), output=online[0][0].detach(), std=projection_std(online[0][1]))
+        out = dict(loss=self._loss(online, views), output=online[0][0].detach())
+        return dict(out, std=projection_std(online[0][1])) if len(views[0]) > 1 else out
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

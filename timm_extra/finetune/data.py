@@ -221,14 +221,14 @@ def loader(dataset: Dataset, seed: int, batches: Any, workers: int, pin_memory: 
         dataset: Data set of inputs and classes.
         seed: Seed of its random numbers.
         batches: Lists of (epoch, index).
-        workers: Processes.
+        workers: Processes, no more than there are processors.
         pin_memory: For transfers to a GPU.
     """
     return DataLoader(
         Seeded(dataset, seed),
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=pin_memory,
         worker_init_fn=ignore_interrupts,
         persistent_workers=workers > 0,

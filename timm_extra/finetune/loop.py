@@ -24,7 +24,7 @@ from timm_extra._files import PathLike
 from timm_extra.plot import learning_curve
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
-from timm_extra.training.interrupt import Interrupted, Interruption, interruptible
+from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_processes, interruptible
 from timm_extra.training.log import Log
 from timm_extra.training.order import Batches, random_state
 from timm_extra.training.progress import Progress, print_summary
@@ -266,7 +266,7 @@ class _Run:
         if self.done == self.total:
             return iter(())
         batches = Batches(len(self.data.train), self.batch_size, steps=(self.done, self.total), seed=self.config.seed)
-        return iter(self._loader(self.data.train, batches))
+        return _started(self._loader(self.data.train, batches))
 
     def _loader(self, dataset, batches):
         on_gpu = self.accelerator.device.type == 'cuda'
@@ -318,7 +318,7 @@ class _Run:
         """Loss and accuracy on the held-out files; nothing of it is kept if Ctrl-C comes."""
         model = self.task.get_eval_model(ema=self.config.model_ema).eval()
         loss, hits, count, skipped = 0.0, 0, 0, self.skipped
-        for batch in self.held_out:
+        for batch in _started(self.held_out):
             if interruption.came:
                 self.skipped = skipped
                 self._stop()
@@ -373,6 +373,12 @@ class _Run:
         )
         checkpoints.write(state, folder / checkpoints.NAME.format(self.done))
         checkpoints.prune(folder, self.config.checkpoint_hist, None)
+
+
+def _started(batches: DataLoader) -> Iterator:
+    """Batches of a loader, the processes of which Ctrl-C does not end."""
+    with ignored_by_processes():
+        return iter(batches)
 
 
 def _listed(names) -> str:

@@ -1,7 +1,6 @@
 """The pretraining loop."""
 
 import math
-import sys
 import time
 import warnings
 from contextlib import nullcontext

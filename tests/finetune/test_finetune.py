@@ -128,7 +128,7 @@ def test_another_training_is_not_overwritten_or_gone_on_with(finished):
     output, _ = finished
     with pytest.raises(FileExistsError, match='has a model already'):
         train(output)
-    with pytest.raises(ValueError, match=r'of another training: lr was 0\.01 and is 0\.02'):
+    with pytest.raises(ValueError, match=r'of another training: `lr` was 0\.01 and is 0\.02'):
         train(output, lr=0.02, resume=True)
 
 

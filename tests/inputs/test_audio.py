@@ -113,4 +113,4 @@ def test_finetune_and_predict_take_audio(tmp_path, capsys):
         wrong += sum(name not in line for line in lines[1::2])
     assert wrong < 7
     assert cli.main([*words[:1], str(tmp_path), *words[2:-1], str(tmp_path / 'x'), '--cutmix', '1']) == 1
-    assert 'cutmix is not for audio files' in capsys.readouterr().err
+    assert '--cutmix is not for audio files' in capsys.readouterr().err

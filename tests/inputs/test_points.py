@@ -123,7 +123,7 @@ def test_finetune_and_predict_take_point_clouds(tmp_path, capsys):
     assert cli.main(folder) == 0
     assert sum('cube' in line for line in capsys.readouterr().out.splitlines()[1::2]) > 8
     assert cli.main([*words, str(tmp_path / 'x'), '--mixup', '1']) == 1
-    assert 'mixup is not for point clouds' in capsys.readouterr().err
+    assert '--mixup is not for point clouds' in capsys.readouterr().err
 
 
 def test_models_of_other_channels_and_means_are_refused():
@@ -131,5 +131,5 @@ def test_models_of_other_channels_and_means_are_refused():
     with pytest.raises(ValueError, match='points of 3 coordinates, the model takes 6 channels'):
         inputs_of(model)
     model = timm.create_model('test_perceiver', stem='points', img_size=16, max_resolution=16)
-    with pytest.raises(ValueError, match='leave out mean and std'):
+    with pytest.raises(ValueError, match='leave out `mean` and `std`'):
         inputs_of(model, mean=(0.5,))

@@ -84,27 +84,27 @@ class FinetuneConfig:
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f'{name} must be positive, got {value}')
+                raise ValueError(f'`{name}` must be positive, got {value}')
         for name in FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} must be in 0 to 1, got {getattr(self, name)}')
+                raise ValueError(f'`{name}` must be in 0 to 1, got {getattr(self, name)}')
         for name in ('weight_decay', 'mixup', 'cutmix', 'color_jitter', 'workers'):
             if not getattr(self, name) >= 0:
-                raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+                raise ValueError(f'`{name}` must not be negative, got {getattr(self, name)}')
         for name in ('scale', 'ratio'):
             low, high = getattr(self, name)
             if not 0 < low <= high or (name == 'scale' and high > 1):
-                raise ValueError(f'{name} must be a range of positive numbers, of scale up to 1, got {low} {high}')
+                raise ValueError(f'`{name}` must be a range of positive numbers, of scale up to 1, got {low} {high}')
         if not 0 < self.holdout < 1:
-            raise ValueError(f'holdout must be between 0 and 1, got {self.holdout}')
+            raise ValueError(f'`holdout` must be between 0 and 1, got {self.holdout}')
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f'layer_decay must be above 0 and at most 1, got {self.layer_decay}')
+            raise ValueError(f'`layer_decay` must be above 0 and at most 1, got {self.layer_decay}')
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f'warmup_epochs must be at least 0 and less than epochs, got {self.warmup_epochs}')
+            raise ValueError(f'`warmup_epochs` must be at least 0 and less than `epochs`, got {self.warmup_epochs}')
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f'seed must be between 0 and 2**32 - 1, got {self.seed}')
+            raise ValueError(f'`seed` must be between 0 and 2**32 - 1, got {self.seed}')
         if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise ValueError(f'mixup and cutmix need an even batch_size, got {self.batch_size}')
+            raise ValueError(f'`mixup` and `cutmix` need an even `batch_size`, got {self.batch_size}')
 
     def image_augmentation(self) -> Dict[str, Any]:
         """Arguments of timm's `create_transform` for training."""

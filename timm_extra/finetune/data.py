@@ -91,7 +91,7 @@ def folder_data(
     inputs = inputs_of(model, input_size, mean, std, augmentation=config.image_augmentation())
     for name in ('mixup', 'cutmix'):
         if getattr(config, name) and name not in inputs.mixing:
-            raise ValueError(f'{name} is not for {inputs.kind.several}, which the model takes')
+            raise ValueError(f'`{name}` is not for {inputs.kind.several}, which the model takes')
     split = split_folder(folder, config.holdout, config.seed, inputs.kind)
     return Labelled(
         train=Files(split.train, inputs.read_for_training),

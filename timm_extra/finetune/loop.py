@@ -194,7 +194,7 @@ class _Run:
             train=len(self.data.train),
             validation=len(self.data.validation),
             lr=self.lr,
-            **{f'input.{name}': checkpoints.described(value) for name, value in self.data.data_config.items()},
+            **{name: checkpoints.described(value) for name, value in self.data.data_config.items()},
         )
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
@@ -310,7 +310,9 @@ class _Run:
     def _finite(self, loss: torch.Tensor) -> float:
         found = loss.item()
         if not math.isfinite(found):
-            raise ValueError(f'the training diverged by step {self.done} (loss {found:.4g}): lower lr, or use no fp16')
+            raise ValueError(
+                f'the training diverged by step {self.done} (loss {found:.4g}): lower `lr`, or use no fp16'
+            )
         return found
 
     @torch.inference_mode()

@@ -68,7 +68,7 @@ def inputs_of(
         raise ValueError(f'this {type(model).__name__} takes no images, but inputs of {_shape(size)}')
     if stem == 'points':
         if mean is not None or std is not None:
-            raise ValueError('every point cloud is normalised by itself: leave out mean and std')
+            raise ValueError('every point cloud is normalised by itself: leave out `mean` and `std`')
         points = PointReader(size)
         return Inputs(POINTS, points.read, replace(points, random=True).read, {}, mixing=())
     if len(size) == 2 and stem != 'tokens' and size[0] in (1, 2):

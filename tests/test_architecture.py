@@ -1,4 +1,4 @@
-"""Imports point one way: kernels ← layers ← models ← pretrain, hub, inference, plot ← cli. Every folder is known."""
+"""Imports point one way: kernels ← layers ← models ← pretrain, hub, inference, plot ← finetune ← cli."""
 
 import sys
 
@@ -25,6 +25,10 @@ MAY_IMPORT = {
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models'),
         ('torch', 'numpy', 'PIL', 'timm', 'pillow_heif'),
     ),
+    'timm_extra.inputs': (
+        ('timm_extra._files', 'timm_extra.images'),
+        ('torch', 'numpy', 'timm', 'soundfile', 'soxr', 'trimesh'),
+    ),
     'timm_extra.hub': (
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'safetensors', 'huggingface_hub'),
@@ -35,16 +39,23 @@ MAY_IMPORT = {
         ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'tqdm'),
     ),
     'timm_extra.inference': (
-        ('timm_extra._files', 'timm_extra._device', 'timm_extra.models', 'timm_extra.images'),
+        ('timm_extra._files', 'timm_extra._device', 'timm_extra.models', 'timm_extra.images', 'timm_extra.inputs'),
         ('torch', 'timm', 'onnxruntime', 'onnxscript', 'tqdm'),
     ),
     'timm_extra.plot': (
         ('timm_extra._files', 'timm_extra.layers', 'timm_extra.models', 'timm_extra.images'),
         ('torch', 'timm', 'matplotlib'),
     ),
+    'timm_extra.finetune': (
+        (
+            *('timm_extra._device', 'timm_extra._files', 'timm_extra.images', 'timm_extra.inputs', 'timm_extra.hub'),
+            *('timm_extra.training', 'timm_extra.plot'),
+        ),
+        ('torch', 'numpy', 'timm'),
+    ),
     'timm_extra.demo': (
-        ('timm_extra._files', 'timm_extra.hub', 'timm_extra.plot'),
-        ('torch', 'numpy', 'PIL', 'timm', 'tqdm', 'mlxtend'),
+        ('timm_extra._files', 'timm_extra.hub', 'timm_extra.plot', 'timm_extra.finetune'),
+        ('torch', 'numpy', 'PIL', 'timm', 'mlxtend'),
     ),
     'timm_extra.doctor': (('timm_extra_kernels', 'timm_extra._version'), ('torch', 'huggingface_hub')),
     'timm_extra.cli': (
@@ -52,8 +63,10 @@ MAY_IMPORT = {
             *('timm_extra._device', 'timm_extra._nearest', 'timm_extra._version', 'timm_extra.__init__'),
             *('timm_extra._files', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
             *(
+                'timm_extra.inputs',
                 'timm_extra.training',
                 'timm_extra.pretrain',
+                'timm_extra.finetune',
                 'timm_extra.inference',
                 'timm_extra.plot',
                 'timm_extra.demo',

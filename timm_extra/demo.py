@@ -1,24 +1,20 @@
-"""A small model on real handwritten digits, from data to picture, with timm's own machinery."""
+"""A small model on real handwritten digits, from data to picture, trained as `timm-extra finetune` does it."""
 
 import json
-import random
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask
 from torch import nn
+from torch.utils.data import Dataset
 
 from . import hub, plot
 from ._files import PathLike, atomic_file
+from .finetune import FinetuneConfig, Labelled, finetune, folder_data
 
 NUM_TRAIN = 4000
 PIXELS = 28 * 28
@@ -79,6 +75,26 @@ class Permute:
         return image.flatten(-2)[..., self.order.argsort()].view_as(image)
 
 
+@dataclass(frozen=True)
+class Moved(Dataset):
+    """Images with their pixels in another order.
+
+    Attributes:
+        images: Data set of images and classes.
+        permute: The order.
+    """
+
+    images: Dataset
+    permute: Permute
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tuple[torch.Tensor, int]:
+        image, label = self.images[index]
+        return self.permute(image), label
+
+
 def run_demo(
     output: PathLike,
     *,
@@ -119,22 +135,23 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     root = write_digits(output / f'digits-seed{seed}', seed)
 
-    random.seed(seed)
-    np.random.seed(seed)
     torch.manual_seed(seed)
     args = dict(preset.args, in_chans=1, num_classes=10)
-    trained = timm.create_model(preset.name, **args)
+    trained = timm.create_model(preset.name, pretrained_cfg_overlay=DATA, **args)
     permute = Permute(seed) if preset.permuted else None
-    train_loader, test_loader = _loaders(root, batch_size, permute)
-    print(f'{preset.name}: {sum(p.numel() for p in trained.parameters()):,} parameters, images in {root}')
-    history = train(trained, train_loader, test_loader, epochs, lr)
+    # digits are neither mirrored nor coloured; crops are mild
+    mild = dict(hflip=0.0, color_jitter=0.0, scale=(0.75, 1.0), ratio=(0.9, 1.1))
+    config = FinetuneConfig(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, workers=1, device='cpu', **mild)
+    data = _data(root, trained, config, permute)
+    history = finetune(trained, data, None, config, pretrained=False).history
 
-    provenance = hub.Provenance('Trained with labels', NUM_TRAIN, epochs * len(train_loader), epochs)
+    steps = epochs * (NUM_TRAIN // batch_size)
+    provenance = hub.Provenance('Trained with labels', NUM_TRAIN, steps, epochs)
     folder = hub.save(
         trained, output / 'model', data_config=DATA, model_config=LABELS, provenance=provenance, force=force
     )
     reloaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    images, labels = _some_of_each(test_loader)
+    images, labels = _some_of_each(data.validation)
     with torch.inference_mode():
         logits = trained.eval()(images)
         if not torch.equal(logits, reloaded(images)):
@@ -225,93 +242,21 @@ def write_digits(root: Path, seed: int) -> Path:
     return root
 
 
-def _loaders(root: Path, batch_size: int, permute: Optional[Permute]) -> Tuple[Any, Any]:
-    common = dict(input_size=DATA['input_size'], use_prefetcher=False, mean=DATA['mean'], std=DATA['std'])
-    loaders = []
-    for split, is_training in (('train', True), ('validation', False)):
-        dataset = create_dataset('', root=str(root), split=split, is_training=is_training, input_img_mode='L')
-        # digits are neither mirrored nor coloured; crops are mild
-        augmentation = dict(hflip=0.0, scale=(0.75, 1.0), ratio=(0.9, 1.1), color_jitter=None) if is_training else {}
-        loader = create_loader(
-            dataset,
-            batch_size=batch_size,
-            is_training=is_training,
-            num_workers=1,
-            crop_pct=DATA['crop_pct'],
-            interpolation=DATA['interpolation'],
-            pin_memory=False,
-            persistent_workers=True,
-            **augmentation,
-            **common,
-        )
-        if permute:
-            dataset.transform.transforms.append(permute)  # after crops and normalisation
-        loaders.append(loader)
-    return loaders[0], loaders[1]
-
-
-def train(model: nn.Module, train_loader, test_loader, epochs: int, lr: float) -> List[Dict[str, float]]:
-    """Train a classifier by timm's task, optimizer and scheduler.
-
-    Args:
-        model: Classifier.
-        train_loader: Batches of images (B, C, H, W) and classes (B,).
-        test_loader: The same, held out.
-        epochs: Passes over the training images.
-        lr: Peak learning rate.
-
-    Returns:
-        Training loss, held-out accuracy (per cent) and seconds of every epoch.
-    """
-    from tqdm import tqdm
-
-    task = ClassificationTask(model, criterion_kwargs=dict(smoothing=0.1), verbose=False)
-    optimizer = create_optimizer_v2(model, 'adamw', lr=lr, weight_decay=0.05)
-    steps = len(train_loader)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        'cosine',
-        num_epochs=epochs,
-        warmup_epochs=min(1, epochs - 1),
-        warmup_lr=1e-5,
-        min_lr=1e-5,
-        step_on_epochs=False,
-        updates_per_epoch=steps,
+def _data(root: Path, model: nn.Module, config: FinetuneConfig, permute: Optional[Permute]) -> Labelled:
+    """Digits as the model sees them, their pixels moved if wanted."""
+    data = folder_data(root, model, config)
+    return (
+        data
+        if permute is None
+        else replace(data, train=Moved(data.train, permute), validation=Moved(data.validation, permute))
     )
-    history = []
-    with tqdm(total=epochs * steps, unit='step', mininterval=0.5) as bar:
-        for epoch in range(epochs):
-            begin, losses = time.perf_counter(), []
-            model.train()
-            for step, (x, y) in enumerate(train_loader):
-                loss = task(x, y)['loss']
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                scheduler.step_update(epoch * steps + step + 1)
-                losses.append(loss.item())
-                bar.set_description(f'epoch {epoch + 1}/{epochs} loss {losses[-1]:.3f}', refresh=False)
-                bar.update()
-            top1 = evaluate(task, test_loader)
-            seconds = round(time.perf_counter() - begin, 1)
-            history.append(dict(train_loss=sum(losses) / len(losses), top1=top1, seconds=seconds))
-            bar.set_postfix_str(f'top-1 {top1:.2f} %')
-    return history
 
 
-@torch.inference_mode()
-def evaluate(task: ClassificationTask, loader) -> float:
-    """Top-1 accuracy in per cent of a task's model on a loader."""
-    model = task.get_eval_model().eval()
-    hits = [int((model(x).argmax(1) == y).sum()) for x, y in loader]
-    return 100 * sum(hits) / len(loader.dataset)
-
-
-def _some_of_each(loader) -> Tuple[torch.Tensor, torch.Tensor]:
-    """One held-out image of each class (10, 1, 28, 28) and their classes."""
+def _some_of_each(dataset: Dataset) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The first image of each class (10, 1, 28, 28) and their classes."""
     found: Dict[int, torch.Tensor] = {}
-    for x, y in loader:
-        for image, label in zip(x, y.tolist(), strict=True):
-            found.setdefault(label, image)
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        found.setdefault(label, image)
     labels = sorted(found)
     return torch.stack([found[label] for label in labels]), torch.tensor(labels)

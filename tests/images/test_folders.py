@@ -42,7 +42,7 @@ SEEN = [
 
 def test_images_of_a_folder(photos):
     found = find_images([photos])
-    assert [str(path.relative_to(photos)) for path in found.images] == SEEN
+    assert [str(path.relative_to(photos)) for path in found.files] == SEEN
     assert found.left_out == [] and str(found) == ''
 
 
@@ -52,7 +52,7 @@ def test_what_is_left_out_is_counted(photos):
     (photos / 'clip.mov').write_text('')
     (photos / 'gone.png').symlink_to(photos / 'nothing')
     found = find_images([photos, photos / 'notes.txt'])
-    assert len(found.images) == len(SEEN) + 1, 'a file that is named is taken as it is'
+    assert len(found.files) == len(SEEN) + 1, 'a file that is named is taken as it is'
     assert str(found) == (
         f'left out: 2, no images by their names, the first of which is {photos}/clip.mov; '
         f'1, a broken link, {photos}/gone.png'

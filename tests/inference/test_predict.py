@@ -82,7 +82,7 @@ TINY = dict(num_latents=8, latent_dim=16, num_heads=2, num_blocks=1, block_depth
         ('test_ceit', {}, dict(batch_size=0), 'batch_size must be at least 1, got 0'),
         ('test_ceit', dict(num_classes=0), {}, 'has no classifier'),
         ('test_ceit', dict(in_chans=2), {}, 'images have 1 or 3 channels, the model takes 2'),
-        ('perceiver_audio', TINY, {}, 'takes no images'),
+        ('perceiver_audio', TINY, {}, 'no audio files in'),
     ],
 )
 def test_unsuitable_models_and_options_are_refused(name, kwargs, options, message, photos):

@@ -26,14 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from timm_extra._device import find_device
-    from timm_extra.images import find_images
+    from timm_extra.images import find_files
     from timm_extra.inference import predict
+    from timm_extra.inputs import inputs_of
 
     find_device(args.device)
-    files = find_images(args.images)
+    model = create_classifier(args)
+    files = find_files(args.images, inputs_of(model, args.input_size, args.mean, args.std, as_timm=args.as_timm).kind)
     found = predict(
-        create_classifier(args),
-        files.images,
+        model,
+        files.files,
         topk=args.topk,
         batch_size=args.batch_size,
         device=args.device,

@@ -1,12 +1,13 @@
 """Images: the one reader of pixels and of folders, and what input a model takes."""
 
-from .folders import FolderReader, Found, find_images
+from .folders import FileKind, FolderReader, Found, find_files, find_images, image_files
 from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_image
 from .preprocess import Preprocessing, check_takes_images, input_config, preprocessing
 
 __all__ = [
     'MODES',
     'UNREADABLE',
+    'FileKind',
     'FolderReader',
     'Found',
     'PixelError',
@@ -15,7 +16,9 @@ __all__ = [
     'as_tensor',
     'check_takes_images',
     'decode',
+    'find_files',
     'find_images',
+    'image_files',
     'input_config',
     'preprocessing',
     'read_image',

@@ -1,8 +1,8 @@
-"""Image files in folders."""
+"""Files of a kind in folders, of images above all."""
 
 import os
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Union
+from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Union
 
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.img_extensions import get_img_extensions
@@ -18,16 +18,32 @@ EXTENSIONS = frozenset(
 HEIC = frozenset(('.heic', '.heif'))
 
 
-class Found(NamedTuple):
-    """What a search for images has found.
+class FileKind(NamedTuple):
+    """A kind of files.
 
     Attributes:
-        images: Files, in order of their names.
-        left_out: What is no image by its name, and links that lead nowhere; hidden files do not count.
+        one: What one is called, with its article.
+        several: What several are called.
+        extensions: Endings of their names, in lower case.
     """
 
-    images: List[Path]
+    one: str
+    several: str
+    extensions: FrozenSet[str]
+
+
+class Found(NamedTuple):
+    """What a search for files of a kind has found.
+
+    Attributes:
+        files: Files, in order of their names.
+        left_out: What is of another kind by its name, and links that lead nowhere; hidden files do not count.
+        kind: What was searched for.
+    """
+
+    files: List[Path]
     left_out: List[Path]
+    kind: FileKind
 
     def __str__(self) -> str:
         """What was left out, in a line; empty if nothing."""
@@ -35,7 +51,8 @@ class Found(NamedTuple):
         others: List[Path] = []
         for path in self.left_out:
             (links if path.is_symlink() and not path.exists() else others).append(path)
-        kinds = (others, 'no image by its name', 'no images by their names'), (links, 'a broken link', 'broken links')
+        one, several = f'no {self.kind.one} by its name', f'no {self.kind.several} by their names'
+        kinds = (others, one, several), (links, 'a broken link', 'broken links')
         said = [_counted(paths, one if len(paths) == 1 else several) for paths, one, several in kinds if paths]
         return f'left out: {"; ".join(said)}' if said else ''
 
@@ -44,47 +61,54 @@ def _counted(paths: List[Path], what: str) -> str:
     return f'{len(paths)}, {what}, ' + (f'the first of which is {paths[0]}' if len(paths) > 1 else str(paths[0]))
 
 
-def image_extensions() -> Set[str]:
-    """Endings of the names of image files, in lower case: those that Pillow reads, and those that timm was given."""
-    found = {*EXTENSIONS, *get_img_extensions()}
+def image_files() -> FileKind:
+    """Files that are images by their names: those that Pillow reads, and those that timm was given."""
+    found = frozenset((*EXTENSIONS, *get_img_extensions()))
     try:
         from pillow_heif import register_heif_opener
     except ModuleNotFoundError:
-        return found
+        return FileKind('image', 'images', found)
     register_heif_opener()
-    return found | HEIC
+    return FileKind('image', 'images', found | HEIC)
 
 
 def find_images(paths: Iterable[PathLike]) -> Found:
-    """Files as they are, and the images in folders and their folders.
+    """Files as they are, and the images in folders and their folders, as `find_files` finds them."""
+    return find_files(paths, image_files())
+
+
+def find_files(paths: Iterable[PathLike], kind: FileKind) -> Found:
+    """Files as they are, and those of a kind in folders and their folders.
 
     Links are followed, but for those back to a folder that they are in. What begins with a dot is hidden and does not
     count.
 
     Args:
         paths: Files and folders.
+        kind: The kind.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: A folder has no images; the message says what it has.
+        ValueError: A folder has no such files; the message says what it has.
     """
-    extensions, images, left_out = image_extensions(), [], []
+    found: List[Path] = []
+    left_out: List[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f'no image or folder at {str(path)!r}')
+            raise FileNotFoundError(f'no {kind.one} or folder at {str(path)!r}')
         if not path.is_dir():
-            images.append(path)
+            found.append(path)
             continue
         files = _files_in(path)
-        inside = [file for file in files if file.suffix.lower() in extensions and file.is_file()]
+        inside = [file for file in files if file.suffix.lower() in kind.extensions and file.is_file()]
         known = set(inside)
         others = [file for file in files if file not in known]
         if not inside:
-            more = str(Found([], others))
-            raise ValueError(f'no images in {path}' + (f' ({more})' if more else ''))
-        images += inside
+            more = str(Found([], others, kind))
+            raise ValueError(f'no {kind.several} in {path}' + (f' ({more})' if more else ''))
+        found += inside
         left_out += others
-    return Found(images, left_out)
+    return Found(found, left_out, kind)
 
 
 def _files_in(folder: Path, above: FrozenSet[str] = frozenset()) -> List[Path]:
@@ -106,26 +130,33 @@ def _files_in(folder: Path, above: FrozenSet[str] = frozenset()) -> List[Path]:
 
 
 class FolderReader(Reader):
-    """timm's reader of folders whose names are classes, of all images that `find_images` finds.
+    """timm's reader of folders whose names are classes, of all files that `find_files` finds.
 
     Args:
         root: Folder of folders, or one that has such a folder for each split.
         split: Which split, by any name that timm knows; the root itself when None or where there is no folder of it.
         class_map: Numbers of the classes, as timm's readers take them; in the order of their names when None.
+        kind: Which files; images when None.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It has no images.
+        ValueError: It has no such files.
     """
 
-    def __init__(self, root: PathLike, split: Optional[str] = None, class_map: Union[str, Dict[str, int], None] = None):
+    def __init__(
+        self,
+        root: PathLike,
+        split: Optional[str] = None,
+        class_map: Union[str, Dict[str, int], None] = None,
+        kind: Optional[FileKind] = None,
+    ):
         super().__init__()
         self.root = os.fspath(root) if split is None else search_split(os.fspath(root), split)
         if not os.path.isdir(self.root):
             raise FileNotFoundError(f'no folder at {self.root!r}')
-        self.found = find_images([self.root])
+        self.found = find_files([self.root], kind or image_files())
         labelled = [
-            (os.fspath(path), '' if path.parent == Path(self.root) else path.parent.name) for path in self.found.images
+            (os.fspath(path), '' if path.parent == Path(self.root) else path.parent.name) for path in self.found.files
         ]
         self.class_to_idx = load_class_map(class_map, self.root) if class_map else None
         if self.class_to_idx is None:

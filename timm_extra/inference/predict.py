@@ -1,4 +1,4 @@
-"""Classes of images in files."""
+"""Classes of images, audio and point clouds in files."""
 
 from dataclasses import dataclass
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -8,7 +8,8 @@ from torch import nn
 
 from timm_extra._device import find_device
 from timm_extra._files import PathLike
-from timm_extra.images import find_images, preprocessing
+from timm_extra.images import find_files
+from timm_extra.inputs import Inputs, inputs_of
 from timm_extra.models.info import class_labels
 
 
@@ -55,10 +56,10 @@ def predict(
     std: Optional[Sequence[float]] = None,
     as_timm: bool = False,
 ) -> Iterator[Prediction]:
-    """Classify images, preprocessed as the model's configuration says.
+    """Classify images or other files that the model takes, preprocessed as the model's configuration says.
 
     Args:
-        model: A timm classifier of images; it is set to evaluation mode and moved.
+        model: A timm classifier of images, audio or points; it is set to evaluation mode and moved.
         images: Files and folders.
         topk: Classes for each image, fewer if the model has fewer.
         batch_size: Images at a time.
@@ -81,17 +82,17 @@ def predict(
             raise ValueError(f'{name} must be at least 1, got {value}')
     if getattr(model, 'num_classes', 0) < 1:
         raise ValueError(f'this {type(model).__name__} has no classifier')
-    prepare = preprocessing(model, input_size, mean, std, as_timm)
-    files, labels = find_images(images).images, class_labels(model)
+    inputs = inputs_of(model, input_size, mean, std, as_timm=as_timm)
+    files, labels = find_files(images, inputs.kind).files, class_labels(model)
     model = model.to(find_device(device)).eval()
-    return _predict(model, files, prepare, labels, min(topk, len(labels)), batch_size, progress)
+    return _predict(model, files, inputs, labels, min(topk, len(labels)), batch_size, progress)
 
 
-def _predict(model, files, prepare, labels, topk, batch_size, progress) -> Iterator[Prediction]:
-    bar = _bar(len(files)) if progress else None
+def _predict(model, files, inputs, labels, topk, batch_size, progress) -> Iterator[Prediction]:
+    bar = _bar(len(files), inputs.kind.one) if progress else None
     like = next(model.parameters())
     for begin in range(0, len(files), batch_size):
-        read = [_read(file, prepare) for file in files[begin : begin + batch_size]]
+        read = [_read(file, inputs) for file in files[begin : begin + batch_size]]
         tensors = [x for x, _ in read if x is not None]
         guesses: Iterator[List[Guess]] = iter(())
         if tensors:
@@ -111,17 +112,17 @@ def _guesses(values: Sequence[float], indices: Sequence[int], labels: Sequence[s
     return [Guess(i, labels[i], v) for v, i in zip(values, indices, strict=True)]
 
 
-def _read(file: PathLike, prepare) -> Tuple[Optional[torch.Tensor], Optional[str]]:
-    """An image as the model sees it, or why there is none."""
+def _read(file: PathLike, inputs: Inputs) -> Tuple[Optional[torch.Tensor], Optional[str]]:
+    """A file as the model sees it, or why there is none."""
     try:
-        return prepare.read(file), None
+        return inputs.read(file), None
     except ValueError as e:
         return None, str(e)
 
 
-def _bar(total: int):
+def _bar(total: int, unit: str):
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         return None  # a bar is no reason to fail
-    return tqdm(total=total, unit='image', mininterval=0.5, leave=False)
+    return tqdm(total=total, unit=unit, mininterval=0.5, leave=False)

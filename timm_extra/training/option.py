@@ -41,6 +41,8 @@ def default_of(one: Field) -> str:
     """The default as `--help` and the docs show it, empty if there is none."""
     if one.default is None:
         return one.metadata['none'] or ''
+    if isinstance(one.default, tuple):
+        return ' '.join(map(str, one.default))
     return {True: 'on', False: 'off'}[one.default] if isinstance(one.default, bool) else str(one.default)
 
 

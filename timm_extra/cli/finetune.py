@@ -1,0 +1,46 @@
+"""`timm-extra finetune`: a classifier from a folder whose folders are classes."""
+
+import argparse
+
+from ._arguments import checkpoint_argument, create_classifier, model_arguments, option_arguments, options_from
+from ._verb import Verb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from timm_extra.finetune import FinetuneConfig
+
+    parser.add_argument('folder', metavar='FOLDER', help='folder with train/CLASS and validation/CLASS, or with CLASS')
+    model_arguments(parser)
+    checkpoint_argument(parser)
+    parser.add_argument('--drop-path', type=float, metavar='RATE', help="stochastic depth (default: the model's)")
+    parser.add_argument('--output', required=True, help='folder for the model, checkpoints, log and curve')
+    option_arguments(parser, FinetuneConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    from timm_extra.finetune import FinetuneConfig, finetune, folder_data
+
+    config = options_from(args, FinetuneConfig)
+    if args.drop_path is not None:
+        args.model_kwargs = {**args.model_kwargs, 'drop_path_rate': args.drop_path}
+    model = create_classifier(args, random=True)
+    data = folder_data(args.folder, model, config, input_size=args.input_size, mean=args.mean, std=args.std)
+    if model.num_classes != len(data.label_names):
+        model.reset_classifier(len(data.label_names))
+    loaded = bool(args.pretrained or args.checkpoint or ':' in args.model)
+    done = finetune(model, data, args.output, config, pretrained=loaded)
+    skipped = f'; {done.skipped} unreadable files left out' if done.skipped else ''
+    print(f'best held-out accuracy {done.best:.2f} %{skipped}')
+    print(f"timm.create_model('local-dir:{done.folder}/model', pretrained=True)")
+    return 0
+
+
+VERB = Verb(
+    'finetune',
+    'train a classifier on a folder whose folders are classes, from any weights or none',
+    'timm-extra finetune photos --model vit_small_patch16_224 --pretrained --output output/photos\n'
+    'timm-extra finetune photos --model local-dir:output/byol/model --output output/photos --epochs 30 --resume\n'
+    'timm-extra finetune digits --model test_ceit --output output/digits --model-kwargs img_size=28 in_chans=1',
+    add_arguments,
+    run,
+)

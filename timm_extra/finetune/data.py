@@ -1,0 +1,235 @@
+"""From a folder whose folders are classes to inputs of a model."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from timm_extra._files import PathLike
+from timm_extra.images import FileKind, FolderReader
+from timm_extra.inputs import inputs_of
+from timm_extra.training.interrupt import ignore_interrupts
+from timm_extra.training.order import random_state
+
+from .config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a model learns from and is measured on.
+
+    Attributes:
+        train: Map-style data set of inputs (as the model takes them, floating-point) and classes.
+        validation: The same, held out.
+        label_names: Names of the classes by number.
+        data_config: Preprocessing, for `hub.save`.
+        kind: What a file is, in the plural.
+        source: Where they are from, in words.
+    """
+
+    train: Dataset
+    validation: Dataset
+    label_names: Sequence[str]
+    data_config: Dict[str, Any]
+    kind: str = 'images'
+    source: str = ''
+
+
+@dataclass(frozen=True)
+class Files(Dataset):
+    """Labelled files.
+
+    Attributes:
+        samples: Path and class of each.
+        read: Path to input; raises a ValueError that names the file if it cannot be read.
+    """
+
+    samples: Sequence[Tuple[str, int]]
+    read: Callable[[str], torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tuple[torch.Tensor, int]:
+        path, label = self.samples[index]
+        return self.read(path), label
+
+
+def folder_data(
+    folder: PathLike,
+    model: nn.Module,
+    config: FinetuneConfig,
+    *,
+    input_size: Optional[Sequence[int]] = None,
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
+) -> Labelled:
+    """Files of a folder as a model sees them.
+
+    Args:
+        folder: Folder with `train/CLASS/` and `validation/CLASS/` (or other names that timm knows), or with `CLASS/`,
+            of which a part is held out.
+        model: Model that will learn.
+        config: Options: augmentation, what is held out.
+        input_size: As in `timm_extra.images.input_config`, like `mean` and `std`.
+        mean: What images are normalised with.
+        std: Likewise.
+
+    Returns:
+        Training and held-out files.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It has no files that the model takes, or fewer than two classes.
+    """
+    inputs = inputs_of(model, input_size, mean, std, augmentation=config.image_augmentation())
+    for name in ('mixup', 'cutmix'):
+        if getattr(config, name) and name not in inputs.mixing:
+            raise ValueError(f'`{name}` is not for {inputs.kind.several}, which the model takes')
+    split = split_folder(folder, config.holdout, config.seed, inputs.kind)
+    return Labelled(
+        train=Files(split.train, inputs.read_for_training),
+        validation=Files(split.validation, inputs.read),
+        label_names=split.classes,
+        data_config=inputs.data_config,
+        kind=inputs.kind.several,
+        source=split.source,
+    )
+
+
+class Split(NamedTuple):
+    """Files to learn from and files that are held out, as (path, class); names of the classes; all in words."""
+
+    train: List[Tuple[str, int]]
+    validation: List[Tuple[str, int]]
+    classes: List[str]
+    source: str
+
+
+def split_folder(folder: PathLike, holdout: float, seed: int, kind: Optional[FileKind] = None) -> Split:
+    """Find the splits of a folder, or make them.
+
+    Args:
+        folder: As in `folder_data`.
+        holdout: Part of each class to hold out where there is no folder of held-out files.
+        seed: Seed of the draw.
+        kind: Which files; images when None.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: There are fewer than two classes, files outside of classes, classes without training files, or
+            nothing to hold out.
+    """
+    train = FolderReader(folder, 'train', kind=kind)
+    classes = _classes(train)
+    held_out = FolderReader(folder, 'validation', kind=kind)
+    left_out = [str(reader.found) for reader in (train, held_out) if str(reader.found)]
+    if held_out.root not in (train.root, os.fspath(folder)):
+        if train.root == os.fspath(folder):
+            raise ValueError(f'{folder} has the folder {os.path.basename(held_out.root)}, but none called train')
+        unknown = sorted(set(_classes(held_out)) - set(classes))
+        if unknown:
+            raise ValueError(f'{held_out.root} has the class {unknown[0]!r}, which {train.root} has not')
+        numbers = train.class_to_idx
+        renumbered = [(path, numbers[Path(path).parent.name]) for path, _ in held_out.samples]
+        source = f'{len(train):,} in {train.root}, {len(held_out):,} held out in {held_out.root}'
+        return Split(train.samples, renumbered, classes, '; '.join([source, *left_out]))
+    learned, kept = _hold_out(train.samples, holdout, seed)
+    if not kept:
+        raise ValueError(
+            f'{train.root} has {len(train)} files in {len(classes)} classes, of which `holdout={holdout:g}` holds out '
+            'none: there is nothing to measure accuracy on'
+        )
+    source = f'{len(learned):,} of {train.root}, {len(kept):,} of it held out (holdout {holdout:g}, seed {seed})'
+    return Split(learned, kept, classes, '; '.join([source, *left_out[:1]]))
+
+
+def _classes(reader: FolderReader) -> List[str]:
+    """Names of the classes of a folder, by number."""
+    names = list(reader.class_to_idx)
+    if names == ['']:
+        raise ValueError(
+            f'{reader.root} has no folders of classes: put the files of each class in a folder of its name'
+        )
+    if len(names) == 1:
+        raise ValueError(f'{reader.root} has one class only, {names[0]!r}: there is nothing to tell it from')
+    if '' in names:
+        outside = [path for path, number in reader.samples if number == reader.class_to_idx['']]
+        raise ValueError(f'{len(outside)} files in {reader.root} are in no folder of a class, such as {outside[0]}')
+    return names
+
+
+def _hold_out(samples: Sequence[Tuple[str, int]], part: float, seed: int):
+    """Samples to learn from, and a part of each class that is drawn by a seed, both in order."""
+    members: Dict[int, List[int]] = defaultdict(list)
+    for index, (_, label) in enumerate(samples):
+        members[label].append(index)
+    kept = set()
+    for label, indices in members.items():
+        drawn = np.random.default_rng([seed, label]).permutation(indices)
+        kept.update(drawn[: int(part * len(indices))].tolist())
+    learned = [sample for index, sample in enumerate(samples) if index not in kept]
+    return learned, [samples[index] for index in sorted(kept)]
+
+
+class Batch(NamedTuple):
+    """Inputs (B, …) and classes (B,), and why files could not be read, which are not in it."""
+
+    inputs: Optional[torch.Tensor]
+    labels: torch.Tensor
+    errors: List[str]
+
+
+class Seeded(Dataset):
+    """Items by (epoch, index), whose random numbers depend on these and the seed alone.
+
+    Args:
+        dataset: Data set of inputs and classes.
+        seed: The seed.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, at: Tuple[int, int]):
+        """Input and class, or the words of what went wrong."""
+        with random_state((self.seed, *at)):
+            try:
+                return self.dataset[at[1]]
+            except ValueError as e:  # as words: errors of other processes arrive with their tracebacks
+                return str(e)
+
+
+def collate(items: Sequence[Any]) -> Batch:
+    """Items of `Seeded` as a batch."""
+    errors = [item for item in items if isinstance(item, str)]
+    read = [item for item in items if not isinstance(item, str)]
+    inputs = torch.stack([x for x, _ in read]) if read else None
+    return Batch(inputs, torch.tensor([int(label) for _, label in read]), errors)
+
+
+def loader(dataset: Dataset, seed: int, batches: Any, workers: int, pin_memory: bool) -> DataLoader:
+    """`Batch`es read by worker processes that Ctrl-C does not end.
+
+    Args:
+        dataset: Data set of inputs and classes.
+        seed: Seed of its random numbers.
+        batches: Lists of (epoch, index).
+        workers: Processes, no more than there are processors.
+        pin_memory: For transfers to a GPU.
+    """
+    return DataLoader(
+        Seeded(dataset, seed),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=min(workers, os.cpu_count() or 1),
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_interrupts,
+        persistent_workers=workers > 0,
+    )

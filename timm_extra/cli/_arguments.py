@@ -133,11 +133,14 @@ def create_image_model(args: argparse.Namespace):
     import torch
 
     from timm_extra.images import check_takes_images
+    from timm_extra.models.info import is_ours
 
-    if timm.is_model(args.model):
+    if timm.is_model(args.model) and is_ours(args.model):  # timm's own are of images
         with torch.device('meta'), known_arguments(args.model):
             check_takes_images(timm.create_model(args.model, **args.model_kwargs))
-    return create_model(args)
+    model = create_model(args)
+    check_takes_images(model)
+    return model
 
 
 def _checked(kind: str, place: str, kwargs: Dict[str, Any]):

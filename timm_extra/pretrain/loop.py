@@ -183,12 +183,13 @@ class _Run:
             raise FileExistsError(
                 f'{self.output} has checkpoints up to step {found[-1]}: resume, or choose another folder'
             )
-        for name in ('model', *(['best'] if self.probes else [])):
-            check_output(self.task.model, self.output / name)
         if self.accelerator.is_main_process:
             checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
         self._prepare(saved)
+        if not found:
+            for name in ('model', *(['best'] if self.probes else [])):
+                check_output(self.task.model, self.output / name)
         for dataset in self.probe if self.probes else ():
             Samples(dataset, self.task.input_size[0], labelled=True)[(0, 0)]  # refused now, not after an epoch
         start = saved['step'] if saved else 0

@@ -77,7 +77,7 @@ def test_training_starts_from_a_pretrained_backbone_and_not_by_half_of_the_call(
     backbone = timm.create_model(name, num_classes=0)
     file = hub.save(backbone, tmp_path) / 'model.safetensors'
     held = {k: v for k, v in backbone.named_parameters() if v.ndim > 1 and v.std() > 0}
-    still = ['--opt', 'sgd', '--lr', 0, '--min-lr', 0, '--weight-decay', 0, '--epochs', 1, '--warmup-epochs', 0]
+    still = ['--opt', 'sgd', '--lr', 1e-30, '--min-lr', 0, '--weight-decay', 0, '--epochs', 1, '--warmup-epochs', 0]
     for given in (['--pretrained'], []):
         more = [*given, '--pretrained-path', file, '--output', tmp_path, '--experiment', f'run{len(given)}']
         run('train.py', *common(name, data), *still, *more)

@@ -126,6 +126,8 @@ def test_a_finished_training_stays_as_it_is(finished):
 
 def test_another_training_is_not_overwritten_or_gone_on_with(finished):
     output, _ = finished
+    with pytest.raises(FileExistsError, match='is a file, not a folder'):
+        train(output / 'log.csv')
     with pytest.raises(FileExistsError, match='has a model already'):
         train(output)
     with pytest.raises(ValueError, match=r'of another training: `lr` was 0\.01 and is 0\.02'):

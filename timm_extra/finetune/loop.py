@@ -88,19 +88,21 @@ def finetune(
     Raises:
         ValueError: An argument is out of range or does not fit the others, a file cannot be read, a checkpoint belongs
             to another training, or the training diverges.
-        FileExistsError: `output` has a model or checkpoints, and `resume` is False.
+        FileExistsError: `output` is a file, or has a model or checkpoints, and `resume` is False.
         OSError: A checkpoint cannot be written; earlier ones stay.
         Interrupted: Ctrl-C came; a checkpoint was written.
     """
     if getattr(model, 'num_classes', None) != len(data.label_names):
         raise ValueError(f'the data has {len(data.label_names)} classes, the model {getattr(model, "num_classes", 0)}')
-    found = checkpoints.steps(Path(output) / 'checkpoints') if output else []
-    if not config.resume and (found or (output and (Path(output) / 'model').exists())):
+    folder = Path(output) if output else None
+    if folder and folder.exists() and not folder.is_dir():
+        raise FileExistsError(f'{output} is a file, not a folder')
+    found = checkpoints.steps(folder / 'checkpoints') if folder else []
+    if not config.resume and (found or (folder and (folder / 'model').exists())):
         raise FileExistsError(f'{output} has a model already: choose another folder, or go on by `resume=True`')
     device = find_device(config.device)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)
-    folder = Path(output) if output else None
     accelerator = create_accelerator(config.mixed_precision, device.type == 'cpu', config.log_with, folder)
     if accelerator.num_processes > 1:
         raise ValueError("fine-tuning runs in one process; timm's train.py takes several")

@@ -7,9 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import timm
 
 import timm_extra
-from timm_extra import cli
+from timm_extra import cli, hub
 from timm_extra.cli._messages import as_flags
 from timm_extra.pretrain import PretrainConfig
 
@@ -115,6 +116,15 @@ def test_models_of_other_than_images_are_refused_before_they_are_built(
         f'timm-extra: this Perceiver takes no images, its inputs are {inputs}\n', capsys.readouterr().err
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_such_a_model_is_refused(pictures, tmp_path, capsys):
+    tiny = dict(num_latents=8, latent_dim=16, num_heads=2, num_blocks=1, block_depth=1)
+    hub.save(timm.create_model('perceiver_audio', **tiny), tmp_path / 'audio')
+    for verb in (['pretrain', 'byol', '--output', str(tmp_path / 'out'), '--cpu'], ['probe', 'knn']):
+        assert cli.main([*verb, '--model', f'local-dir:{tmp_path}/audio', '--data-dir', str(pictures)]) == 1
+        assert capsys.readouterr().err == 'timm-extra: this Perceiver takes no images, its inputs are 1×61440\n'
+    assert not (tmp_path / 'out').exists()
 
 
 def test_messages_that_name_nothing_are_shown_as_they_are(capsys):

@@ -87,9 +87,9 @@ def test_push_hands_its_arguments_on(monkeypatch, capsys):
 
 def test_pull_hands_its_arguments_on(monkeypatch, capsys):
     calls = recorded(monkeypatch, 'pull', 'dest')
-    assert cli.main(['pull', 'owner/name', 'dest', '--revision', 'v1']) == 0
+    assert cli.main(['pull', 'owner/name', 'dest', '--revision', 'v1', '--force']) == 0
     assert capsys.readouterr().out == "timm.create_model('local-dir:dest', pretrained=True)\n"
-    assert calls == [(('owner/name', 'dest'), dict(revision='v1'))]
+    assert calls == [(('owner/name', 'dest'), dict(revision='v1', force=True))]
 
 
 @pytest.mark.parametrize('verb', ['push', 'pull'])
@@ -109,7 +109,7 @@ def test_push_needs_a_model(tmp_path, capsys):
 @pytest.mark.parametrize(
     'model, more, expected',
     [
-        ('test_ceit', [], r'layer-wise class-token attention, \d+ heads over \d+ layers'),
+        ('test_ceit', [], r'class-token attention of block 5 over 10×10 patches; layer-wise .*, 2 heads over 6 layers'),
         ('test_perceiver', ['--block', '0'], r'attention of latents 0, .* over 224×224 inputs'),
         ('test_perceiver_io', ['--latents', '1', '3'], 'attention of latents 1, 3 over 224×224 inputs'),
     ],
@@ -140,10 +140,7 @@ def test_plot_attention_of_a_checkpoint_and_of_a_backbone(image, tmp_path, monke
     'more, message',
     [
         (['--model', 'test_resnet'], 'CeiT and Perceivers have attention to draw, got ResNet'),
-        (
-            ['--model', 'test_ceit', '--model-kwargs', 'use_lca=False'],
-            'has no layer-wise class-token attention',
-        ),
+        (['--model', 'test_ceit', '--block', '6'], 'blocks are 0 to 5, got 6'),
         (['--model', 'test_ceit', '--model-kwargs', 'wdith=3'], "unexpected keyword argument 'wdith'"),
         (['--model', 'test_ceit', '--latents', '1'], 'a CeiT has no latents'),
         (['--model', 'test_perceiver', '--latents', '9999'], 'latents are 0 to '),

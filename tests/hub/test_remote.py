@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -177,6 +178,37 @@ def test_a_second_push_changes_what_has_changed(model, there):
     assert same(hub.load(REPO), other)
     hub.push(other, REPO, training_data='Photos')
     assert b'Photos' in repo.files()['README.md']
+
+
+def test_a_card_on_the_hub_that_was_not_edited_is_renewed(model, there):
+    hub.push(model, REPO)
+    repo = there.repos[REPO]
+    first = repo.files()['README.md']
+    assert b'5 classes' in first
+    hub.push(timm.create_model('test_ceit', **dict(CEIT, num_classes=7)), REPO)
+    assert b'7 classes' in repo.files()['README.md']
+    edited = first.replace(b'A timm model', b'My timm model')
+    repo.commit(dict(repo.files(), **{'README.md': edited}))
+    hub.push(model, REPO)
+    assert repo.files()['README.md'] == edited
+
+
+def test_pulling_keeps_what_is_not_of_the_repository(model, there, tmp_path):
+    hub.push(model, REPO)
+    files, dest = there.repos[REPO].files(), tmp_path / 'pulled'
+    hub.pull(REPO, dest)
+    (dest / 'README.md').write_text('# Mine')
+    with pytest.warns(UserWarning, match=r'pulled/README\.md was written or edited by hand and is kept'):
+        hub.pull(REPO, dest)
+    assert contents(dest) == {**files, 'README.md': b'# Mine'}
+    assert contents(hub.pull(REPO, dest, force=True)) == files
+    shutil.rmtree(dest)
+    hub.save(timm.create_model('test_glom', num_classes=5), dest)
+    before = contents(dest)
+    with pytest.raises(FileExistsError, match=r'pulled holds a test_glom of 5 classes, not a test_ceit of 5 classes'):
+        hub.pull(REPO, dest)
+    assert contents(dest) == before
+    assert contents(hub.pull(REPO, dest, force=True)) == files
 
 
 def test_folders_are_pushed(model, copied, there, tmp_path):

@@ -6,6 +6,7 @@ import threading
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from timm_extra.training import interrupt
 from timm_extra.training.interrupt import ignore_interrupts, interruptible
 
 
@@ -20,6 +21,18 @@ def test_the_first_ctrl_c_is_noted_and_the_second_interrupts():
         steps += 1
     assert steps == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_launcher_that_passes_ctrl_c_on_is_no_second_one(monkeypatch):
+    """`torchrun` sends it again to processes that had it from the terminal."""
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(KeyboardInterrupt), interruptible() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.came
+        monkeypatch.setattr(interrupt, 'PASSED_ON', 0.0)  # it was later
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError('it went on')
 
 
 def test_afterwards_ctrl_c_interrupts_as_ever():

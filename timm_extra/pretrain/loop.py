@@ -172,8 +172,6 @@ class _Run:
             raise FileExistsError(
                 f'{self.output} has checkpoints up to step {found[-1]}: `resume=True` goes on, or choose another folder'
             )
-        for name in ('model', *(['best'] if self.probes else [])):
-            check_output(self.task.model, self.output / name)
         if self.accelerator.is_main_process:
             checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None
@@ -181,6 +179,9 @@ class _Run:
         self.settings = self.settings_at(self.plan.steps)
         changes = check_resumes(saved, self.settings, self.settings_at, self.output) if saved else ''
         self._prepare(saved)
+        if not found:
+            for name in ('model', *(['best'] if self.probes else [])):
+                check_output(self.task.model, self.output / name)
         for dataset in self.probe if self.probes else ():
             Samples(dataset, self.task.input_size[0], labelled=True)[(0, 0)]  # refused now, not after an epoch
         log = None

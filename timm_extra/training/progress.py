@@ -38,7 +38,7 @@ class Progress:
         self._shown = shown
         self._bar = None
         if shown and sys.stderr.isatty():
-            self._bar = tqdm(initial=start, total=total, unit='step', mininterval=0.5, dynamic_ncols=True)
+            self._bar = tqdm(initial=start, total=total, unit='step', mininterval=0.5)
 
     def __enter__(self) -> 'Progress':
         return self

@@ -62,6 +62,7 @@ LINES = [
     demo --output out --epochs 0 --lr nan --batch-size 0 --seed -1
     pretrain simsiam --model test_resnet --data-dir photos --output out --num-train-steps 1 -b 3 -j 0 --cpu --lr 0.1
     pretrain glom --model test_glom --data-dir photos --output out --epochs 1 -b 6 -j 0 --cpu --noise 0.5 1 --probes knn
+    finetune photos --model test_resnet --output out --epochs 1 -b 2 -j 0 --lr 0.1 --holdout 0.5 --device cpu
     probe knn --model local-dir:model --data-dir photos -j 0 -b 4 --device cpu
     predict photos photo.png --model local-dir:model --topk 2 --device cpu --json
     predict photo.png --model test_ceit --checkpoint weights.pth --model-kwargs img_size=32 --mean 0.5 0.5 0.5 --std 1

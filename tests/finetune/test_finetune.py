@@ -126,6 +126,8 @@ def test_a_finished_training_stays_as_it_is(finished):
 
 def test_another_training_is_not_overwritten_or_gone_on_with(finished):
     output, _ = finished
+    with pytest.raises(FileExistsError, match='is a file, not a folder'):
+        train(output / 'log.csv')
     with pytest.raises(FileExistsError, match='has a model already'):
         train(output)
     with pytest.raises(ValueError, match=r'of another training: `lr` was 0\.01 and is 0\.02'):
@@ -159,6 +161,8 @@ def test_the_command_trains_a_model_that_predict_takes_from_its_folder(tmp_path,
     assert cli.main(['predict', str(folder / 'dark' / '0.png'), '--model', f'local-dir:{tmp_path}/out/model']) == 0
     out = capsys.readouterr().out
     assert 'dark' in out and 'bright' in out
+    card = (tmp_path / 'out' / 'model' / 'README.md').read_text()
+    assert 'Trained with labels: ' in card and 'on 16 images.' in card
     config = timm.create_model(f'local-dir:{tmp_path}/out/model').pretrained_cfg
     assert (tuple(config['input_size']), tuple(config['mean'])) == ((1, 16, 16), (0.4,))
 

@@ -131,7 +131,7 @@ def test_a_checkpoint_brings_its_classes(photos, tmp_path, capsys):
     'more, message',
     [
         (['--model', 'test_ceit'], 'test_ceit has no published weights: give --checkpoint, or local-dir:FOLDER'),
-        (['--model', 'test_ce1t'], "timm has no model 'test_ce1t'"),
+        (['--model', 'test_ce1t'], "timm has no model 'test_ce1t': did you mean test_ceit?"),
         (['--model', 'test_ceit', '--checkpoint', 'nosuch.pth'], "no checkpoint at 'nosuch.pth'"),
         (['--model', 'local-dir:nosuch'], "no folder at 'nosuch'"),
         (['nosuch.png', '--model', 'FOLDER'], "no image or folder at 'nosuch.png'"),

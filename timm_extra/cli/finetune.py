@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from timm_extra.finetune import FinetuneConfig, finetune, folder_data
+    from timm_extra.hub import base_model
 
     config = options_from(args, FinetuneConfig)
     if args.drop_path is not None:
@@ -28,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     if model.num_classes != len(data.label_names):
         model.reset_classifier(len(data.label_names))
     loaded = bool(args.pretrained or args.checkpoint or ':' in args.model)
-    done = finetune(model, data, args.output, config, pretrained=loaded)
+    base = args.model if args.checkpoint else base_model(args.model, model, args.pretrained)
+    done = finetune(model, data, args.output, config, pretrained=loaded, base_model=base)
     skipped = f'; {done.skipped} unreadable files left out' if done.skipped else ''
     print(f'best held-out accuracy {done.best:.2f} %{skipped}')
     print(f"timm.create_model('local-dir:{done.folder}/model', pretrained=True)")

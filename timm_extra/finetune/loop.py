@@ -67,6 +67,7 @@ def finetune(
     config: FinetuneConfig,
     *,
     pretrained: bool = True,
+    base_model: Optional[str] = None,
 ) -> Finetuned:
     """Train a classifier and keep it where it is best.
 
@@ -79,6 +80,7 @@ def finetune(
         output: Folder to write to; with None nothing is written.
         config: All options.
         pretrained: The model has learned something: what the default learning rate depends on.
+        base_model: What the card calls the weights that the model has, as `timm_extra.hub.base_model` finds it.
 
     Returns:
         The trained model, what it reached, and where the best was saved.
@@ -86,24 +88,26 @@ def finetune(
     Raises:
         ValueError: An argument is out of range or does not fit the others, a file cannot be read, a checkpoint belongs
             to another training, or the training diverges.
-        FileExistsError: `output` has a model or checkpoints, and `resume` is False.
+        FileExistsError: `output` is a file, or has a model or checkpoints, and `resume` is False.
         OSError: A checkpoint cannot be written; earlier ones stay.
         Interrupted: Ctrl-C came; a checkpoint was written.
     """
     if getattr(model, 'num_classes', None) != len(data.label_names):
         raise ValueError(f'the data has {len(data.label_names)} classes, the model {getattr(model, "num_classes", 0)}')
-    found = checkpoints.steps(Path(output) / 'checkpoints') if output else []
-    if not config.resume and (found or (output and (Path(output) / 'model').exists())):
+    folder = Path(output) if output else None
+    if folder and folder.exists() and not folder.is_dir():
+        raise FileExistsError(f'{output} is a file, not a folder')
+    found = checkpoints.steps(folder / 'checkpoints') if folder else []
+    if not config.resume and (found or (folder and (folder / 'model').exists())):
         raise FileExistsError(f'{output} has a model already: choose another folder, or go on by `resume=True`')
     device = find_device(config.device)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)
-    folder = Path(output) if output else None
     accelerator = create_accelerator(config.mixed_precision, device.type == 'cpu', config.log_with, folder)
     if accelerator.num_processes > 1:
         raise ValueError("fine-tuning runs in one process; timm's train.py takes several")
     lr = config.lr or (LOADED_LR if pretrained else RANDOM_LR)
-    run = _Run(config, accelerator, model, data, folder, lr)
+    run = _Run(config, accelerator, model, data, folder, lr, base_model)
     return run.go(found, pretrained)
 
 
@@ -117,6 +121,7 @@ class _Run:
     data: Labelled
     output: Optional[Path]
     lr: float
+    base_model: Optional[str]
     done: int = 0  # steps
     losses: Optional[torch.Tensor] = None  # sum over the steps of this epoch
     history: List[Dict[str, float]] = field(default_factory=list)
@@ -346,12 +351,20 @@ class _Run:
                 self.output / 'model',
                 model_config=dict(label_names=list(self.data.label_names)),
                 data_config=self.data.data_config,
+                provenance=self._provenance(),
             )
         if find_spec('matplotlib'):
             learning_curve(self.history, self.output / 'curve.png')
         log.row(dict(step=self.done - 1, epoch=len(self.history) - 1, **measured))
         log.flush()
         self._checkpoint()
+
+    def _provenance(self) -> Optional[hub.Provenance]:
+        """How the model came about, for its card, which speaks of images alone."""
+        if self.data.kind != 'images':
+            return None
+        counts = dict(images=len(self.data.train), steps=self.done, epochs=len(self.history))
+        return hub.Provenance('Trained with labels', base_model=self.base_model, **counts)
 
     def _stop(self) -> NoReturn:
         """Write a checkpoint and end."""

@@ -17,7 +17,18 @@ except KeyboardInterrupt:  # it takes seconds
 
 __all__ = ['__version__', 'models']
 
-_LAZY = ('demo', 'doctor', 'hub', 'images', 'inference', 'layers', 'plot', 'pretrain')  # imported when first used
+_LAZY = (
+    'demo',
+    'doctor',
+    'finetune',
+    'hub',
+    'images',
+    'inference',
+    'inputs',
+    'layers',
+    'plot',
+    'pretrain',
+)  # imported when first used
 
 
 def __getattr__(name: str) -> Any:

@@ -117,6 +117,13 @@ def test_a_training_from_random_weights_names_no_base(tmp_path):
     assert card.data.base_model is None and 'Incorporating Convolution Designs' in card.text  # of the architecture
 
 
+def test_the_card_of_a_training_on_audio_speaks_of_audio(tmp_path):
+    provenance = hub.Provenance('Trained with labels', 1000, 20, kind='audio files')
+    audio = dict(stem='patches', img_size=(640,), patch_size=64, in_chans=1)
+    folder = hub.save(timm.create_model('test_perceiver', num_classes=3, **audio), tmp_path, provenance=provenance)
+    assert 'Trained with labels: 20 steps on 1,000 audio files.' in (folder / 'README.md').read_text()
+
+
 def test_a_generated_card_is_renewed_and_a_hand_written_one_kept(tmp_path):
     model = timm.create_model('test_ceit', **CEIT, num_classes=3)
     file = hub.save(model, tmp_path) / 'README.md'

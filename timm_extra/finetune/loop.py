@@ -359,12 +359,10 @@ class _Run:
         log.flush()
         self._checkpoint()
 
-    def _provenance(self) -> Optional[hub.Provenance]:
-        """How the model came about, for its card, which speaks of images alone."""
-        if self.data.kind != 'images':
-            return None
+    def _provenance(self) -> hub.Provenance:
+        """How the model came about, for its card."""
         counts = dict(images=len(self.data.train), steps=self.done, epochs=len(self.history))
-        return hub.Provenance('Trained with labels', base_model=self.base_model, **counts)
+        return hub.Provenance('Trained with labels', base_model=self.base_model, kind=self.data.kind, **counts)
 
     def _stop(self) -> NoReturn:
         """Write a checkpoint and end."""

@@ -27,6 +27,7 @@ class Provenance:
         base_model: Weights that the training started from, as 'OWNER/NAME' on the Hub or a name of timm; None for
             random ones, or where nothing is known.
         arxiv: Number of the paper of the method.
+        kind: What the inputs are, in the plural.
     """
 
     method: str
@@ -35,13 +36,14 @@ class Provenance:
     epochs: Optional[int] = None
     base_model: Optional[str] = None
     arxiv: Optional[str] = None
+    kind: str = 'images'
 
     def __str__(self) -> str:
         steps = f'{self.steps:,} step{"s" * (self.steps != 1)}'
         counted = steps if self.epochs is None else f'{self.epochs} epoch{"s" * (self.epochs != 1)} ({steps})'
         start = f', starting from the weights of {self._base()}' if self.base_model else ''
         paper = f' ([arXiv:{self.arxiv}](https://arxiv.org/abs/{self.arxiv}))' if self.arxiv else ''
-        return f'{self.method}{paper}: {counted} on {self.images:,} images{start}.'
+        return f'{self.method}{paper}: {counted} on {self.images:,} {self.kind}{start}.'
 
     def _base(self) -> str:
         linked = f'[{self.base_model}](https://huggingface.co/{self.base_model})'
@@ -58,9 +60,9 @@ class Provenance:
         held = config.get(KEY)
         if not isinstance(held, dict) or {'method', 'images', 'steps'} - set(held):
             return None
-        known = {one.name: held.get(one.name) for one in fields(cls)}
-        numbers = (known['images'], known['steps'], known['epochs'] or 0)
-        texts = (known['method'], known['base_model'] or '', known['arxiv'] or '')
+        known = {'kind': cls.kind, **{one.name: held[one.name] for one in fields(cls) if one.name in held}}
+        numbers = (known['images'], known['steps'], known.get('epochs') or 0)
+        texts = (known['method'], known['kind'], known.get('base_model') or '', known.get('arxiv') or '')
         good = all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)
         return cls(**known) if good and all(re.fullmatch(r'[\w ./-]*', t) for t in texts) else None
 

@@ -1,15 +1,17 @@
 """Which files of a folder are images."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import timm
-from PIL import Image
+from PIL import ExifTags, Image
 from timm.data import create_dataset
 
 from timm_extra import cli, hub
-from timm_extra.images import FolderReader, find_images
+from timm_extra.images import FolderReader, find_images, read_image
 
 
 def picture(path):
@@ -32,6 +34,31 @@ def photos(tmp_path):
     (root / 'linked folder').symlink_to(tmp_path / 'elsewhere')
     (root / 'deep' / 'above').symlink_to(root)
     return root
+
+
+def test_heic_files_are_read_with_their_plugin_the_right_way_up(tmp_path):
+    pillow_heif = pytest.importorskip('pillow_heif')
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:8], upright[:, :8] = (255, 0, 0), (0, 0, 255)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6  # a quarter turn to the right shows it upright
+    stored = np.ascontiguousarray(np.rot90(upright))
+    file = pillow_heif.from_bytes('RGB', (32, 48), stored.tobytes())
+    file.save(tmp_path / 'photo.HEIC', quality=-1, chroma=444, exif=tags.tobytes())
+    assert [path.name for path in find_images([tmp_path]).files] == ['photo.HEIC']
+    read = np.asarray(read_image(tmp_path / 'photo.HEIC')).astype(int)
+    assert read.shape == upright.shape and abs(read - upright).max() <= 4
+
+
+def test_heic_files_need_no_search_to_be_read(tmp_path):
+    pytest.importorskip('pillow_heif')
+    code = (
+        'import sys; from PIL import Image; from pillow_heif import from_pillow; '
+        'from timm_extra.images import read_image; '
+        "from_pillow(Image.new('RGB', (64, 32), 'red')).save(sys.argv[1]); print(read_image(sys.argv[1]).size)"
+    )
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'a.heic')], capture_output=True, text=True)
+    assert done.stdout == '(64, 32)\n', done.stderr
 
 
 SEEN = [

@@ -12,6 +12,8 @@ from timm.utils.misc import natural_key
 from timm_extra._files import PathLike
 from timm_extra._timm import search_split
 
+from .pixels import reads_heic
+
 EXTENSIONS = frozenset(
     ['.jpg', '.jpeg', '.png', '.webp', '.avif', '.tif', '.tiff', '.bmp', '.gif', '.ppm', '.pgm', '.jp2']
 )
@@ -64,12 +66,7 @@ def _counted(paths: List[Path], what: str) -> str:
 def image_files() -> FileKind:
     """Files that are images by their names: those that Pillow reads, and those that timm was given."""
     found = frozenset((*EXTENSIONS, *get_img_extensions()))
-    try:
-        from pillow_heif import register_heif_opener
-    except ModuleNotFoundError:
-        return FileKind('image', 'images', found)
-    register_heif_opener()
-    return FileKind('image', 'images', found | HEIC)
+    return FileKind('image', 'images', found | HEIC if reads_heic() else found)
 
 
 def find_images(paths: Iterable[PathLike]) -> Found:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from functools import cache
 from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
@@ -64,10 +65,22 @@ def _reason(error: Exception) -> str:
     return getattr(error, 'strerror', None) or str(error)
 
 
+@cache
+def reads_heic() -> bool:
+    """Let Pillow read HEIC where its plugin is installed; whether it is."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ModuleNotFoundError:
+        return False
+    register_heif_opener()
+    return True
+
+
 def _loaded(image: Union[PathLike, BinaryIO, Image.Image]) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         with open(image, 'rb') as file:  # PIL maps some files into memory by their path, and turned TIFFs wrongly
             return _loaded(file)
+    reads_heic()
     image = image if isinstance(image, Image.Image) else Image.open(image)
     image.load()
     return image

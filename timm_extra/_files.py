@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Iterator, Sequence, Union
 
 PathLike = Union[str, Path]
+WRITING = '.writing-'  # how folders that are being written begin
 NO_FLUSH_OF_FOLDERS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR)
 
 
@@ -71,7 +72,7 @@ def atomic_folder(folder: PathLike, last: Sequence[str] = ()) -> Iterator[Path]:
     """
     folder = Path(folder)
     existing = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-    with tempfile.TemporaryDirectory(prefix='.writing-', dir=existing) as aside:
+    with tempfile.TemporaryDirectory(prefix=WRITING, dir=existing) as aside:
         yield Path(aside)
         files = sorted(Path(aside).iterdir(), key=lambda f: (f.name in last and 1 + last.index(f.name), f.name))
         folder.mkdir(parents=True, exist_ok=True)

@@ -251,6 +251,10 @@ def test_a_probe_needs_two_splits_with_the_same_classes(photos, tmp_path, capsys
     command = ['probe', 'linear', *MODEL]
     assert cli.main([*command, '--data-dir', str(photos / 'train')]) == 1
     assert 'has no folders train and validation' in capsys.readouterr().err
+    shutil.copytree(photos, tmp_path / 'held')
+    shutil.copytree(tmp_path / 'held' / 'train' / 'class0', tmp_path / 'held' / 'validation' / 'new')
+    assert cli.main([*command, '--data-dir', str(tmp_path / 'held')]) == 1
+    assert "has the class 'new', which" in capsys.readouterr().err
     shutil.copytree(photos, tmp_path / 'more')
     shutil.copytree(photos / 'train' / 'class0', tmp_path / 'more' / 'train' / 'a_class')  # shifts the numbers
     for file in (tmp_path / 'more' / 'train' / 'a_class').iterdir():

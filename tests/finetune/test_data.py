@@ -1,5 +1,9 @@
 """What is learned from and what is held out, from folders of any form."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -51,9 +55,8 @@ def test_without_a_folder_of_held_out_files_a_part_of_each_class_is_drawn_by_the
         ({'.': ('a',)}, "has one class only, 'a'"),
         ({'.': ('.',)}, 'has no folders of classes'),
         ({'.': ('.', 'a')}, r'4 files in .* are in no folder of a class, such as .*\.png'),
-        ({'.': ('a', 'b')}, '`holdout=0.2` holds out none'),
     ],
-    ids=['class', 'no train', 'one', 'none', 'outside', 'few'],
+    ids=['class', 'no train', 'one', 'none', 'outside'],
 )
 def test_folders_that_cannot_be_learned_from_are_refused_in_words(wanted, message, tmp_path):
     for split, classes in wanted.items():
@@ -67,6 +70,61 @@ def test_folders_that_cannot_be_learned_from_are_refused_in_words(wanted, messag
                 file.rmdir() if file.is_dir() else file.unlink()
     with pytest.raises(ValueError, match=message):
         split_folder(tmp_path, holdout=0.2, seed=0)
+
+
+def test_of_a_small_class_one_file_is_held_out_and_of_one_file_none(tmp_path):
+    for name, each in (('many', 10), ('rare', 3), ('unique', 1)):
+        write_images(tmp_path, (name,), each=each)
+    split = split_folder(tmp_path, holdout=0.2, seed=0)
+    assert [split.classes[label] for _, label in split.validation] == ['many', 'many', 'rare']
+
+
+def test_one_file_a_class_leaves_nothing_to_measure(tmp_path):
+    write_images(tmp_path, each=1)
+    with pytest.raises(ValueError, match=r'`holdout=0\.2` holds out none'):
+        split_folder(tmp_path, holdout=0.2, seed=0)
+
+
+@pytest.mark.parametrize(
+    'outer, inner',
+    [(('cat', 'dog'), ('b1', 'b2')), (('chair', 'desk'), ('train', 'test')), (('Train', 'Val'), ('cat', 'dog'))],
+    ids=['deep', 'ModelNet40', 'other names'],
+)
+def test_folders_that_would_be_one_class_are_refused(outer, inner, tmp_path):
+    for name in outer:
+        write_images(tmp_path / name, inner)
+    with pytest.raises(ValueError, match='would be one class, as the name of a class is that of the folder'):
+        split_folder(tmp_path, holdout=0.2, seed=0)
+
+
+def test_folders_without_files_are_named(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='empty has no images: remove the folder'):
+        split_folder(tmp_path, holdout=0.2, seed=0)
+
+
+def test_a_linked_file_is_in_one_split(tmp_path):
+    write_images(tmp_path / 'drawn', each=6)
+    for name in ('bright', 'dark'):
+        for file in list((tmp_path / 'drawn' / name).iterdir()):
+            (file.parent / f'again-{file.name}').symlink_to(file)
+    split = split_folder(tmp_path / 'drawn', holdout=0.4, seed=0)
+    real = [{os.path.realpath(path) for path, _ in part} for part in (split.train, split.validation)]
+    assert not real[0] & real[1] and len(real[1]) == 4 and len(split.validation) == 8
+    write_images(tmp_path / 'train')
+    (tmp_path / 'validation').symlink_to(tmp_path / 'train')
+    with pytest.raises(ValueError, match='is held out and trained on'):
+        split_folder(tmp_path, holdout=0.2, seed=0)
+
+
+def test_numbers_of_classes_are_the_same_in_every_process(tmp_path):
+    write_images(tmp_path, ('1', '01', '001'), each=1)
+    code = 'import sys; from timm_extra.images import FolderReader; print(list(FolderReader(sys.argv[1]).class_to_idx))'
+    for seed in '12':
+        env = {**os.environ, 'PYTHONHASHSEED': seed}
+        done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, env=env)
+        assert done.stdout == "['001', '01', '1']\n", done.stderr
 
 
 def test_held_out_images_are_seen_as_predict_sees_them_and_training_images_by_the_seed(tmp_path, model):

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from tests.finetune.folders import write_images
-from timm_extra import cli
+from timm_extra import cli, hub
 from timm_extra.finetune import FinetuneConfig, Labelled, finetune
 from timm_extra.training import checkpoints
 from timm_extra.training.interrupt import Interrupted
@@ -180,3 +181,88 @@ def test_a_file_that_is_no_image_ends_the_training_in_one_line_or_is_counted(wor
     else:
         assert status == 1 and 'broken.png cannot be read' in err.splitlines()[-1]
         assert not Path(tmp_path / 'out' / 'model').exists()
+
+
+def test_an_unreadable_held_out_file_alone_in_its_batch_is_counted(tmp_path, capsys):
+    for split, each in (('train', 8), ('validation', 4)):
+        write_images(tmp_path / 'images' / split, each=each)
+    (tmp_path / 'images' / 'validation' / 'dark' / 'z.png').write_bytes(b'no image')
+    words = ['finetune', str(tmp_path / 'images'), *COMMAND, '--output', str(tmp_path / 'out')]
+    assert cli.main(words) == 1  # the ninth of nine, in batches of eight
+    assert 'z.png cannot be read' in capsys.readouterr().err.splitlines()[-1]
+    assert checkpoints.steps(tmp_path / 'out' / 'checkpoints') == [2]  # what was learned is kept
+    words[-1] = str(tmp_path / 'skip')
+    assert cli.main([*words, '--unreadable', 'skip']) == 0
+    assert '2 unreadable files left out' in capsys.readouterr().out  # in two epochs
+
+
+def test_it_goes_on_with_the_same_files_alone(tmp_path, capsys):
+    folder = write_images(tmp_path / 'images')
+    words = ['finetune', str(folder), *COMMAND, '--output', str(tmp_path / 'out')]
+    assert cli.main(words) == 0
+    (folder / 'dark' / '0.png').rename(folder / 'dark' / '99.png')
+    capsys.readouterr()
+    assert cli.main([*words, '--resume']) == 1
+    assert 'is of another training: files was ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ('--output {images}/dark/out', 'lies in'),
+        ('--output', 'it is empty'),
+        ('--output {other}', 'has a model already: choose another folder, or go on by --resume'),
+        ('--output {other} --resume', 'holds a test_vit of 2 classes, not a test_resnet of 2 classes: choose another'),
+        ('--output {log}', 'log.csv is no log of such a training: choose another folder'),
+        ('--output {out} --drop-path 2', '--drop-path must be at least 0 and below 1, got 2.0'),
+        ('--output {out} --drop-path nan', '--drop-path must be at least 0 and below 1, got nan'),
+        ('--output {out} --opt adahessian', '--opt adahessian needs second derivatives'),
+        ('--output {out} --opt bnbadamw', '--opt bnbadamw cannot be made'),
+        ('--output {out} --opt nope', '--opt nope cannot be made'),
+        ('--output {out} --color-jitter inf', '--color-jitter must be finite'),
+        ('--output {out} --ratio 1 inf', '--ratio must be a range'),
+        ('--output {out} --input-size 1 0 16', 'input_size must be positive, got (1, 0, 16)'),
+        ('--output {out} --model-kwargs features_only=True', 'no classifier'),
+        ('--output {out} --model-kwargs global_pool=', 'the model takes no inputs of (1, 16, 16)'),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(words, message, tmp_path, capsys):
+    places = {name: str(tmp_path / name) for name in ('images', 'other', 'log', 'out')}
+    write_images(tmp_path / 'images')
+    hub.save(timm.create_model('test_vit', num_classes=2), tmp_path / 'other' / 'model')
+    (tmp_path / 'log').mkdir()
+    (tmp_path / 'log' / 'log.csv').write_text('mine\n')
+    before = sorted(tmp_path.rglob('*'))
+    given = [word.format(**places) for word in words.split()] + ([''] if words == '--output' else [])
+    try:
+        status = cli.main(['finetune', places['images'], *COMMAND, *given])
+    except SystemExit as e:
+        status = e.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_what_a_kill_left_behind_is_removed(finished):
+    output, _ = finished
+    for name in ('checkpoints/.1.step-00000003.pt', '.writing-a/x', 'model/.writing-b/x'):
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).touch()
+    train(output, resume=True)
+    assert {file.name for file in output.iterdir()} == {'model', 'checkpoints', 'log.csv', 'curve.png'}
+    assert not list(output.rglob('.*'))
+
+
+def test_an_epoch_that_was_logged_and_not_kept_is_logged_once(finished, tmp_path):
+    """Ended between the row of an epoch and its checkpoint, with one of the same step before."""
+    shutil.copytree(finished[0], tmp_path / 'out')
+    rows = (tmp_path / 'out' / 'log.csv').read_text()
+    train(tmp_path / 'out', resume=True)
+    assert (tmp_path / 'out' / 'log.csv').read_text() == rows
+    file = tmp_path / 'out' / 'checkpoints' / checkpoints.NAME.format(10)
+    state = checkpoints.read(file)
+    state.update(history=state['history'][:1])  # as before the last epoch was measured
+    checkpoints.write(state, file)
+    train(tmp_path / 'out', resume=True)
+    with open(tmp_path / 'out' / 'log.csv') as lines:
+        assert [row['step'] for row in csv.DictReader(lines)] == ['4', '9']

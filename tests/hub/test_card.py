@@ -102,7 +102,7 @@ def test_a_pretrained_backbone_says_how_and_inherits_nothing(pretrained):
         ('test_resnet', False, None),
         ('test_resnet', True, 'timm/test_resnet.r160_in1k'),
         ('hf-hub:me/model@v1', False, 'me/model'),
-        ('local-dir:model', False, 'test_resnet'),
+        ('local-dir:model', False, 'saved weights of test_resnet'),
     ],
 )
 def test_the_weights_a_training_starts_from_have_a_name(words, pretrained, expected):

@@ -1,6 +1,7 @@
 """The `timm-extra` command: one file per verb, each a thin call of one library function."""
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -64,6 +65,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     Returns:
         Exit status: 0 done, 1 refused with a message, 2 misused, 130 ended by Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, nor arrows in the terminal's
+            stream.reconfigure(errors='backslashreplace')
     parser = None
     try:
         parser = build_parser()

@@ -74,6 +74,15 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--std', type=float, nargs='+', help="per channel (default: the model's)")
 
 
+def output_argument(parser: argparse.ArgumentParser, help: str, **options) -> None:
+    def named(word: str) -> str:
+        if not word.strip():  # as "$OUT" that is not set
+            raise argparse.ArgumentTypeError('it is empty')
+        return word
+
+    parser.add_argument('--output', type=named, help=help, **options)
+
+
 def name_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', required=True, help='timm model name, local-dir:FOLDER or hf-hub:OWNER/NAME')
     parser.add_argument(
@@ -200,11 +209,15 @@ def create_classifier(args: argparse.Namespace, random: bool = False):
 
 def labelled_splits(args: argparse.Namespace, channels: int):
     """Training and test images with the same numbers for the same classes."""
+    from timm_extra.images import check_splits
+
     train = create_dataset(args, 'train', channels)
     classes = getattr(getattr(train, 'reader', None), 'class_to_idx', None)
     test = create_dataset(args, 'validation', channels, **({} if args.dataset else dict(class_map=classes)))
-    if not args.dataset and train.filename(0, absolute=True) == test.filename(0, absolute=True):
-        raise ValueError(f'{args.data_dir} has no folders train and validation: a probe needs both')
+    if not args.dataset:
+        if train.filename(0, absolute=True) == test.filename(0, absolute=True):
+            raise ValueError(f'{args.data_dir} has no folders train and validation: a probe needs both')
+        check_splits(train.reader, test.reader)
     return train, test
 
 

@@ -2,11 +2,12 @@
 
 import argparse
 
+from ._arguments import output_argument
 from ._verb import Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--output', default='output/demo', help='folder for model, pictures and log (%(default)s)')
+    output_argument(parser, 'folder for model, pictures and log (%(default)s)', default='output/demo')
     parser.add_argument(
         '--model', default='ceit', help='ceit, perceiver or perceiver-permuted, with shuffled pixels (%(default)s)'
     )

@@ -2,7 +2,14 @@
 
 import argparse
 
-from ._arguments import checkpoint_argument, create_classifier, model_arguments, option_arguments, options_from
+from ._arguments import (
+    checkpoint_argument,
+    create_classifier,
+    model_arguments,
+    option_arguments,
+    options_from,
+    output_argument,
+)
 from ._verb import Verb
 
 
@@ -13,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     checkpoint_argument(parser)
     parser.add_argument('--drop-path', type=float, metavar='RATE', help="stochastic depth (default: the model's)")
-    parser.add_argument('--output', required=True, help='folder for the model, checkpoints, log and curve')
+    output_argument(parser, 'folder for the model, checkpoints, log and curve', required=True)
     option_arguments(parser, FinetuneConfig)
 
 
@@ -23,13 +30,17 @@ def run(args: argparse.Namespace) -> int:
 
     config = options_from(args, FinetuneConfig)
     if args.drop_path is not None:
+        if not 0 <= args.drop_path < 1:
+            raise ValueError(f'`drop_path` must be at least 0 and below 1, got {args.drop_path}')
         args.model_kwargs = {**args.model_kwargs, 'drop_path_rate': args.drop_path}
     model = create_classifier(args, random=True)
     data = folder_data(args.folder, model, config, input_size=args.input_size, mean=args.mean, std=args.std)
+    if not hasattr(model, 'reset_classifier'):
+        raise ValueError(f'{args.model} with these arguments is a {type(model).__name__}, no classifier')
     if model.num_classes != len(data.label_names):
         model.reset_classifier(len(data.label_names))
     loaded = bool(args.pretrained or args.checkpoint or ':' in args.model)
-    base = args.model if args.checkpoint else base_model(args.model, model, args.pretrained)
+    base = f'saved weights of {args.model}' if args.checkpoint else base_model(args.model, model, args.pretrained)
     done = finetune(model, data, args.output, config, pretrained=loaded, base_model=base)
     skipped = f'; {done.skipped} unreadable files left out' if done.skipped else ''
     print(f'best held-out accuracy {done.best:.2f} %{skipped}')

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ._arguments import checkpoint_argument, create_classifier, create_model, model_arguments
+from ._arguments import checkpoint_argument, create_classifier, create_model, model_arguments, output_argument
 from ._verb import Verb
 
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('image', help='image file')
     model_arguments(parser)
-    parser.add_argument('--output', metavar='FILE', help='PNG to write (islands.png, attention.png)')
+    output_argument(parser, 'PNG to write (islands.png, attention.png)')
     parser.add_argument('--force', action='store_true', help='replace the PNG if it exists')
     islands = parser.add_argument_group('islands')
     islands.add_argument('--iters', type=int, help="iterations (default: the model's)")

@@ -10,6 +10,7 @@ from ._arguments import (
     name_arguments,
     option_arguments,
     options_from,
+    output_argument,
 )
 from ._verb import Verb
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     name_arguments(parser)
     dataset_arguments(parser)
     parser.add_argument('--split', default='train', help='part of the data set (%(default)s)')
-    parser.add_argument('--output', required=True, help='folder for the model, checkpoints and log')
+    output_argument(parser, 'folder for the model, checkpoints and log', required=True)
     option_arguments(parser, PretrainConfig)
 
 

@@ -6,7 +6,7 @@ from ._verb import HUB_REFUSALS, Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', metavar='FOLDER', help='model folder from convert, pull, demo or pretrain')
+    parser.add_argument('folder', metavar='FOLDER', help='model folder from finetune, pretrain, convert, pull or demo')
     parser.add_argument('repo', metavar='REPO', help='OWNER/NAME, made if absent')
     parser.add_argument('--private', action='store_true', help='make the repository private')
     parser.add_argument('--revision', help='branch, made if absent')

@@ -1,5 +1,6 @@
 """The options of a fine-tuning, in one place."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Dict, Optional, Tuple
 
@@ -89,11 +90,11 @@ class FinetuneConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f'`{name}` must be in 0 to 1, got {getattr(self, name)}')
         for name in ('weight_decay', 'mixup', 'cutmix', 'color_jitter', 'workers'):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f'`{name}` must not be negative, got {getattr(self, name)}')
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f'`{name}` must be finite and not negative, got {getattr(self, name)}')
         for name in ('scale', 'ratio'):
             low, high = getattr(self, name)
-            if not 0 < low <= high or (name == 'scale' and high > 1):
+            if not 0 < low <= high < math.inf or (name == 'scale' and high > 1):
                 raise ValueError(f'`{name}` must be a range of positive numbers, of scale up to 1, got {low} {high}')
         if not 0 < self.holdout < 1:
             raise ValueError(f'`holdout` must be between 0 and 1, got {self.holdout}')

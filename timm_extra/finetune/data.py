@@ -1,5 +1,6 @@
 """From a folder whose folders are classes to inputs of a model."""
 
+import hashlib
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_extra._files import PathLike
-from timm_extra.images import FileKind, FolderReader
+from timm_extra.images import FileKind, FolderReader, check_classes, check_splits, image_files, real_path
 from timm_extra.inputs import inputs_of
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
@@ -31,6 +32,8 @@ class Labelled:
         data_config: Preprocessing, for `hub.save`.
         kind: What a file is, in the plural.
         source: Where they are from, in words.
+        files: What stands for their names and classes, so that a training is resumed with the same ones.
+        roots: Folders whose folders are classes.
     """
 
     train: Dataset
@@ -39,6 +42,8 @@ class Labelled:
     data_config: Dict[str, Any]
     kind: str = 'images'
     source: str = ''
+    files: str = ''
+    roots: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,24 @@ def folder_data(
         data_config=inputs.data_config,
         kind=inputs.kind.several,
         source=split.source,
+        files=_fingerprint(folder, split),
+        roots=split.roots,
     )
 
 
+def _fingerprint(folder: PathLike, split: 'Split') -> str:
+    names = [[(os.path.relpath(path, folder), label) for path, label in part] for part in split[:2]]
+    return hashlib.sha1(repr(names).encode(errors='surrogateescape')).hexdigest()[:8]
+
+
 class Split(NamedTuple):
-    """Files to learn from and files that are held out, as (path, class); names of the classes; all in words."""
+    """Files to learn from and files that are held out, as (path, class); names of classes; words; folders."""
 
     train: List[Tuple[str, int]]
     validation: List[Tuple[str, int]]
     classes: List[str]
     source: str
+    roots: Tuple[str, ...]
 
 
 def split_folder(folder: PathLike, holdout: float, seed: int, kind: Optional[FileKind] = None) -> Split:
@@ -128,18 +141,21 @@ def split_folder(folder: PathLike, holdout: float, seed: int, kind: Optional[Fil
     """
     train = FolderReader(folder, 'train', kind=kind)
     classes = _classes(train)
+    empty = _empty_folders(train)
+    if empty:
+        several = (kind or image_files()).several
+        raise ValueError(f'{empty[0]} has no {several}: remove the folder, or fill it')
     held_out = FolderReader(folder, 'validation', kind=kind)
     left_out = [str(reader.found) for reader in (train, held_out) if str(reader.found)]
     if held_out.root not in (train.root, os.fspath(folder)):
         if train.root == os.fspath(folder):
             raise ValueError(f'{folder} has the folder {os.path.basename(held_out.root)}, but none called train')
-        unknown = sorted(set(_classes(held_out)) - set(classes))
-        if unknown:
-            raise ValueError(f'{held_out.root} has the class {unknown[0]!r}, which {train.root} has not')
+        check_splits(train, held_out)
         numbers = train.class_to_idx
         renumbered = [(path, numbers[Path(path).parent.name]) for path, _ in held_out.samples]
         source = f'{len(train):,} in {train.root}, {len(held_out):,} held out in {held_out.root}'
-        return Split(train.samples, renumbered, classes, '; '.join([source, *left_out]))
+        return Split(train.samples, renumbered, classes, '; '.join([source, *left_out]), (train.root, held_out.root))
+    check_classes(train)
     learned, kept = _hold_out(train.samples, holdout, seed)
     if not kept:
         raise ValueError(
@@ -147,7 +163,7 @@ def split_folder(folder: PathLike, holdout: float, seed: int, kind: Optional[Fil
             'none: there is nothing to measure accuracy on'
         )
     source = f'{len(learned):,} of {train.root}, {len(kept):,} of it held out (holdout {holdout:g}, seed {seed})'
-    return Split(learned, kept, classes, '; '.join([source, *left_out[:1]]))
+    return Split(learned, kept, classes, '; '.join([source, *left_out[:1]]), (train.root,))
 
 
 def _classes(reader: FolderReader) -> List[str]:
@@ -165,15 +181,26 @@ def _classes(reader: FolderReader) -> List[str]:
     return names
 
 
+def _empty_folders(reader: FolderReader) -> List[str]:
+    """Folders of classes that no file is from."""
+    root = Path(reader.root)
+    used = {Path(path).relative_to(root).parts[0] for path, _ in reader.samples}
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith('.'))
+    return sorted(str(path) for path in folders if path.name not in used)
+
+
 def _hold_out(samples: Sequence[Tuple[str, int]], part: float, seed: int):
-    """Samples to learn from, and a part of each class that is drawn by a seed, both in order."""
+    """Samples to learn from, and a part of each class (one file at least) that is drawn by a seed, both in order."""
     members: Dict[int, List[int]] = defaultdict(list)
     for index, (_, label) in enumerate(samples):
         members[label].append(index)
     kept = set()
     for label, indices in members.items():
-        drawn = np.random.default_rng([seed, label]).permutation(indices)
-        kept.update(drawn[: int(part * len(indices))].tolist())
+        files = [real_path(samples[index][0]) for index in indices]
+        several = list(dict.fromkeys(files))  # a file that links lead to counts once
+        count = max(int(part * len(several)), int(len(several) > 1))
+        drawn = {several[number] for number in np.random.default_rng([seed, label]).permutation(len(several))[:count]}
+        kept.update(index for index, file in zip(indices, files, strict=True) if file in drawn)
     learned = [sample for index, sample in enumerate(samples) if index not in kept]
     return learned, [samples[index] for index in sorted(kept)]
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,7 +26,7 @@ from timm_extra.plot import learning_curve
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_processes, interruptible
-from timm_extra.training.log import Log
+from timm_extra.training.log import Log, check_log
 from timm_extra.training.order import Batches, random_state
 from timm_extra.training.progress import Progress, print_summary
 
@@ -94,12 +95,22 @@ def finetune(
     """
     if getattr(model, 'num_classes', None) != len(data.label_names):
         raise ValueError(f'the data has {len(data.label_names)} classes, the model {getattr(model, "num_classes", 0)}')
-    folder = Path(output) if output else None
+    if output is not None and not str(output):
+        raise ValueError('`output` is empty: name a folder')
+    folder = None if output is None else Path(output)
     if folder and folder.exists() and not folder.is_dir():
         raise FileExistsError(f'{output} is a file, not a folder')
     found = checkpoints.steps(folder / 'checkpoints') if folder else []
     if not config.resume and (found or (folder and (folder / 'model').exists())):
         raise FileExistsError(f'{output} has a model already: choose another folder, or go on by `resume=True`')
+    if folder:
+        inside = [root for root in data.roots if folder.resolve().is_relative_to(Path(root).resolve())]
+        if inside:
+            raise ValueError(f'`output={str(output)!r}` lies in {inside[0]}, whose folders are classes: choose another')
+        cfg = getattr(model, 'pretrained_cfg', None) or {}
+        if other := hub.another_model(folder / 'model', dict(cfg, num_classes=model.num_classes)):
+            raise FileExistsError(f'{other}: choose another folder')
+        check_log(folder / 'log.csv', COLUMNS)
     device = find_device(config.device)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)
@@ -165,10 +176,14 @@ class _Run:
 
     def go(self, found: List[int], pretrained: bool) -> Finetuned:
         """Train from the start or the last of the checkpoints found to the end."""
+        if self.output:
+            checkpoints.clean(self.output / 'checkpoints')
         saved = self._read(found[-1]) if found else None
         self._prepare(saved)
+        self._check_model()
         self._show(pretrained)
-        log = Log(self.output, COLUMNS, self.done, self.accelerator, self.settings) if self.output else None
+        whole = len(self.history) * self.each  # steps of the epochs that are done
+        log = Log(self.output, COLUMNS, whole, self.accelerator, self.settings) if self.output else None
         try:
             if self.output:
                 with interruptible() as interruption:
@@ -198,6 +213,7 @@ class _Run:
             classes=list(self.data.label_names),
             train=len(self.data.train),
             validation=len(self.data.validation),
+            files=self.data.files,
             lr=self.lr,
             **{name: checkpoints.described(value) for name, value in self.data.data_config.items()},
         )
@@ -211,9 +227,7 @@ class _Run:
         self.task.to(accelerator.device)
         if config.model_ema:
             self.task.setup_ema(config.model_ema_decay, use_warmup=True)
-        optimizer = create_optimizer_v2(
-            self.model, config.opt, lr=self.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
-        )
+        optimizer = self._optimizer()
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
             'cosine',
@@ -237,6 +251,39 @@ class _Run:
         self.scheduler.step_update(self.done)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        try:
+            optimizer = create_optimizer_v2(
+                self.model, config.opt, lr=self.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+            )
+        except Exception as e:  # what optimizers raise that miss something is of any type
+            raise ValueError(f'`opt={config.opt!r}` cannot be made: {e or type(e).__name__}') from e
+        if getattr(optimizer, 'is_second_order', False):
+            raise ValueError(f'`opt={config.opt!r}` needs second derivatives, which are not computed here')
+        return optimizer
+
+    def _check_model(self) -> None:
+        """Refuse a model that is no classifier of the inputs, before anything is written."""
+        with random_state((self.config.seed,)):
+            item = next((x for x, _ in self._readable(self.data.validation)), None)
+        if item is None:
+            return
+        self.model.eval()
+        try:
+            with torch.inference_mode(), self.accelerator.autocast():
+                shape = tuple(self.model(item[None].to(self.accelerator.device)).shape)
+        except Exception as e:  # what models raise is of any type
+            raise ValueError(f'the model takes no inputs of {tuple(item.shape)}: {e or type(e).__name__}') from e
+        if shape != (1, len(self.data.label_names)):
+            raise ValueError(f'the model gives {shape} for one input, not ({1}, {len(self.data.label_names)}) logits')
+
+    @staticmethod
+    def _readable(dataset) -> Iterator[Tuple[torch.Tensor, int]]:
+        """The first item of a data set, unless it cannot be read."""
+        with suppress(ValueError):
+            yield dataset[0]
+
     def _train(self, interruption: Interruption, log: Optional[Log]) -> None:
         incoming = self._batches()
         due = self.config.checkpoint_interval if self.output else None
@@ -253,7 +300,12 @@ class _Run:
                     if due and self.done % due == 0:
                         self._checkpoint()
                 train_loss = self._finite(self.losses) / self.each
-                measured = self._evaluate(interruption)
+                try:
+                    measured = self._evaluate(interruption)
+                except ValueError:  # of a held-out file: what was learned is not lost
+                    if self.output:
+                        self._checkpoint()
+                    raise
                 seconds = round(time.perf_counter() - clock, 1)
                 rate = self.optimizer.param_groups[-1]['lr']
                 self._after(dict(train_loss=train_loss, **measured, learning_rate=rate, seconds=seconds), log)
@@ -281,6 +333,8 @@ class _Run:
         """One step of the optimizer; the loss."""
         config, accelerator = self.config, self.accelerator
         self._check(batch)
+        if batch.inputs is None:
+            raise ValueError(f'none of the {len(batch.errors)} files of a step can be read; {batch.errors[0]}')
         x, y = self._moved(batch)
         if batch.errors:  # others take their places
             places = torch.arange(self.batch_size, device=x.device) % len(x)
@@ -304,7 +358,7 @@ class _Run:
 
     def _check(self, batch) -> None:
         """Refuse or count what could not be read."""
-        if batch.errors and (self.config.unreadable == 'raise' or batch.inputs is None):
+        if batch.errors and self.config.unreadable == 'raise':
             raise ValueError(f"{batch.errors[0]}; `unreadable='skip'` leaves such files out")
         self.skipped += len(batch.errors)
 
@@ -330,12 +384,16 @@ class _Run:
                 self.skipped = skipped
                 self._stop()
             self._check(batch)
+            if batch.inputs is None:
+                continue
             x, y = self._moved(batch)
             with self.accelerator.autocast():
                 logits = model(x).float()
             loss += F.cross_entropy(logits, y, reduction='sum').item()
             hits += int((logits.argmax(1) == y).sum())
             count += len(y)
+        if not count:
+            raise ValueError(f'none of the held-out {self.data.kind} can be read')
         return dict(eval_loss=loss / count, top1=100 * hits / count)
 
     def _after(self, measured: Dict[str, float], log: Optional[Log]) -> None:

@@ -24,8 +24,8 @@ class Provenance:
         images: Number of images, or of other inputs.
         steps: Optimizer steps.
         epochs: Passes over the images; None where the training was counted in steps.
-        base_model: Weights that the training started from, as 'OWNER/NAME' on the Hub or a name of timm; None for
-            random ones, or where nothing is known.
+        base_model: Weights that the training started from, as 'OWNER/NAME' on the Hub or in words; None for random
+            ones, or where nothing is known.
         arxiv: Number of the paper of the method.
         kind: What the inputs are, in the plural.
     """
@@ -41,18 +41,18 @@ class Provenance:
     def __str__(self) -> str:
         steps = f'{self.steps:,} step{"s" * (self.steps != 1)}'
         counted = steps if self.epochs is None else f'{self.epochs} epoch{"s" * (self.epochs != 1)} ({steps})'
-        start = f', starting from the weights of {self._base()}' if self.base_model else ''
+        start = f', starting from {self._base()}' if self.base_model else ''
         paper = f' ([arXiv:{self.arxiv}](https://arxiv.org/abs/{self.arxiv}))' if self.arxiv else ''
         return f'{self.method}{paper}: {counted} on {self.images:,} {self.kind}{start}.'
 
     def _base(self) -> str:
-        linked = f'[{self.base_model}](https://huggingface.co/{self.base_model})'
-        return linked if self.hub_base else f'`{self.base_model}`'
+        linked = f'the weights of [{self.base_model}](https://huggingface.co/{self.base_model})'
+        return linked if self.hub_base else str(self.base_model)
 
     @property
     def hub_base(self) -> Optional[str]:
         """The repository of `base_model`, if it is one."""
-        return self.base_model if self.base_model and '/' in self.base_model else None
+        return self.base_model if re.fullmatch(r'[\w.-]+/[\w.-]+', self.base_model or '') else None
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Optional['Provenance']:
@@ -86,12 +86,14 @@ def base_model(name: str, model: nn.Module, pretrained: bool) -> Optional[str]:
         pretrained: Whether it was to load weights; folders and repositories always do.
 
     Returns:
-        A repository of the Hub, the model's name where the weights are a file's, or None for random weights.
+        A repository of the Hub, words where the weights are a file's, or None for random weights.
     """
     kind, _, place = name.partition(':')
     if kind == 'hf-hub' and place:
         return place.partition('@')[0]
     cfg: Dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
     if kind == 'local-dir' and place:
-        return cfg.get('architecture')
-    return (cfg.get('hf_hub_id') or cfg.get('architecture')) if pretrained and timm.is_model(name) else None
+        return f'saved weights of {cfg.get("architecture")}'
+    if not pretrained or not timm.is_model(name):
+        return None
+    return cfg.get('hf_hub_id') or f'weights of {cfg.get("architecture")}'

@@ -1,6 +1,16 @@
 """Images: the one reader of pixels and of folders, and what input a model takes."""
 
-from .folders import FileKind, FolderReader, Found, find_files, find_images, image_files
+from .folders import (
+    FileKind,
+    FolderReader,
+    Found,
+    check_classes,
+    check_splits,
+    find_files,
+    find_images,
+    image_files,
+    real_path,
+)
 from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_image
 from .preprocess import Preprocessing, check_takes_images, input_config, preprocessing
 
@@ -14,6 +24,8 @@ __all__ = [
     'Preprocessing',
     'as_array',
     'as_tensor',
+    'check_classes',
+    'check_splits',
     'check_takes_images',
     'decode',
     'find_files',
@@ -22,4 +34,5 @@ __all__ = [
     'input_config',
     'preprocessing',
     'read_image',
+    'real_path',
 ]

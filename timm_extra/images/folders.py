@@ -1,6 +1,7 @@
 """Files of a kind in folders, of images above all."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Union
 
@@ -129,6 +130,8 @@ def _files_in(folder: Path, above: FrozenSet[str] = frozenset()) -> List[Path]:
 class FolderReader(Reader):
     """timm's reader of folders whose names are classes, of all files that `find_files` finds.
 
+    As in timm, the class of a file is the name of the folder that it lies in.
+
     Args:
         root: Folder of folders, or one that has such a folder for each split.
         split: Which split, by any name that timm knows; the root itself when None or where there is no folder of it.
@@ -157,10 +160,11 @@ class FolderReader(Reader):
         ]
         self.class_to_idx = load_class_map(class_map, self.root) if class_map else None
         if self.class_to_idx is None:
-            names = sorted({label for _, label in labelled}, key=natural_key)
+            names = sorted({label for _, label in labelled}, key=lambda name: (natural_key(name), name))
             self.class_to_idx = {name: i for i, name in enumerate(names)}
         self.samples = [(path, self.class_to_idx[name]) for path, name in labelled if name in self.class_to_idx]
-        self.samples.sort(key=lambda sample: natural_key(sample[0]))
+        self.samples.sort(key=lambda sample: (natural_key(sample[0]), sample[0]))
+        self.unknown = sorted({name for _, name in labelled} - set(self.class_to_idx))
         if not self.samples:
             raise ValueError(f'no folder in {self.root} has the name of a class: {", ".join(self.class_to_idx)}')
 
@@ -176,3 +180,47 @@ class FolderReader(Reader):
         if basename:
             return os.path.basename(path)
         return path if absolute else os.path.relpath(path, self.root)
+
+
+def real_path(path: str) -> str:
+    """The file that a path leads to, by links of its own and of its folders."""
+    parent, name = os.path.split(path)
+    return os.path.realpath(path) if os.path.islink(path) else os.path.join(_real_folder(parent), name)
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def check_classes(reader: FolderReader) -> None:
+    """Refuse what is labelled wrongly because it lies deeper than folders of classes do.
+
+    Raises:
+        ValueError: Several folders have the name of one class.
+    """
+    places: Dict[int, str] = {}
+    for path, number in reader.samples:
+        parent = os.path.dirname(path)
+        if places.setdefault(number, parent) != parent:
+            raise ValueError(
+                f'{places[number]} and {parent} would be one class, as the name of a class is that of the folder that '
+                'its files lie in'
+            )
+
+
+def check_splits(train: FolderReader, held_out: FolderReader) -> None:
+    """Refuse splits on which an accuracy says nothing.
+
+    Raises:
+        ValueError: Classes are ambiguous, files are in both splits, or only the held-out ones have a class.
+    """
+    for reader in (train, held_out):
+        check_classes(reader)
+    unknown = sorted({*held_out.unknown, *held_out.class_to_idx} - set(train.class_to_idx))
+    if unknown:
+        raise ValueError(f'{held_out.root} has the class {unknown[0]!r}, which {train.root} has not')
+    learned = {real_path(path) for path, _ in train.samples}
+    twice = next((path for path, _ in held_out.samples if real_path(path) in learned), None)
+    if twice is not None:
+        raise ValueError(f'{twice} is held out and trained on: a link leads from one split to the other')

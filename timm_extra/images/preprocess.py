@@ -46,6 +46,8 @@ def input_config(
         name: fitting(config[name], size[0]) if given is None else tuple(given)
         for name, given in (('mean', mean), ('std', std))
     }
+    if not all(length > 0 for length in size):
+        raise ValueError(f'input_size must be positive, got {size}')
     for name, values in found.items():
         if len(values) not in (1, size[0]):
             raise ValueError(f'{name} must have a value for each of {size[0]} channels, got {len(values)}')

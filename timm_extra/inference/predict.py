@@ -97,7 +97,10 @@ def _predict(model, files, inputs, labels, topk, batch_size, progress) -> Iterat
         guesses: Iterator[List[Guess]] = iter(())
         if tensors:
             with torch.inference_mode():
-                probabilities = model(torch.stack(tensors).to(like)).float().softmax(-1)
+                logits = model(torch.stack(tensors).to(like))
+            if logits.shape != (len(tensors), len(labels)):
+                raise ValueError(f'the model gives {tuple(logits.shape)}, not ({len(tensors)}, {len(labels)}) logits')
+            probabilities = logits.float().softmax(-1)
             values, indices = probabilities.topk(topk)
             guesses = iter(_guesses(v, i, labels) for v, i in zip(values.tolist(), indices.tolist(), strict=True))
         for file, (x, error) in zip(files[begin : begin + batch_size], read, strict=True):

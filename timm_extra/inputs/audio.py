@@ -56,7 +56,7 @@ class AudioReader:
                 spare = max(0, file.frames - wanted)
                 file.seek(int(torch.randint(spare + 1, ())) if self.random else spare // 2)
                 audio = file.read(wanted, dtype='float32', always_2d=True)  # (frames, channels)
-        except soundfile.SoundFileError as e:
+        except (soundfile.SoundFileError, TypeError) as e:  # TypeError: of headerless files
             raise ValueError(f'{path} cannot be read: {getattr(e, "error_string", e)}') from e
         if not len(audio) or not np.isfinite(audio).all():
             raise ValueError(f'{path} cannot be read: it has no samples, or some that are no numbers')

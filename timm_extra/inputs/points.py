@@ -10,6 +10,7 @@ from timm_extra._files import PathLike
 from timm_extra.images import FileKind
 
 POINTS = FileKind('point cloud', 'point clouds', frozenset(('.ply', '.off', '.npz')))
+LARGEST = 1e30  # of a coordinate: squares of larger ones are not finite in float32
 KEYS = ('points', 'xyz', 'pos')  # what arrays of points are called in NPZ files
 
 
@@ -76,10 +77,12 @@ def _array(path: PathLike) -> np.ndarray:
         points = arrays[found[0]]
     if points.ndim != 2 or points.shape[1] < 3:
         raise ValueError(f'{found[0]} must have the shape (N, 3), it has {points.shape}')
+    if points.dtype.kind not in 'fiu':
+        raise ValueError(f'{found[0]} must hold numbers, it holds {points.dtype}')
     return points[:, :3].astype(np.float64)
 
 
 def _checked(points: np.ndarray) -> np.ndarray:
-    if not len(points) or not np.isfinite(points).all():
-        raise ValueError('it has no points, or some that are no numbers')
+    if not len(points) or not (np.abs(points) < LARGEST).all():  # NaN neither
+        raise ValueError(f'it has no points, or some that are no numbers below {LARGEST:g}')
     return points

@@ -19,7 +19,7 @@ from timm_extra.images import check_takes_images, input_config
 from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_processes, interruptible
-from timm_extra.training.log import Log
+from timm_extra.training.log import Log, check_log
 from timm_extra.training.order import Batches
 from timm_extra.training.progress import Progress, print_summary
 
@@ -172,6 +172,7 @@ class _Run:
             raise FileExistsError(
                 f'{self.output} has checkpoints up to step {found[-1]}: `resume=True` goes on, or choose another folder'
             )
+        check_log(self.output / 'log.csv', COLUMNS)
         if self.accelerator.is_main_process:
             checkpoints.clean(folder)
         saved = checkpoints.read(folder / checkpoints.NAME.format(found[-1])) if found else None

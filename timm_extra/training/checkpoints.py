@@ -1,13 +1,14 @@
 """Checkpoints that are there whole or not at all."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
 from torch import nn
 
-from timm_extra._files import atomic_file
+from timm_extra._files import WRITING, atomic_file
 
 NAME = 'step-{:08}.pt'
 PATTERN = re.compile(r'step-(\d{8,})\.pt')
@@ -55,9 +56,16 @@ def steps(folder: Path) -> List[int]:
 
 
 def clean(folder: Path) -> None:
-    """Delete what a training that was killed while writing has left."""
+    """Delete what a training that was killed while writing has left.
+
+    Args:
+        folder: Folder of the checkpoints, in the folder of the training.
+    """
     for file in folder.glob('.*.step-*.pt'):
         file.unlink()
+    for pattern in (f'{WRITING}*', f'*/{WRITING}*'):  # of models
+        for aside in folder.parent.glob(pattern):
+            shutil.rmtree(aside)
 
 
 def prune(folder: Path, keep: int, best: Optional[int]) -> None:

@@ -19,11 +19,15 @@ class Log:
         start: Step that the training goes on from; rows of it and later ones are dropped.
         accelerator: Of `create_accelerator`.
         options: What a tracker stores with the run, of any types.
+
+    Raises:
+        FileExistsError: There is a log.csv of something else.
     """
 
     def __init__(self, folder: Path, columns: Sequence[str], start: int, accelerator: Any, options: Mapping[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / 'log.csv'
+        check_log(file, columns)
         rows = read_log(file) if start and file.exists() else []
         with atomic_file(file) as aside, open(aside, 'w', newline='') as out:
             writer = csv.DictWriter(out, columns, lineterminator='\n')
@@ -53,6 +57,19 @@ class Log:
         self._out.close()
         for tracker in self._accelerator.trackers:
             tracker.finish()
+
+
+def check_log(file: Path, columns: Sequence[str]) -> None:
+    """Refuse a file that is no log of such a training.
+
+    Raises:
+        FileExistsError: It has other columns.
+    """
+    if file.exists():
+        with open(file, newline='', errors='replace') as lines:
+            first = lines.readline().strip()
+        if first and first != ','.join(columns):
+            raise FileExistsError(f'{file} is no log of such a training: choose another folder')
 
 
 def read_log(file: Path) -> List[Dict[str, str]]:

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import shutil
@@ -354,3 +355,14 @@ def test_plot_names_images_and_folders_that_are_not_there(photos, tmp_path, caps
     with pytest.raises(SystemExit) as stop:
         cli.main(['plot', 'oceans', str(image), '--model', 'test_glom'])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize('encoding', ['cp1252', 'ascii'])
+def test_terminals_that_lack_a_letter_cost_no_work(encoding, tmp_path, monkeypatch):
+    """As Windows has it for files that output goes to."""
+    torch.save(timm.create_model('test_ceit', num_classes=2).state_dict(), tmp_path / 'weights.pth')
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, 'stdout', out)
+    assert cli.main(['convert', str(tmp_path / 'weights.pth'), str(tmp_path / 'out'), '--model', 'test_ceit']) == 0
+    out.flush()
+    assert b'weights.pth \\u2192 test_ceit' in out.buffer.getvalue()

@@ -93,11 +93,20 @@ def test_the_model_says_which_files_it_takes():
         inputs_of(timm.create_model('test_perceiver', img_size=(4, 32, 32)))
 
 
+def test_sound_is_not_normalised_as_rgb_is():
+    audio = dict(stem='patches', patch_size=16, img_size=(960,), in_chans=1)
+    model = timm.create_model('test_perceiver', **audio)
+    assert inputs_of(model).data_config == dict(mean=(0.0,), std=(1.0,))
+    assert inputs_of(model, None, (0.5,), (0.25,)).data_config == dict(mean=(0.5,), std=(0.25,))
+    model.pretrained_cfg.update(mean=(0.1,), std=(0.2,))  # as a saved folder states them
+    assert inputs_of(model).data_config == dict(mean=(0.1,), std=(0.2,))
+
+
 def test_finetune_and_predict_take_audio(tmp_path, capsys):
     folder = write_audio(tmp_path / 'audio')
     out = tmp_path / 'out'
     model = [
-        *('--model', 'test_perceiver', '--mean', '0', '--std', '1', '--model-kwargs'),
+        *('--model', 'test_perceiver', '--model-kwargs'),
         *('stem=patches', 'patch_size=16', 'img_size=(960,)', 'in_chans=1'),
     ]
     options = ['--epochs', '6', '-b', '8', '-j', '0', '--lr', '3e-3', '--device', 'cpu', '--output', str(out)]

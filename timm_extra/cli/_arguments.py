@@ -207,6 +207,12 @@ def create_classifier(args: argparse.Namespace, random: bool = False):
     return create_model(args, pretrained=args.pretrained or not random)
 
 
+def note_random_weights(args: argparse.Namespace) -> None:
+    """Say that a model has learned nothing, if its arguments name no weights."""
+    if not args.pretrained and not args.checkpoint and ':' not in args.model:
+        print('timm-extra: the weights are random: give --pretrained, --checkpoint or local-dir:…', file=sys.stderr)
+
+
 def labelled_splits(args: argparse.Namespace, channels: int):
     """Training and test images with the same numbers for the same classes."""
     from timm_extra.images import check_splits

@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from ._arguments import checkpoint_argument, create_classifier, name_arguments
+from ._arguments import checkpoint_argument, create_classifier, name_arguments, note_random_weights
 from ._verb import Verb
 
 
@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
         input_size=args.input_size, dynamic_size=args.dynamic_size, tolerance=args.tolerance, opset=args.opset
     )
     done = export(model, args.dst, args.format, **options)
-    if not args.pretrained and not args.checkpoint and ':' not in args.model:
-        print('timm-extra: the weights are random: give --pretrained, --checkpoint or local-dir:…', file=sys.stderr)
+    note_random_weights(args)
     if done.constant:
         print('timm-extra: the outputs do not depend on the image, so that comparing says little', file=sys.stderr)
     if args.json:

@@ -2,7 +2,14 @@
 
 import argparse
 
-from ._arguments import checkpoint_argument, create_classifier, create_model, model_arguments, output_argument
+from ._arguments import (
+    checkpoint_argument,
+    create_classifier,
+    create_model,
+    model_arguments,
+    note_random_weights,
+    output_argument,
+)
 from ._verb import Verb
 
 
@@ -45,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         options.pop('checkpoint', None)
         print(plot_attention(create_classifier(args, random=True).eval(), args.image, output, **options))
         print(output)
+        note_random_weights(args)
         return 0
     found = plot_islands(create_model(args).eval(), args.image, output, **options)
     for level in reversed(found):
@@ -52,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         plural = '' if level.islands == 1 else 's'
         print(f'level {level.level}: {level.islands} island{plural}, neighbour cosine {level.cosine:.3f}{agreement}')
     print(output)
+    note_random_weights(args)
     return 0
 
 

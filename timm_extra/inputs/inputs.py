@@ -72,12 +72,8 @@ def inputs_of(
         points = PointReader(size)
         return Inputs(POINTS, points.read, replace(points, random=True).read, {}, mixing=())
     if len(size) == 2 and stem != 'tokens' and size[0] in (1, 2):
-        cfg = model.pretrained_cfg
-        kept = dict(  # the default of timm's configurations is of RGB, which says nothing of sound
-            mean=config['mean'] if mean is not None or len(cfg['mean']) != 3 else (0.0,),
-            std=config['std'] if std is not None or len(cfg['std']) != 3 else (1.0,),
-        )
-        reader = AudioReader(size, kept['mean'][0], kept['std'][0])
+        reader = AudioReader(size, config['mean'][0], config['std'][0])
+        kept = {name: config[name] for name in ('mean', 'std')}
         return Inputs(AUDIO, reader.read, replace(reader, random=True).read, kept, mixing=('mixup',))
     raise ValueError(f'no files are read for this {type(model).__name__}, which takes inputs of {_shape(size)}')
 

@@ -36,8 +36,9 @@ def record_input_size(model: nn.Module) -> None:
     cfg, traits = getattr(model, 'pretrained_cfg', None), getattr(model, '_traits', {})
     if not cfg:  # of a class, not of a name
         return
-    taken = tuple(traits.get('image_size') or input_size(model))
-    if len(taken) == 2 and len(cfg['input_size']) > 2:  # colours of images say nothing of sound or points
+    own = input_size(model)
+    taken = tuple(traits.get('image_size') or own)  # of sound (C, 1, N)
+    if len(own) == 2 and cfg['input_size'][1] > 1:  # colours of images say nothing of sound or points
         cfg.update(mean=(0.0,), std=(1.0,))
     cfg['input_size'] = taken
     cfg.update({key: fitting(cfg[key], taken[0]) for key in ('mean', 'std') if cfg.get(key)})

@@ -122,11 +122,11 @@ def test_data_sets_that_could_be_downloaded(capsys, tmp_path):
 @pytest.mark.parametrize(
     'more, message',
     [
-        ('--mean 0.5 0.5', 'mean must have a value for each of 3 channels, got 2'),
-        ('--std 1 1 1 1', 'std must have a value for each of 3 channels, got 4'),
-        ('--std 0', 'std must be positive, got (0.0,)'),
-        ('--std nan', 'std must be positive, got (nan,)'),
-        ('--mean inf', 'mean must be finite, got (inf,)'),
+        ('--mean 0.5 0.5', '--mean has 2 values for 3 channels'),
+        ('--std 1 1 1 1', '--std has 4 values for 3 channels'),
+        ('--std 0', '--std must be positive, got (0.0,)'),
+        ('--std nan', '--std must be positive, got (nan,)'),
+        ('--mean inf', '--mean must be finite, got (inf,)'),
     ],
 )
 def test_what_images_are_normalised_with(more, message, capsys, tmp_path):

@@ -43,12 +43,12 @@ def test_convert(tmp_path, capsys):
     'src, model, message',
     [
         ('nosuch.pth', 'test_ceit', "no checkpoint at 'nosuch.pth'"),
-        ('x.pth', 'test_ce1t', "timm has no model 'test_ce1t'"),
+        ('x.pth', 'test_ce1t', "timm has no model 'test_ce1t': did you mean test_ceit?"),
         ('x.pth', 'test_ceit', 'not a CeiT checkpoint: 1 keys, among them weight'),
         (
             'x.pth',
             'test_ceit --model-kwargs wdith=3',
-            "test_ceit: CeiT.__init__() got an unexpected keyword argument 'wdith'",
+            "test_ceit cannot be built with wdith=3: CeiT.__init__() got an unexpected keyword argument 'wdith'",
         ),
     ],
 )

@@ -221,7 +221,7 @@ def test_it_goes_on_with_the_same_files_alone(tmp_path, capsys):
         ('--output {out} --opt nope', '--opt nope cannot be made'),
         ('--output {out} --color-jitter inf', '--color-jitter must be finite'),
         ('--output {out} --ratio 1 inf', '--ratio must be a range'),
-        ('--output {out} --input-size 1 0 16', 'input_size must be positive, got (1, 0, 16)'),
+        ('--output {out} --input-size 1 0 16', '--input-size must be positive, got (1, 0, 16)'),
         ('--output {out} --model-kwargs features_only=True', 'no classifier'),
         ('--output {out} --model-kwargs global_pool=', 'the model takes no inputs of (1, 16, 16)'),
     ],

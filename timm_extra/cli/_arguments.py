@@ -145,8 +145,10 @@ def create_image_model(args: argparse.Namespace):
     import torch
 
     from timm_extra.images import check_takes_images
-    from timm_extra.models.info import arguments_refused, is_ours
+    from timm_extra.models.info import arguments_refused, check_name, is_ours
 
+    if ':' not in args.model:
+        check_name(args.model)
     if timm.is_model(args.model) and is_ours(args.model):  # timm's own are of images
         with torch.device('meta'), arguments_refused(args.model, args.model_kwargs):
             check_takes_images(timm.create_model(args.model, **args.model_kwargs))

@@ -12,7 +12,7 @@ from .folders import (
     real_path,
 )
 from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_image
-from .preprocess import Preprocessing, check_takes_images, input_config, preprocessing
+from .preprocess import Preprocessing, check_normalisation, check_takes_images, input_config, preprocessing
 
 __all__ = [
     'MODES',
@@ -25,6 +25,7 @@ __all__ = [
     'as_array',
     'as_tensor',
     'check_classes',
+    'check_normalisation',
     'check_splits',
     'check_takes_images',
     'decode',

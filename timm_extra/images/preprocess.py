@@ -46,14 +46,23 @@ def input_config(
         name: fitting(config[name], size[0]) if given is None else tuple(given)
         for name, given in (('mean', mean), ('std', std))
     }
-    if not all(length > 0 for length in size):
-        raise ValueError(f'input_size must be positive, got {size}')
-    for name, values in found.items():
-        if len(values) not in (1, size[0]):
-            raise ValueError(f'{name} must have a value for each of {size[0]} channels, got {len(values)}')
-        if not all(math.isfinite(v) and (name == 'mean' or v > 0) for v in values):
-            raise ValueError(f'{name} must be {"finite" if name == "mean" else "positive"}, got {tuple(values)}')
+    check_normalisation(size, **found)
     return dict(input_size=size, **found)
+
+
+def check_normalisation(input_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a size, a mean or a standard deviation that no input has.
+
+    Raises:
+        ValueError: They are out of range, or not as many as channels and not one.
+    """
+    if not all(length > 0 for length in input_size):
+        raise ValueError(f'`input_size` must be positive, got {tuple(input_size)}')
+    for name, values in (('mean', mean), ('std', std)):
+        if len(values) not in (1, input_size[0]):
+            raise ValueError(f'`{name}` has {len(values)} values for {input_size[0]} channels')
+        if not all(math.isfinite(v) and (name == 'mean' or v > 0) for v in values):
+            raise ValueError(f'`{name}` must be {"finite" if name == "mean" else "positive"}, got {tuple(values)}')
 
 
 def check_takes_images(model: nn.Module) -> None:

@@ -56,7 +56,9 @@ def features(
         ValueError: An image has no class, or a number is out of range.
     """
     if workers < 0 or batch_size < 1:
-        raise ValueError(f'workers must not be negative and batch_size positive, got {workers} and {batch_size}')
+        raise ValueError(
+            f'`workers` must not be negative and `batch_size` must be positive, got {workers} and {batch_size}'
+        )
     modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
     were = [m.training for m in modules]
     dtype = next((p.dtype for m in modules for p in m.parameters()), torch.float32)

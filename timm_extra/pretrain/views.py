@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from timm_extra.images import check_normalisation
+
 Images = Union[torch.Tensor, Sequence[torch.Tensor]]
 Key = Sequence[int]
 
@@ -246,11 +248,10 @@ class PlainView(nn.Module):
 class _Normalise(nn.Module):
     def __init__(self, input_size: Tuple[int, ...], mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        if len(input_size) != 3 or min(input_size) < 1:
+        if len(input_size) != 3:
             raise ValueError(f'`input_size` must be channels, height and width, got {input_size}')
+        check_normalisation(input_size, mean, std)
         for name, values in (('mean', mean), ('std', std)):
-            if len(values) not in (1, input_size[0]):
-                raise ValueError(f'`{name}` has {len(values)} values for {input_size[0]} channels')
             # no buffer: it follows the images, not the module
             setattr(self, name, torch.tensor(values, dtype=torch.float64).view(-1, 1, 1))
 

@@ -26,8 +26,9 @@ def test_doctor_prints_versions_and_paths(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found['versions']['timm-extra'] == __version__
     assert {p['operation'] for p in found['paths']} == {
-        name for name in timm_extra_kernels.__all__ if name not in ('Path', 'explain', 'layers')
+        name for name in timm_extra_kernels.__all__ if name not in ('Path', 'explain', 'layers', 'linear')
     }
+    assert found['linear']['fused'] or found['linear']['reason']
     assert all(p['fused'] or p['reason'] for p in found['paths'])
 
 

@@ -9,13 +9,14 @@ from ._version import __version__
 
 try:
     from . import models
+    from .layers import accelerate
 except KeyboardInterrupt:  # it takes seconds
     if Path(sys.argv[0]).stem not in ('timm-extra', '-m'):
         raise
     print('timm-extra: interrupted', file=sys.stderr)  # as the command says it
     sys.exit(130)
 
-__all__ = ['__version__', 'models']
+__all__ = ['__version__', 'accelerate', 'models']
 
 _LAZY = (
     'demo',

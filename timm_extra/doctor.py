@@ -8,9 +8,10 @@ from typing import Dict, List, Optional
 
 import torch
 
-from timm_extra_kernels import Path, explain
+from timm_extra_kernels import Path, explain, linear
 from timm_extra_kernels._dispatch import no_triton
 from timm_extra_kernels._spec import SPECS
+from timm_extra_kernels.linear.cases import example
 
 from ._version import __version__
 
@@ -62,6 +63,7 @@ class Health:
         gpus: Those that PyTorch sees.
         switches: Environment variables that change what runs; those that are set.
         paths: Which path each operation takes on the best device, and why, for the models' shapes.
+        linear: What the linear layers of an accelerated model take on the CPU, and why, for shapes of `ceit_small`.
         hub: Login to the Hub, as text.
         problems: What hinders work, each in a line; none if all is well.
     """
@@ -74,6 +76,7 @@ class Health:
     gpus: List[Gpu]
     switches: Dict[str, str]
     paths: List[Path]
+    linear: Path
     hub: str
     problems: List[str]
 
@@ -103,6 +106,7 @@ def doctor(hub: bool = True) -> Health:
         gpus=gpus,
         switches={name: os.environ[name] for name in SWITCHES if name in os.environ},
         paths=operation_paths('cuda' if gpus else 'cpu'),
+        linear=explain(linear, *example('cpu')),
         hub=hub_login() if hub else 'not checked',
         problems=problems,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.clients.workers import STEPS, WORLD, ddp, fsdp, loss, shard, train
+from tests.clients.workers import STEPS, WORLD, accelerated_ddp, accelerated_fsdp, ddp, fsdp, loss, shard, train
 from tests.clients.zoo import MODELS, make
 
 PROCESSES = multiprocessing.get_context('forkserver')
@@ -45,6 +45,14 @@ def in_processes(wrap, name, options, checkpointing, folder):
 @pytest.mark.parametrize('name', MODELS)
 def test_steps_are_those_without(name, wrap, checkpointing, tmp_path):
     assert_close(in_processes(wrap, name, {}, checkpointing, tmp_path), by_hand(name, {}))
+
+
+@pytest.mark.parametrize('wrap', (accelerated_ddp, accelerated_fsdp), ids=('ddp', 'fsdp'))
+@pytest.mark.parametrize('name', MODELS)
+def test_steps_of_accelerated_models_are_those_without(name, wrap, tmp_path):
+    found, expected = in_processes(wrap, name, {}, True, tmp_path), by_hand(name, {})
+    for key, parameter in expected.items():
+        assert_close(found[key].double(), parameter, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f'{key}: {text}')
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -1,5 +1,8 @@
 """What the processes of test_distributed.py do."""
 
+import sys
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -7,7 +10,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+import timm_extra
 from tests.clients.zoo import images, make
+from timm_extra_kernels.linear.processors import Choice
 
 WORLD = 2
 STEPS = 2
@@ -22,21 +27,34 @@ def shard(name, step, rank):
     return images(name, 2 * WORLD, seed=step)[2 * rank : 2 * rank + 2].double()
 
 
-def ddp(name, options, checkpointing):
+def ddp(name, options, checkpointing, dtype=torch.float64):
     """A model and its wrapper that averages gradients."""
-    model = make(name, **options).double().train()
+    model = make(name, **options).to(dtype).train()
     model.set_grad_checkpointing(checkpointing)
     return model, DistributedDataParallel(model)
 
 
-def fsdp(name, options, checkpointing):
+def fsdp(name, options, checkpointing, dtype=torch.float64):
     """A model whose blocks, and the rest, are sharded."""
-    model = make(name, **options).double().train()
+    model = make(name, **options).to(dtype).train()
     model.set_grad_checkpointing(checkpointing)
     mesh = init_device_mesh('cpu', (WORLD,))
     for block in model.levels if hasattr(model, 'levels') else model.blocks:
         fully_shard(block, mesh=mesh)
     return model, fully_shard(model, mesh=mesh)
+
+
+def accelerated(name, options, checkpointing, sharded):
+    """A model in float32 whose linear layers go through oneDNN, whatever the processor."""
+    everything = Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
+    sys.modules['timm_extra_kernels.linear'].choice = lambda: everything
+    model, wrapped = (fsdp if sharded else ddp)(name, options, checkpointing, dtype=torch.float32)
+    timm_extra.accelerate(model)
+    return model, wrapped
+
+
+accelerated_ddp = partial(accelerated, sharded=False)
+accelerated_fsdp = partial(accelerated, sharded=True)
 
 
 def train(rank, wrap, name, options, checkpointing, folder):
@@ -47,7 +65,7 @@ def train(rank, wrap, name, options, checkpointing, folder):
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss(wrapped(shard(name, step, rank))).backward()
+        loss(wrapped(shard(name, step, rank).to(next(model.parameters()).dtype))).backward()
         optimizer.step()
     found = {k: p.full_tensor() if isinstance(p, DTensor) else p for k, p in model.named_parameters()}
     if rank == 0:

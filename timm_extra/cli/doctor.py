@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         print(f'{name}={value}')
     for path in health.paths:
         print(path)
+    print(f'{health.linear} (on the CPU, after timm_extra.accelerate)')
     print(f'Hub: {health.hub}')
     for problem in health.problems:
         print(f'timm-extra: {problem}', file=sys.stderr)

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from timm_extra import accelerate
     from timm_extra.finetune import FinetuneConfig, finetune, folder_data
     from timm_extra.hub import base_model
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         if not 0 <= args.drop_path < 1:
             raise ValueError(f'`drop_path` must be at least 0 and below 1, got {args.drop_path}')
         args.model_kwargs = {**args.model_kwargs, 'drop_path_rate': args.drop_path}
-    model = create_classifier(args, random=True)
+    model = accelerate(create_classifier(args, random=True))
     data = folder_data(args.folder, model, config, input_size=args.input_size, mean=args.mean, std=args.std)
     if not hasattr(model, 'reset_classifier'):
         raise ValueError(f'{args.model} with these arguments is a {type(model).__name__}, no classifier')

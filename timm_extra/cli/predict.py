@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from timm_extra import accelerate
     from timm_extra._device import find_device
     from timm_extra.images import find_files
     from timm_extra.inference import predict
     from timm_extra.inputs import inputs_of
 
     find_device(args.device)
-    model = create_classifier(args)
+    model = accelerate(create_classifier(args))
     files = find_files(args.images, inputs_of(model, args.input_size, args.mean, args.std, as_timm=args.as_timm).kind)
     found = predict(
         model,

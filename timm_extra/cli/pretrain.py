@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from timm_extra import accelerate
     from timm_extra.hub import base_model
     from timm_extra.images import input_config
     from timm_extra.pretrain import PretrainConfig, pretrain
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs is None and args.num_train_steps is None:
         args.epochs = EPOCHS
     config = options_from(args, PretrainConfig)
-    model = create_image_model(args)
+    model = accelerate(create_image_model(args))
     channels = input_config(model, config.input_size)['input_size'][0]
     probe = labelled_splits(args, channels) if config.probes else None
     images, base = create_dataset(args, args.split, channels), base_model(args.model, model, args.pretrained)

@@ -2,5 +2,6 @@
 
 from .attention import Attention
 from .checkpoint import checkpoint
+from .linear import AcceleratedLinear, accelerate
 
-__all__ = ['Attention', 'checkpoint']
+__all__ = ['AcceleratedLinear', 'Attention', 'accelerate', 'checkpoint']

@@ -8,6 +8,7 @@ from .fourier_cross_attention import fourier_cross_attention
 from .latent_cross_attention import latent_cross_attention
 from .leff_depthwise import leff_depthwise
 from .leff_depthwise_train import leff_depthwise_train
+from .linear import linear
 
 __all__ = [
     'Path',
@@ -18,4 +19,5 @@ __all__ = [
     'layers',
     'leff_depthwise',
     'leff_depthwise_train',
+    'linear',
 ]

@@ -25,16 +25,18 @@ class Path:
 
     Attributes:
         operation: Name of the operation.
-        fused: Whether it is the Triton kernel.
+        fused: Whether it is another one than PyTorch code: `form`.
         reason: Why it is not; empty if it is.
+        form: What it is then.
     """
 
     operation: str
     fused: bool
     reason: str
+    form: str = 'Triton kernel'
 
     def __str__(self) -> str:
-        return f'{self.operation}: Triton kernel' if self.fused else f'{self.operation}: PyTorch, {self.reason}'
+        return f'{self.operation}: {self.form if self.fused else "PyTorch, " + self.reason}'
 
 
 def kernels_enabled() -> bool:

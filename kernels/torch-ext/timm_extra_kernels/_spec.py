@@ -11,6 +11,8 @@ import torch
 from ._cases import Benchmark, Case, Work
 from ._dispatch import Limits, Path, arguments, why_not
 from ._ops import ops
+from .linear import explain as explain_linear
+from .linear import linear
 
 
 @dataclass(frozen=True)
@@ -168,5 +170,7 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> Path:
             named = dict(zip(arguments(spec.eager.forward), spec.package.prepare(**given.arguments)))
             reason = why_not(spec.limits, named)
             return Path(spec.name, reason is None, reason or '')
-    names: Sequence[str] = [spec.name for spec in SPECS]
+    if function is linear:
+        return explain_linear(*args, **kwargs)
+    names: Sequence[str] = [*(spec.name for spec in SPECS), 'linear']
     raise ValueError(f'explain knows {", ".join(names)}, not {getattr(function, "__name__", function)!r}')

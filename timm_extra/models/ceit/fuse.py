@@ -6,6 +6,8 @@ from typing import Dict
 import torch
 from torch import nn
 
+from timm_extra.layers.linear import is_linear
+
 
 def fold_batchnorms(owner: nn.Module, norms: Dict[str, str]) -> None:
     """Fold BatchNorms into the convolutions or linear layers before them and put identities in their place.
@@ -27,7 +29,8 @@ def fold_batchnorms(owner: nn.Module, norms: Dict[str, str]) -> None:
             raise ValueError(f'{type(owner).__name__}.{norm}, a {kind}, has no running statistics to fold')
     for layer in norms:
         before = getattr(owner, layer)
-        if type(before) not in (nn.Conv2d, nn.Linear) or not isinstance(before._parameters.get('weight'), nn.Parameter):
+        known = type(before) is nn.Conv2d or is_linear(before)
+        if not known or not isinstance(before._parameters.get('weight'), nn.Parameter):
             kind = type(before).__name__
             raise ValueError(f'{type(owner).__name__}.{layer}, a {kind}, has no plain weight to fold a BatchNorm into')
     for layer, norm in norms.items():

@@ -7,6 +7,7 @@ from timm.layers import get_act_layer, is_exportable, register_notrace_module
 from timm.layers.activations import GELU
 from torch import nn
 
+from timm_extra.layers.linear import is_linear
 from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import leff_depthwise, leff_depthwise_train
 
@@ -126,7 +127,7 @@ class LeFF(nn.Module):
 
     def _may_overwrite(self) -> bool:
         """Whether the GELU alone needs the output of `fc1`, so that its memory can be overwritten."""
-        alone = type(self.fc1) is nn.Linear and may_shortcut(self.fc1)
+        alone = is_linear(self.fc1) and may_shortcut(self.fc1)
         return alone and isinstance(self.bn1, nn.Identity) and not torch.is_grad_enabled()
 
     def _plain(self, x: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm, _assert, register_notrace_function, register_notrace_module, use_fused_attn
 from torch import nn
 
+from timm_extra.layers.linear import is_linear
 from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
 
@@ -200,7 +201,7 @@ class CrossAttention(nn.Module):
             return False
         if type(self.norm_kv) not in (nn.LayerNorm, LayerNorm):
             return False
-        return type(self.k) is nn.Linear and type(self.v) is nn.Linear
+        return is_linear(self.k) and is_linear(self.v)
 
     @torch.jit.ignore
     def _folded(self, q: torch.Tensor, inputs: Inputs, separable: bool) -> torch.Tensor:

@@ -1,0 +1,369 @@
+"""`linear`: PyTorch's results and derivatives through another library, and PyTorch itself where that could matter."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+import timm_extra_kernels
+from timm_extra_kernels import explain, linear
+from timm_extra_kernels.linear import cases, eager, naive, processors
+
+module = sys.modules['timm_extra_kernels.linear']
+ROWS = processors.ROWS
+EVERYTHING = processors.Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
+pytestmark = pytest.mark.skipif(eager.operator() is None, reason='PyTorch without oneDNN: always its own product')
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Send every product that may go through oneDNN there, whatever the processor, and note which did."""
+    taken = []
+    monkeypatch.setattr(module, 'choice', lambda: EVERYTHING)
+    monkeypatch.setattr(processors, 'ROWS', 1)
+    for name in ('forward', 'input_gradient', 'weight_gradient'):
+        function = getattr(eager, name)
+        monkeypatch.setattr(eager, name, lambda *a, f=function, n=name: taken.append(n) or f(*a))
+    return taken
+
+
+def arranged(tensor, how):
+    """A tensor of the same values in other memory."""
+    if how == 'rows apart' and tensor.ndim:
+        return torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]]
+    if how == 'transposed' and tensor.ndim > 1:
+        return tensor.mT.contiguous().mT
+    if how == 'offset':
+        return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+    return tensor
+
+
+def with_gradients(function, *tensors):
+    """Output and gradients, of a gradient at random."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    out = function(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def check(x, weight, bias):
+    """Errors against float64 at most twice those of MKL, beyond the floor that all operations have (`gates.check`)."""
+    tensors = [t for t in (x, weight, bias) if t is not None]
+    exact = with_gradients(naive.forward, *(t.double() for t in tensors))
+    theirs, ours = with_gradients(F.linear, *tensors), with_gradients(linear, *tensors)
+    for a, b, c in zip(ours, theirs, exact, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        if a.numel():
+            floor = 4 * torch.finfo(torch.float32).eps * c.abs().max() + 8 * torch.finfo(torch.float32).eps
+            assert (a - c).abs().max() <= 2 * (b - c).abs().max() + floor
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, bias), ours[0], rtol=0, atol=0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_values_and_gradients_over_all_shapes(data):
+    lead = data.draw(st.lists(st.integers(0, 5), max_size=3))
+    K, N = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 40))
+    arrangements = st.sampled_from(['as is', 'rows apart', 'transposed', 'offset'])
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    x = arranged(torch.randn(*lead, K), data.draw(arrangements))
+    weight = arranged(torch.randn(N, K), data.draw(st.sampled_from(['as is', 'offset'])))
+    bias = torch.randn(N) if data.draw(st.booleans()) else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'choice', lambda: EVERYTHING)
+        patch.setattr(processors, 'ROWS', 1)
+        check(x, weight, bias)
+
+
+@pytest.mark.parametrize('case', cases.MODELS, ids=lambda case: case.name)
+def test_errors_are_those_of_mkl_at_the_sizes_of_models(case, products):
+    check(*cases.inputs(case, torch.float32, torch.device('cpu')))
+    assert products == ['forward', 'input_gradient', 'weight_gradient', 'forward']
+
+
+@pytest.mark.parametrize('processor', processors.CHOICES.values(), ids=lambda choice: choice.processor)
+def test_each_product_takes_what_the_table_says(processor, products, monkeypatch):
+    monkeypatch.setattr(module, 'choice', lambda: processor)
+    monkeypatch.setattr(processors, 'ROWS', ROWS)
+    for M, K, N in ((784, 384, 1536), (784, 1536, 384), (64, 1536, 1536), (64, 256, 384), (16, 16, 16)):
+        products.clear()
+        with_gradients(linear, torch.randn(M, K), torch.randn(N, K))
+        size, weights = M * K * N, processor.narrowing if N <= K else processor.widening
+        expected = ['forward'] * (size >= processor.output)
+        expected += ['input_gradient'] * (size >= processor.input_gradient)
+        expected += ['weight_gradient'] * bool(weights and size >= weights and M >= ROWS)
+        assert products == expected
+
+
+def test_only_the_gradients_that_are_wanted_are_computed(products):
+    x, weight, bias = torch.randn(8, 6), torch.randn(4, 6), torch.randn(4)
+    linear(x, weight.requires_grad_(), bias).sum().backward()
+    assert products == ['forward', 'weight_gradient'] and bias.grad is None
+    products.clear()
+    linear(x.requires_grad_(), weight.detach(), bias).sum().backward()
+    assert products == ['forward', 'input_gradient']
+    products.clear()
+    assert not linear(x.detach(), weight.detach(), bias).requires_grad
+    assert products == ['forward']
+
+
+class Subclass(torch.Tensor):
+    """A tensor of a class of its own, as quantised and distributed ones are."""
+
+
+def parametrised(x, weight):
+    layer = nn.Linear(6, 4, bias=False)
+    parametrize.register_parametrization(layer, 'weight', nn.Identity())
+    return x, layer.weight.as_subclass(Subclass)
+
+
+OTHERS = {
+    'float64': lambda x, w: (x.double(), w.double()),
+    'bfloat16': lambda x, w: (x.bfloat16(), w.bfloat16()),
+    'meta': lambda x, w: (x.to('meta'), w.to('meta')),
+    'a subclass as weight': lambda x, w: (x, w.as_subclass(Subclass)),
+    'a subclass as input': lambda x, w: (x.as_subclass(Subclass), w),
+    'a parametrised weight': parametrised,
+    'a strided weight': lambda x, w: (x, torch.cat([w, w], 1)[:, :6]),
+    'a transposed weight': lambda x, w: (x, w.t().contiguous().t()),
+    'a sparse weight': lambda x, w: (x, w.to_sparse_csr()),
+    'a nested input': lambda x, w: (torch.nested.nested_tensor([x, x[:2]]), w),
+    'no rows': lambda x, w: (x[:0], w),
+}
+
+
+@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.filterwarnings('ignore:Sparse CSR', 'ignore:The PyTorch API of nested tensors')
+def test_other_tensors_take_pytorch(name, products):
+    x, weight = OTHERS[name](torch.randn(8, 6), torch.randn(4, 6))
+    out, expected = linear(x, weight), F.linear(x, weight)
+    assert type(out) is type(expected) and out.dtype == expected.dtype and out.device == expected.device
+    if name not in ('meta', 'a nested input'):
+        assert torch.equal(out, expected)
+    assert not products and explain(linear, x, weight).reason
+
+
+@pytest.mark.parametrize(
+    'x, weight, bias',
+    [
+        (torch.randn(2, 3), torch.randn(4, 5), None),
+        (torch.randn(2, 3), torch.randn(4, 3), torch.randn(5)),
+        (torch.randn(2, 3), torch.randn(4, 3).double(), None),
+        (torch.tensor(1.0), torch.randn(4, 3), None),
+        (torch.randn(2, 3, dtype=torch.float16), torch.randn(4, 3), None),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_pytorchs_words(x, weight, bias, products):
+    with pytest.raises(RuntimeError) as theirs:
+        F.linear(x, weight, bias)
+    with pytest.raises(RuntimeError) as ours:
+        linear(x, weight, bias)
+    assert str(ours.value) == str(theirs.value) and not products
+
+
+def under_autocast(x, weight):
+    with torch.autocast('cpu', torch.bfloat16):
+        out = linear(x, weight)
+    assert out.dtype == torch.bfloat16
+    return out
+
+
+def tangents(x, weight):
+    with forward_ad.dual_level():
+        dual = linear(forward_ad.make_dual(x, torch.ones_like(x)), weight)
+        return forward_ad.unpack_dual(dual).tangent
+
+
+def traced(x, weight):
+    graph = torch.jit.trace(lambda a, b: linear(a, b), (x, weight), check_trace=False)
+    assert 'aten::linear' in str(graph.graph)
+    return graph(x, weight)
+
+
+def compiled(x, weight):
+    return torch.compile(linear, fullgraph=True, backend='aot_eager')(x, weight)
+
+
+def exported(x, weight):
+    class Module(nn.Module):
+        def forward(self, x, weight):
+            return linear(x, weight)
+
+    program = torch.export.export(Module(), (x, weight))
+    assert 'aten.linear.default' in str(program.graph)
+    return program.module()(x, weight)
+
+
+def as_graph(x, weight):
+    graph = make_fx(lambda a, b: linear(a, b))(x, weight)
+    assert 'mkldnn' not in graph.code
+    return graph(x, weight)
+
+
+def counted(x, weight):
+    with FlopCounterMode(display=False) as counter:
+        out = linear(x, weight)
+    assert counter.get_total_flops() == 2 * 8 * 6 * 4
+    return out
+
+
+def switched_off(x, weight):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TIMM_EXTRA_FUSED', '0')
+        assert 'TIMM_EXTRA_FUSED=0' in str(explain(linear, x, weight))
+        return linear(x, weight)
+
+
+def without_onednn(x, weight):
+    with torch.backends.mkldnn.flags(enabled=False):
+        return linear(x, weight)
+
+
+CONTEXTS = {
+    'autocast': under_autocast,
+    'forward mode': tangents,
+    'trace': traced,
+    'compile': compiled,
+    'export': exported,
+    'make_fx': as_graph,
+    'flops': counted,
+    'grad': lambda x, w: torch.func.grad(lambda x: linear(x, w).square().sum())(x),
+    'vmap': lambda x, w: torch.vmap(lambda row: linear(row, w))(x),
+    'jacrev': lambda x, w: torch.func.jacrev(lambda w: linear(x, w))(w),
+    'jacfwd': lambda x, w: torch.func.jacfwd(lambda w: linear(x, w))(w),
+    'switch': switched_off,
+    'oneDNN off': without_onednn,
+}
+
+
+@pytest.mark.parametrize('name', CONTEXTS)
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_elsewhere_pytorch_does_the_work(name, products, monkeypatch):
+    x, weight = torch.randn(8, 6), torch.randn(4, 6)
+    out = CONTEXTS[name](x, weight)
+    assert not products
+    monkeypatch.setattr(module, 'why_not', lambda *args: 'PyTorch')
+    if name == 'switch':
+        assert torch.equal(out, F.linear(x, weight))
+    else:
+        torch.testing.assert_close(out, CONTEXTS[name](x, weight), rtol=0, atol=0)
+
+
+def test_the_backward_pass_meets_transforms_and_modes_too(products):
+    x, weight = torch.randn(8, 6).requires_grad_(), torch.randn(4, 6).requires_grad_()
+    grads = torch.eye(32).view(32, 8, 4)
+
+    def both(function):
+        out = function(x, weight)
+        return torch.autograd.grad(out, (x, weight), grads, is_grads_batched=True, retain_graph=True)
+
+    torch.testing.assert_close(both(linear), both(F.linear))
+    products.clear()
+    out = linear(x, weight)
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 8 * 6 * 4
+    assert products == ['forward']
+
+
+def test_second_derivatives(products):
+    tensors = [torch.randn(8, 6).requires_grad_(), torch.randn(4, 6).requires_grad_(), torch.randn(4).requires_grad_()]
+
+    def second(function):
+        grads = torch.autograd.grad(function(*tensors).tanh().sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), tensors)
+
+    torch.testing.assert_close(second(linear), second(F.linear))
+    assert products
+
+
+def test_expanded_gradients(products):
+    x, weight = torch.randn(8, 6), torch.randn(4, 6)
+    tensors = [t.requires_grad_() for t in (x, weight)]
+    ours = torch.autograd.grad(linear(x, weight).mean(), tensors)
+    torch.testing.assert_close(ours, torch.autograd.grad(F.linear(x, weight).mean(), tensors))
+    assert products == ['forward', 'input_gradient', 'weight_gradient']
+
+
+def test_a_conjugate_or_negative_view_is_resolved(products):
+    x = torch.randn(8, 6, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(linear(x, weight := torch.randn(4, 6)), F.linear(x, weight))
+
+
+def test_repeated_calls_are_equal_in_every_bit(products):
+    x, weight = torch.randn(300, 200), torch.randn(100, 200)
+    first = with_gradients(linear, x, weight)
+    for _ in range(3):
+        assert all(map(torch.equal, with_gradients(linear, x, weight), first))
+
+
+def test_another_entry_into_onednn_is_not_called(products, monkeypatch):
+    monkeypatch.setattr(eager, 'SCHEMA', 'mkldnn::_linear_pointwise(Tensor X) -> Tensor Y')
+    eager.operator.cache_clear()
+    try:
+        assert eager.operator() is None
+        x, weight = torch.randn(8, 6), torch.randn(4, 6)
+        assert torch.equal(linear(x, weight), F.linear(x, weight)) and not products
+        assert explain(linear, x, weight).reason == 'this PyTorch has another entry into oneDNN'
+    finally:
+        eager.operator.cache_clear()
+
+
+CPUINFO = 'processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\nmodel name\t: x\n'
+
+
+@pytest.mark.parametrize(
+    'cpuinfo, processor, expected',
+    [
+        (CPUINFO.format('AuthenticAMD', 25), '', ('AuthenticAMD', 25)),
+        (CPUINFO.format('GenuineIntel', 6), 'x86_64', ('GenuineIntel', 6)),
+        ('processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n', 'aarch64', ('unknown', 0)),
+        ('', 'AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD', ('AuthenticAMD', 26)),
+        ('', 'arm', ('unknown', 0)),
+        ('', '', ('unknown', 0)),
+    ],
+)
+def test_processors_are_known_by_vendor_and_family(cpuinfo, processor, expected):
+    assert processors.identified(cpuinfo, processor) == expected
+
+
+@pytest.mark.parametrize(
+    'family, capability, expected',
+    [(25, 'AVX512', 'AMD Zen 4'), (26, 'AVX512', 'AMD Zen 5'), (25, 'AVX2', None), (27, 'AVX512', None)],
+)
+def test_the_rule_for_a_processor(family, capability, expected, monkeypatch):
+    monkeypatch.setattr(processors, '_cpuinfo', lambda: CPUINFO.format('AuthenticAMD', family))
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    found = processors.choice.__wrapped__()
+    assert getattr(found, 'processor', None) == expected
+    if expected is None:
+        assert f'AuthenticAMD family {family}, {capability}' in found
+
+
+def test_every_process_chooses_alike_with_any_number_of_threads():
+    code = (
+        'import torch; from timm_extra_kernels import explain, linear; torch.set_num_threads({});'
+        'print(explain(linear, torch.randn(784, 384), torch.randn(384, 384)))'
+    )
+    found = {
+        subprocess.run([sys.executable, '-c', code.format(n)], capture_output=True, text=True, check=True).stdout
+        for n in (1, 2)
+    }
+    assert found == {f'{explain(linear, torch.randn(784, 384), torch.randn(384, 384))}\n'}
+
+
+def test_the_example_is_a_call():
+    args = cases.example(torch.device('meta'))
+    assert linear(*args).shape == (4, 196, 1536)
+    assert timm_extra_kernels.explain(linear, *args).operation == 'linear'

@@ -27,6 +27,7 @@ ifeq ($(ARGS),)
 test: $(INSTALLED) lint
 	$(TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_suite/run.py -n 2
+	OMP_NUM_THREADS=1 TIMM_SUITE_ACCELERATED=1 $(BIN)/python tests/timm_suite/run.py -n 2
 	$(BIN)/python -m benchmarks --quick
 else
 test: $(INSTALLED)

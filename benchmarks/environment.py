@@ -11,6 +11,8 @@ from typing import Any, Dict
 
 import torch
 
+from timm_extra_kernels.linear import processors
+
 PACKAGES = (
     'torch',
     'timm',
@@ -44,7 +46,9 @@ def processor(device: str = 'cpu') -> str:
         return torch.cuda.get_device_name()
     about = Path('/proc/cpuinfo')
     found = re.search(r'model name\s*:\s*(.+)', about.read_text()) if about.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    name = found[1] if found else platform.processor() or platform.machine()
+    chosen = processors.choice()
+    return f'{name}, {chosen.processor.removeprefix("AMD ")}' if isinstance(chosen, processors.Choice) else name
 
 
 def slug(processor: str) -> str:

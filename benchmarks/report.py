@@ -43,6 +43,14 @@ def _both(row: Row, key: str, form: Callable[[float], str]) -> str:
     return '–' if values == ['–', '–'] else ' / '.join(values)
 
 
+def _rates(row: Row, result: Result) -> str:
+    """Of nothing but a product, how much of it a second."""
+    work = result['cases'][row['case']].get('work')
+    if not work or Work(*work).special:
+        return '–'
+    return _both(row, 'ms', lambda ms: f'{Work(*work).flops / ms / 1e9:.2f}')
+
+
 def _roofline(row: Row, result: Result) -> str:
     work = result['cases'][row['case']].get('work')
     if not work or 'ms' not in row:
@@ -55,6 +63,7 @@ COLUMNS: Dict[str, Callable[[Row, Result], str]] = {
     'ratio': _ratio,
     'time': lambda row, result: _both(row, 'ms', time_text),
     'memory, MiB': lambda row, result: _both(row, 'peak_mib', '{:,.0f}'.format),
+    'TFLOP/s': _rates,
     'ours over the roofline': _roofline,
 }
 
@@ -153,7 +162,15 @@ def splice(text: str, results: Results, folder: Path) -> str:
         if not names:
             raise ValueError(f'no row belongs to the section {match[2]!r}')
         pictures = _pictures(results, os.path.relpath(RESULTS, folder)) if every else ()
-        lines = [match[1], *where(results), '', RATIO, '', *pictures, *table(results, names, ('ratio', 'memory, MiB'))]
+        lines = [
+            match[1],
+            *where(results),
+            '',
+            RATIO,
+            '',
+            *pictures,
+            *table(results, names, ('ratio', 'memory, MiB', 'TFLOP/s')),
+        ]
         return '\n'.join([*lines, '', match[3]])
 
     return SECTION.sub(filled, text)

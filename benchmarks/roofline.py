@@ -6,6 +6,8 @@ from typing import Any, Callable, NamedTuple, Tuple
 
 import torch
 
+from timm_extra_kernels import linear
+
 RULES = (
     'Counted per forward pass: inputs read once and the result written once; two operations per multiply-add of the '
     'products (of the separated ones for Fourier features); one exponential per score, two error functions per '
@@ -33,7 +35,8 @@ def measured_peak(device: str) -> Work:
     copied = 2 * source.nbytes / _best(partial(torch.empty_like(source).copy_, source), device)
     side = 8192 if cuda else 2048
     a = torch.ones(side, side, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-    multiplied = 2 * side**3 / _best(partial(torch.mm, a, a, out=torch.empty_like(a)), device)
+    products = [partial(torch.mm, a, a, out=torch.empty_like(a)), *(() if cuda else (partial(linear, a, a),))]
+    multiplied = 2 * side**3 / min(_best(product, device) for product in products)
     if cuda:
         about = torch.cuda.get_device_properties(device)
         return Work(copied, multiplied, about.multi_processor_count * 16 * about.clock_rate * 1e3)  # rate in kHz

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-import timm_extra  # noqa: F401
+import timm_extra
 from tests.reference.ceit import OfficialCeiT, randomize
 
 from ..case import OURS, Call, Case, Implementation, images
@@ -31,7 +31,7 @@ def _ours(size: str, fuse: bool = False) -> nn.Module:
     """Our model with the weights of the plain one."""
     overlay = dict(state_dict=_plain(size).state_dict())
     model = timm.create_model(f'ceit_{size}', pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    return model.fuse() if fuse else model
+    return timm_extra.accelerate(model.fuse() if fuse else model)
 
 
 def _inference(build: Callable[[], nn.Module], device: str) -> Call:
@@ -54,7 +54,7 @@ def _step(build: Callable[[], nn.Module], device: str) -> Call:
 
 def _case(size: str, what: str, how: str, run: Callable[..., Call], fuse: bool = False) -> Case:
     implementations = {
-        OURS: Implementation(f'ceit_{size} {how}, {SETTING}', partial(run, partial(_ours, size, fuse))),
+        OURS: Implementation(f'ceit_{size} {how}, accelerated, {SETTING}', partial(run, partial(_ours, size, fuse))),
         'plain': Implementation(PLAIN, partial(run, partial(_plain, size))),
     }
     if not fuse:

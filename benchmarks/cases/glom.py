@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-import timm_extra  # noqa: F401
+import timm_extra
 
 from ..case import OURS, Call, Case, Implementation, images
 
@@ -44,7 +44,7 @@ def _model(ours: bool, size: str, device: str) -> nn.Module:
         given = dict(compat='lucidrains', num_classes=0, pretrained_cfg_overlay=dict(state_dict=model.state_dict()))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the classifier is not used
-            model = timm.create_model(f'glom_{size}', pretrained=True, **given)
+            model = timm_extra.accelerate(timm.create_model(f'glom_{size}', pretrained=True, **given))
     return model.to(device)
 
 
@@ -80,7 +80,7 @@ def _step(ours: bool, size: str, checkpointing: bool, device: str) -> Call:
 
 def _case(size: str, name: str, words: str, other: str, make: Callable[..., Call], option: bool = False) -> Case:
     implementations = {
-        OURS: Implementation(f'glom_{size}, {words}', partial(make, True, size, option)),
+        OURS: Implementation(f'glom_{size}, accelerated, {words}', partial(make, True, size, option)),
         ORIGINAL: Implementation(
             f'{ORIGINAL} with the same weights{other}', partial(make, False, size, option), package='glom_pytorch'
         ),

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+import timm_extra
 from tests.reference import perceiver as reference
 from timm_extra.models import PerceiverIO
 
@@ -41,6 +42,7 @@ def _built(make: Callable[..., Network], *args: Any) -> Network:
 
 
 def _ours(model: nn.Module) -> Network:
+    timm_extra.accelerate(model)
     return Network(model, model, model.latents, model.cross_attends[-1].attn.norm_kv.bias)
 
 
@@ -129,7 +131,8 @@ def _case(name: str, other: str, words: Words, run: Callable[..., Call], pair: L
     """A case of ours and another; `words` and `pair` are of both, `run` takes what builds a network."""
     package = '' if other == 'plain' else other.replace('-', '_')
     ours, original = (partial(run, build) for build in pair)
-    implementations = {OURS: Implementation(words[0], ours), other: Implementation(words[1], original, package=package)}
+    ours = Implementation(f'{words[0]}, accelerated', ours)
+    implementations = {OURS: ours, other: Implementation(words[1], original, package=package)}
     return Case(f'perceiver/{name}', implementations, TOLERANCE, **more)
 
 

@@ -1,13 +1,22 @@
-"""Pytest plugin that points timm's own tests/test_models.py at this package's models, and at nothing else."""
+"""Pytest plugin that points timm's own tests/test_models.py at this package's models, and at nothing else.
 
+With `TIMM_SUITE_ACCELERATED=1` at one model of some of timm's families instead, each accelerated, with all products
+through oneDNN whatever the processor.
+"""
+
+import os
 import re
+import sys
 
 import pytest
 import timm
 import timm.models
+import torch
 from timm.models import _registry as registry
 
-import timm_extra  # noqa: F401
+import timm_extra
+from timm_extra_kernels import explain, linear
+from timm_extra_kernels.linear import processors
 
 NOT_OF_IMAGES = {'perceiver_audio', 'perceiver_pointcloud'}  # tested in tests/models/test_perceiver_modalities.py
 LATENT_ONLY = {'perceiver'}  # modules whose intermediates are not on a grid, as the suite's feature tests need them
@@ -17,7 +26,25 @@ OURS = {
     if f.__module__.split('.')[0] == 'timm_extra' and n not in NOT_OF_IMAGES
 }
 MODULES = {registry._model_to_module[n] for n in OURS} - LATENT_ONLY
-_list_models = timm.list_models
+ACCELERATED = {
+    *('test_vit', 'swin_tiny_patch4_window7_224', 'test_convnext', 'mixer_s32_224', 'cait_xxs24_224'),
+    *('eva02_tiny_patch14_224', 'test_maxvit'),
+}
+NOT_OF_LAYERS = ('test_model_inference', 'test_prune')  # weights from the network; which blocks there are, in a minute
+_list_models, _create_model = timm.list_models, timm.create_model
+
+
+def create_model(*args, **kwargs):
+    """`timm.create_model` with `timm_extra.accelerate`."""
+    return timm_extra.accelerate(_create_model(*args, **kwargs))
+
+
+def _accelerate_everything() -> None:
+    everything = processors.Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
+    sys.modules['timm_extra_kernels.linear'].choice = lambda: everything
+    processors.ROWS = 1
+    timm.create_model = timm.models.create_model = create_model
+    assert explain(linear, torch.ones(2, 2), torch.ones(2, 2)).fused
 
 
 def _is_ours(name) -> bool:
@@ -41,7 +68,11 @@ def list_models(filter='', module='', pretrained=False, exclude_filters='', name
     return [n for n in names if _is_ours(n)]
 
 
-timm.list_models = timm.models.list_models = list_models
+if os.environ.get('TIMM_SUITE_ACCELERATED') == '1':
+    _accelerate_everything()
+    OURS = ACCELERATED
+else:
+    timm.list_models = timm.models.list_models = list_models
 
 
 def _model_name(item) -> str:
@@ -52,6 +83,8 @@ def _model_name(item) -> str:
 def pytest_collection_modifyitems(session, config, items):
     """Drop what the suite parametrises over timm's own names, and refuse to pass on nothing."""
     kept = [i for i in items if _is_ours(_model_name(i))]
+    if OURS is ACCELERATED:
+        kept = [i for i in kept if not i.name.startswith(NOT_OF_LAYERS)]
     config.hook.pytest_deselected(items=[i for i in items if i not in kept])
     items[:] = kept
     if not kept:

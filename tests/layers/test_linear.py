@@ -29,9 +29,8 @@ def products(monkeypatch):
     if eager.operator() is None:
         pytest.skip('PyTorch without oneDNN: always its own product')
     taken = []
-    everything = Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
+    everything = Choice('any processor', output=1, input_gradient=1, weight_gradient=1)
     monkeypatch.setattr(module, 'choice', lambda: everything)
-    monkeypatch.setattr(processors, 'ROWS', 1)
     for name in ('forward', 'input_gradient', 'weight_gradient'):
         function = getattr(eager, name)
         monkeypatch.setattr(eager, name, lambda *a, f=function, n=name: taken.append(n) or f(*a))

@@ -8,8 +8,6 @@ from typing import NamedTuple, Optional, Tuple
 
 import torch
 
-ROWS = 192  # fewer rows make short sums, in which a weight's gradient gains nothing
-
 
 class Products(NamedTuple):
     """Which products of a linear layer go through oneDNN; the others go through MKL.
@@ -39,27 +37,25 @@ class Choice:
         processor: In words.
         output: The product of the forward pass.
         input_gradient: The gradient of the input.
-        narrowing: The gradient of a weight with no more outputs than inputs, over at least `ROWS` rows.
-        widening: The gradient of a weight with more outputs than inputs, likewise: its result is transposed.
+        weight_gradient: The gradient of the weight, whose operands oneDNN copies.
     """
 
     processor: str
     output: Optional[int] = None
     input_gradient: Optional[int] = None
-    narrowing: Optional[int] = None
-    widening: Optional[int] = None
+    weight_gradient: Optional[int] = None
 
-    def products(self, rows: int, inputs: int, outputs: int) -> Products:
-        """What holds for a layer of so many features, called on so many rows."""
-        weight = (self.narrowing if outputs <= inputs else self.widening) if rows >= ROWS else None
-        size = rows * inputs * outputs
-        return Products(*(least is not None and size >= least for least in (self.output, self.input_gradient, weight)))
+    def products(self, multiply_adds: int) -> Products:
+        """What holds for a layer whose products take so many multiply-adds each."""
+        least = self.output, self.input_gradient, self.weight_gradient
+        return Products(*(one is not None and multiply_adds >= one for one in least))
 
 
-# by vendor and family, all with AVX-512. MKL computes on AMD's processors as if they had AVX2 alone.
+# By vendor and family, all with AVX-512. MKL computes on AMD's processors as if they had AVX2 alone. Where a gradient of
+# a weight gains on Zen 5 is known from single products of 2**28 multiply-adds and more; on Zen 4 none does.
 CHOICES = {
-    ('AuthenticAMD', 25): Choice('AMD Zen 4', output=2**23, input_gradient=2**22, narrowing=2**26),
-    ('AuthenticAMD', 26): Choice('AMD Zen 5', output=2**23, input_gradient=2**22, narrowing=2**26, widening=2**26),
+    ('AuthenticAMD', 25): Choice('AMD Zen 4', output=2**23, input_gradient=2**22),
+    ('AuthenticAMD', 26): Choice('AMD Zen 5', output=2**23, input_gradient=2**22, weight_gradient=2**28),
 }
 
 

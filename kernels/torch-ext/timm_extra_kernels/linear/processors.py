@@ -51,8 +51,8 @@ class Choice:
         return Products(*(one is not None and multiply_adds >= one for one in least))
 
 
-# By vendor and family, all with AVX-512. MKL computes on AMD's processors as if they had AVX2 alone. Gradients of weights
-# gain on Zen 5, as far as single products of 2**28 multiply-adds and more were measured; on Zen 4 they do not.
+# By vendor and family, all with AVX-512. MKL computes on AMD's processors as if they had AVX2 alone. For gradients of
+# weights oneDNN is faster on Zen 5, in single products of 2**28 multiply-adds and more, and not on Zen 4.
 CHOICES = {
     ('AuthenticAMD', 25): Choice('AMD Zen 4', output=2**23, input_gradient=2**22),
     ('AuthenticAMD', 26): Choice('AMD Zen 5', output=2**23, input_gradient=2**22, weight_gradient=2**28),

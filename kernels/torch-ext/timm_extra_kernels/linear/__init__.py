@@ -95,7 +95,8 @@ def _fits(bias: Optional[torch.Tensor], weight: torch.Tensor) -> bool:
 
 
 def _products(x: torch.Tensor, weight: torch.Tensor) -> Products:
-    return choice().products(x.numel() * weight.shape[0])
+    outputs, inputs = weight.shape
+    return choice().products(x.numel() // inputs if inputs else 0, inputs, outputs)
 
 
 def _forward(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:

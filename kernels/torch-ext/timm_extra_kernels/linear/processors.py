@@ -37,25 +37,27 @@ class Choice:
         processor: In words.
         output: The product of the forward pass.
         input_gradient: The gradient of the input.
-        weight_gradient: The gradient of the weight, whose operands oneDNN copies.
+        narrowing: The gradient of a weight with no more outputs than inputs.
+        widening: The gradient of a weight with more outputs than inputs, which comes out transposed.
     """
 
     processor: str
     output: Optional[int] = None
     input_gradient: Optional[int] = None
-    weight_gradient: Optional[int] = None
+    narrowing: Optional[int] = None
+    widening: Optional[int] = None
 
-    def products(self, multiply_adds: int) -> Products:
-        """What holds for a layer whose products take so many multiply-adds each."""
-        least = self.output, self.input_gradient, self.weight_gradient
-        return Products(*(one is not None and multiply_adds >= one for one in least))
+    def products(self, rows: int, inputs: int, outputs: int) -> Products:
+        """What holds for a layer of so many features, called on so many rows."""
+        least = self.output, self.input_gradient, self.widening if outputs > inputs else self.narrowing
+        return Products(*(one is not None and rows * inputs * outputs >= one for one in least))
 
 
-# By vendor and family, all with AVX-512. MKL computes on AMD's processors as if they had AVX2 alone. For gradients of
-# weights oneDNN is faster on Zen 5, in single products of 2**28 multiply-adds and more, and not on Zen 4.
+# By vendor and family, all with AVX-512. MKL computes on AMD's processors as if they had AVX2 alone. Gradients of
+# widening weights gain on Zen 5, as far as single products of 2**28 multiply-adds and more were measured, not on Zen 4.
 CHOICES = {
-    ('AuthenticAMD', 25): Choice('AMD Zen 4', output=2**23, input_gradient=2**22),
-    ('AuthenticAMD', 26): Choice('AMD Zen 5', output=2**23, input_gradient=2**22, weight_gradient=2**28),
+    ('AuthenticAMD', 25): Choice('AMD Zen 4', output=2**23, input_gradient=2**22, narrowing=2**28),
+    ('AuthenticAMD', 26): Choice('AMD Zen 5', output=2**23, input_gradient=2**22, narrowing=2**28, widening=2**28),
 }
 
 

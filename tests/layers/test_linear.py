@@ -29,7 +29,7 @@ def products(monkeypatch):
     if eager.operator() is None:
         pytest.skip('PyTorch without oneDNN: always its own product')
     taken = []
-    everything = Choice('any processor', output=1, input_gradient=1, weight_gradient=1)
+    everything = Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
     monkeypatch.setattr(module, 'choice', lambda: everything)
     for name in ('forward', 'input_gradient', 'weight_gradient'):
         function = getattr(eager, name)

@@ -46,7 +46,7 @@ def fsdp(name, options, checkpointing, dtype=torch.float64):
 
 def accelerated(name, options, checkpointing, sharded):
     """A model in float32 whose linear layers go through oneDNN, whatever the processor."""
-    everything = Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
+    everything = Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1, features=1)
     sys.modules['timm_extra_kernels.linear'].choice = lambda: everything
     model, wrapped = (fsdp if sharded else ddp)(name, options, checkpointing, dtype=torch.float32)
     timm_extra.accelerate(model)

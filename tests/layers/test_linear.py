@@ -29,7 +29,7 @@ def products(monkeypatch):
     if eager.operator() is None:
         pytest.skip('PyTorch without oneDNN: always its own product')
     taken = []
-    everything = Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
+    everything = Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1, features=1)
     monkeypatch.setattr(module, 'choice', lambda: everything)
     for name in ('forward', 'input_gradient', 'weight_gradient'):
         function = getattr(eager, name)
@@ -111,12 +111,14 @@ def test_a_layer_parametrised_or_pruned_later_computes_with_its_new_weight(produ
     layer = timm_extra.accelerate(nn.Linear(4, 4))
     parametrize.register_parametrization(layer, 'weight', nn.Softplus())
     assert isinstance(layer, AcceleratedLinear)
+    assert str(layer.explain(x)) == 'linear: PyTorch, the weight is parametrised or pruned'
     assert_close(layer(x), x @ layer.weight.T + layer.bias)
     parametrize.remove_parametrizations(layer, 'weight')
     assert type(layer) is AcceleratedLinear
     prune.l1_unstructured(layer, 'weight', amount=0.5)
     assert (layer.weight == 0).sum() == 8
     assert_close(layer(x), x @ layer.weight.T + layer.bias)
+    assert not products
 
 
 @pytest.mark.parametrize('name', SIZES)

@@ -40,7 +40,7 @@ def create_model(*args, **kwargs):
 
 
 def _accelerate_everything() -> None:
-    everything = processors.Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1)
+    everything = processors.Choice('any processor', output=1, input_gradient=1, narrowing=1, widening=1, features=1)
     sys.modules['timm_extra_kernels.linear'].choice = lambda: everything
     timm.create_model = timm.models.create_model = create_model
     assert explain(linear, torch.ones(2, 2), torch.ones(2, 2)).fused

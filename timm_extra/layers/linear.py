@@ -22,12 +22,15 @@ class AcceleratedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """x (…, K) to x Wᵀ + b (…, N)."""
-        if not torch.jit.is_scripting():
-            return linear(input, self.weight, self.bias)
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
+            if 'weight' in self._parameters:  # neither parametrised nor pruned
+                return linear(input, self.weight, self.bias)
         return F.linear(input, self.weight, self.bias)
 
     def explain(self, input: torch.Tensor) -> Path:
         """Which libraries a call would take, and why, without making it."""
+        if 'weight' not in self._parameters:
+            return Path('linear', False, 'the weight is parametrised or pruned')
         return explain(linear, input, self.weight, self.bias)
 
 

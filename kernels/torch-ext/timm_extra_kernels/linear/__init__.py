@@ -39,8 +39,9 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tenso
     if torch.compiler.is_compiling() or why_not(input, weight, bias) is not None:
         return F.linear(input, weight, bias)
     x = input.reshape(-1, input.shape[-1]).contiguous()  # (M, K)
-    out = (_Linear.apply if torch.is_grad_enabled() else _forward)(x, weight, bias)
-    return out.view(*input.shape[:-1], weight.shape[0])
+    # a view of the weight, as PyTorch saves it: of the memory that it has now
+    out = _Linear.apply(x, weight.t(), bias) if torch.is_grad_enabled() else _forward(x, weight, bias)
+    return out if input.ndim == 2 else torch.ops.aten._unsafe_view(out, (*input.shape[:-1], weight.shape[0]))
 
 
 def why_not(input: Any, weight: Any, bias: Any = None) -> Optional[str]:
@@ -48,8 +49,12 @@ def why_not(input: Any, weight: Any, bias: Any = None) -> Optional[str]:
     rule = choice()
     if not isinstance(rule, Choice):
         return rule
-    if torch.jit.is_tracing():
-        return 'the model is traced'
+    if type(input) not in PLAIN or type(weight) not in PLAIN or input.is_nested or weight.is_nested:
+        return 'a tensor is not a plain one'
+    if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1]:
+        return 'the shapes do not fit'
+    if not any(_products(input, weight)):
+        return 'the product is small'
     for tensor in (input, weight, bias):
         if tensor is None and tensor is bias:
             continue
@@ -59,12 +64,10 @@ def why_not(input: Any, weight: Any, bias: Any = None) -> Optional[str]:
             return f'the tensors are on {tensor.device}'
         if tensor.dtype is not torch.float32:
             return f'{tensor.dtype} is not float32'
-    if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1] or not _fits(bias, weight):
+    if not _fits(bias, weight):
         return 'the shapes do not fit'
-    if not any(_products(input, weight)):
-        return 'the product is small'
-    if not weight.is_contiguous():
-        return 'the weight is not contiguous'
+    if not weight.is_contiguous() or (input.ndim == 2 and not input.is_contiguous()):
+        return 'a matrix is not contiguous'
     return _context()
 
 
@@ -77,6 +80,8 @@ def explain(input: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tens
 
 def _context() -> Optional[str]:
     """Why no call can take another library than PyTorch's here and now."""
+    if torch.jit.is_tracing():
+        return 'the model is traced'
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return 'a transform or forward-mode differentiation is active'
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
@@ -104,26 +109,31 @@ def _forward(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]
 
 
 class _Linear(torch.autograd.Function):
-    """x (M, K), W (N, K) and b (N,), or None, to x Wᵀ + b (M, N)."""
+    """x (M, K), Wᵀ (K, N) and b (N,), or None, to x Wᵀ + b (M, N). It keeps what PyTorch keeps."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return _forward(x, weight, bias)
+    def forward(ctx: Any, x: torch.Tensor, transposed: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+        of_x, of_weight, _ = ctx.needs_input_grad
+        saved = x if of_weight else None, transposed if of_x else None
+        ctx.with_bias = bias is not None
+        ctx.save_for_backward(*(saved if ctx.with_bias else saved[::-1]))  # in PyTorch's order, as checkpoints compare
+        ctx.products = _products(x, transposed.t())
+        return _forward(x, transposed.t(), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
-        x, weight = ctx.saved_tensors
+        x, transposed = ctx.saved_tensors if ctx.with_bias else ctx.saved_tensors[::-1]
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        if torch.is_grad_enabled() or type(grad) is not torch.Tensor or _context() is not None:
-            through = Products()  # PyTorch's products have derivatives themselves, and rules for all that is about
-        else:
-            through, grad = _products(x, weight), grad.contiguous()
+        through = Products()  # PyTorch's products have derivatives themselves, and rules for all that is about
+        plain = type(grad) is torch.Tensor and not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+        if plain and _context() is None:
+            through, grad = ctx.products, grad.contiguous()
         dx = dw = db = None
         if of_x:
+            weight = transposed.t()
             dx = eager.input_gradient(grad, weight) if through.input_gradient else grad @ weight
         if of_weight:
             dw = eager.weight_gradient(grad, x) if through.weight_gradient else grad.t() @ x
         if of_bias:
             db = grad.sum(0)
-        return dx, dw, db
+        return dx, None if dw is None else dw.t(), db

@@ -39,6 +39,7 @@ class Choice:
         input_gradient: The gradient of the input.
         narrowing: The gradient of a weight with no more outputs than inputs.
         widening: The gradient of a weight with more outputs than inputs, which comes out transposed.
+        features: Fewest features in and out.
     """
 
     processor: str
@@ -46,9 +47,12 @@ class Choice:
     input_gradient: Optional[int] = None
     narrowing: Optional[int] = None
     widening: Optional[int] = None
+    features: int = 16
 
     def products(self, rows: int, inputs: int, outputs: int) -> Products:
         """What holds for a layer of so many features, called on so many rows."""
+        if min(inputs, outputs) < self.features:
+            return Products()
         least = self.output, self.input_gradient, self.widening if outputs > inputs else self.narrowing
         return Products(*(one is not None and rows * inputs * outputs >= one for one in least))
 
@@ -56,8 +60,8 @@ class Choice:
 # By vendor and family, all with AVX-512. MKL computes on AMD's processors as if they had AVX2 alone. Gradients of
 # widening weights gain on Zen 5, as far as single products of 2**28 multiply-adds and more were measured, not on Zen 4.
 CHOICES = {
-    ('AuthenticAMD', 25): Choice('AMD Zen 4', output=2**23, input_gradient=2**22, narrowing=2**28),
-    ('AuthenticAMD', 26): Choice('AMD Zen 5', output=2**23, input_gradient=2**22, narrowing=2**28, widening=2**28),
+    ('AuthenticAMD', 25): Choice('AMD Zen 4', output=2**24, input_gradient=2**23, narrowing=2**28),
+    ('AuthenticAMD', 26): Choice('AMD Zen 5', output=2**24, input_gradient=2**23, narrowing=2**28, widening=2**28),
 }
 
 

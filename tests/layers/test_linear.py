@@ -5,6 +5,7 @@ import io
 import logging
 import pickle
 import sys
+import warnings
 
 import pytest
 import timm
@@ -163,6 +164,16 @@ def test_checkpointing_gives_the_same_gradients(name, products):
     plain, checkpointed = gradients(False), gradients(True)
     assert plain.keys() == checkpointed.keys()
     assert all(torch.equal(plain[key], checkpointed[key]) for key in plain)
+
+
+def test_tracing_warns_of_nothing(products):
+    model = timm_extra.accelerate(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)))
+    x = torch.randn(2, 3, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', torch.jit.TracerWarning)
+        warnings.simplefilter('ignore', DeprecationWarning)
+        traced = torch.jit.trace(model, x)
+    assert_close(traced(x[:1]), model(x[:1]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', SIZES)

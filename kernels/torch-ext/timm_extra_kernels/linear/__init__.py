@@ -49,6 +49,8 @@ def why_not(input: Any, weight: Any, bias: Any = None) -> Optional[str]:
     rule = choice()
     if not isinstance(rule, Choice):
         return rule
+    if torch.jit.is_tracing():  # before any size is looked at: a trace warns of that
+        return 'the model is traced'
     if type(input) not in PLAIN or type(weight) not in PLAIN or input.is_nested or weight.is_nested:
         return 'a tensor is not a plain one'
     if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1]:
@@ -80,8 +82,6 @@ def explain(input: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tens
 
 def _context() -> Optional[str]:
     """Why no call can take another library than PyTorch's here and now."""
-    if torch.jit.is_tracing():
-        return 'the model is traced'
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return 'a transform or forward-mode differentiation is active'
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
@@ -125,8 +125,8 @@ class _Linear(torch.autograd.Function):
         x, transposed = ctx.saved_tensors if ctx.with_bias else ctx.saved_tensors[::-1]
         of_x, of_weight, of_bias = ctx.needs_input_grad
         through = Products()  # PyTorch's products have derivatives themselves, and rules for all that is about
-        plain = type(grad) is torch.Tensor and not (torch.compiler.is_compiling() or torch.is_grad_enabled())
-        if plain and _context() is None:
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled()
+        if type(grad) is torch.Tensor and not recorded and _context() is None:
             through, grad = ctx.products, grad.contiguous()
         dx = dw = db = None
         if of_x:

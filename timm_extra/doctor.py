@@ -9,7 +9,7 @@ from typing import Dict, List, Optional
 import torch
 
 from timm_extra_kernels import Path, explain, linear
-from timm_extra_kernels._dispatch import no_triton
+from timm_extra_kernels._dispatch import cannot_run, no_triton
 from timm_extra_kernels._spec import SPECS
 from timm_extra_kernels.linear.cases import example
 
@@ -93,7 +93,7 @@ def doctor(hub: bool = True) -> Health:
     versions = {'timm-extra': __version__, 'python': platform.python_version(), **{n: _version(n) for n in NEEDED}}
     gpus = [_gpu(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     problems = [f'{name} is not installed' for name in NEEDED if versions[name] is None]
-    if gpus and (reason := no_triton()):
+    if gpus and (reason := no_triton() or cannot_run(torch.device('cuda', torch.cuda.current_device()))):
         problems.append(f'no kernel runs on the GPU, {reason}: all takes the slower PyTorch code')
     if os.environ.get('TRITON_INTERPRET') == '1' and gpus:
         problems.append('TRITON_INTERPRET=1: kernels are interpreted, thousands of times slower')

@@ -42,6 +42,8 @@ def launches(monkeypatch) -> List[str]:
 
     monkeypatch.setattr(kind, 'run', noted)
     monkeypatch.setattr(_dispatch, 'why_not', _dispatch.unsupported)
+    monkeypatch.setattr(_dispatch, 'not_faster', lambda slower, named: None)
+    monkeypatch.setattr(_dispatch, 'RAISED', (Exception,))
     buffers = []
     monkeypatch.setattr(torch.Tensor, 'new_empty', lambda self, *a, **k: _guarded_empty(buffers, self, *a, **k))
     yield launched

@@ -1,5 +1,7 @@
 """What PyTorch asks of operators, of every operation, on the path that this machine takes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -175,6 +177,9 @@ def test_the_path_depends_on_metadata_alone(monkeypatch):
     capability = (9, 0)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
     monkeypatch.setattr(torch.version, 'hip', None)
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(multi_processor_count=4))
+    monkeypatch.setattr(_dispatch, 'cannot_run', lambda device: None)
 
     def path(D=64, dtype=torch.bfloat16, B=2):
         with FakeTensorMode():
@@ -185,6 +190,7 @@ def test_the_path_depends_on_metadata_alone(monkeypatch):
             return explain(timm_extra_kernels.class_attention, q, k, k, scale=1.0)
 
     assert str(path()) == 'class_attention: Triton kernel'
+    assert path(B=1).reason == '2 heads of all items leave some of 4 processors idle'
     assert path(D=512).reason == '512 channels per head are more than 256'
     assert path(dtype=torch.float64).reason == 'torch.float64 has no kernel'
     assert 'is empty' in path(B=0).reason
@@ -198,3 +204,6 @@ def test_the_path_depends_on_metadata_alone(monkeypatch):
     monkeypatch.setenv('TIMM_EXTRA_FUSED', '1')
     monkeypatch.setattr(_dispatch, 'no_triton', lambda: 'triton is not installed')
     assert path().reason == 'triton is not installed'
+    monkeypatch.setattr(_dispatch, 'no_triton', lambda: None)
+    monkeypatch.setattr(_dispatch, 'cannot_run', lambda device: f'Triton runs no kernel on {device}')
+    assert path().reason == 'Triton runs no kernel on cuda:0'

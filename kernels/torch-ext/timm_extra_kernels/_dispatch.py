@@ -5,8 +5,10 @@ import functools
 import importlib
 import inspect
 import os
+import threading
+import warnings
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Hashable, Iterable, Iterator, Optional, Sequence, Tuple
 
 import torch
 
@@ -17,6 +19,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST = 2**31 - 1  # elements of a tensor, and programs along the first axis of a launch
 NEEDED_OF_TRITON = ('jit', 'cdiv', 'constexpr_function', 'language', 'runtime')  # what kernel.py files use
 Limits = Callable[..., Optional[str]]
+RAISED = tuple(getattr(torch, name) for name in ('OutOfMemoryError', 'AcceleratorError') if hasattr(torch, name))
+FAILED: Dict[Hashable, str] = {}  # kinds of calls whose kernel has failed, and how
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ def why_not(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
         return reason
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f'compute capability {torch.cuda.get_device_capability(device)} is below (8, 0)'
-    return unsupported(limits, named)
+    if (reason := unsupported(limits, named)) is not None or torch.cuda.is_current_stream_capturing():
+        return reason
+    return cannot_run(device)
 
 
 def unsupported(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
@@ -76,23 +82,86 @@ def unsupported(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
     return limits(**{name: named[name] for name in arguments(limits) if name in named})
 
 
-def implement(operator: str, package: str, eager: Callable, limits: Limits) -> None:
-    """Give an operator two implementations: the function of that name in the package's kernel.py, and an eager one.
+class Dispatcher:
+    """An operator's implementation: the function of that name in the package's kernel.py, or the eager one.
 
     kernel.py is imported, and with it triton, when a call first takes it.
+
+    Args:
+        operator: Qualified name of the operator.
+        package: Import name of the operation's package.
+        eager: Its PyTorch form.
+        limits: Says what its kernels cannot do.
+        slower: Says where they would not be faster; as `limits`, and of `processors`, how many the device has.
     """
-    names = arguments(eager)
 
-    @functools.wraps(eager)
-    def run(*args):
-        refuse_tangents(operator, tensors(args))
-        if why_not(limits, dict(zip(names, args))) is not None:
-            return eager(*args)
-        kernel = importlib.import_module('.kernel', package)
-        with _current(next(tensors(args)).device):
-            return getattr(kernel, eager.__name__)(*args)
+    def __init__(self, operator: str, package: str, eager: Callable, limits: Limits, slower: Optional[Limits] = None):
+        self.operator, self.package, self.eager, self.limits, self.slower = operator, package, eager, limits, slower
+        self.arguments = arguments(eager)
+        torch.library.impl(operator, 'CompositeExplicitAutograd', without_autocast(self._run))
 
-    torch.library.impl(operator, 'CompositeExplicitAutograd', without_autocast(run))
+    def why_not(self, args: Sequence[Any]) -> Optional[str]:
+        """Why a call takes PyTorch, from what is known before it is made; None if it takes a kernel."""
+        named = dict(zip(self.arguments, args))
+        reason = why_not(self.limits, named)
+        if reason is None and self.slower is not None:
+            reason = not_faster(self.slower, named)
+        return FAILED.get(self._kind(args)) if reason is None and FAILED else reason
+
+    def _run(self, *args: Any) -> Any:
+        refuse_tangents(self.operator, tensors(args))
+        if self.why_not(args) is not None:
+            return self.eager(*args)
+        device = next(tensors(args)).device
+        try:
+            kernel = importlib.import_module('.kernel', self.package)
+            with _current(device):
+                return getattr(kernel, self.eager.__name__)(*args)
+        except RAISED:
+            raise
+        except Exception as e:  # a compiler, an assembler or a driver may fail in any way
+            FAILED[self._kind(args)] = reason = f'its kernel failed on {device} ({in_a_line(e)})'
+            warnings.warn(f'{self.operator}: {reason}; PyTorch takes calls like this one now', stacklevel=2)
+            return self.eager(*args)
+
+    def _kind(self, args: Sequence[Any]) -> Hashable:
+        """What a kernel that fails would fail for again."""
+        floating = [t for t in tensors(args) if t.is_floating_point()]
+        return self.operator, floating[0].device, tuple((t.dtype, t.shape[-1:]) for t in floating)
+
+
+def not_faster(slower: Limits, named: Dict[str, Any]) -> Optional[str]:
+    """Why a kernel would not be faster on this GPU, by what is counted; None if it would be."""
+    device = next(tensors(named.values())).device
+    if device.type != 'cuda':
+        return None
+    known = dict(named, processors=torch.cuda.get_device_properties(device).multi_processor_count)
+    return slower(**{name: known[name] for name in arguments(slower)})
+
+
+@functools.lru_cache(maxsize=None)
+def cannot_run(device: torch.device) -> Optional[str]:
+    """Why no kernel runs on a device (no C compiler, a driver that does not fit …), tried once; None if one ran."""
+    failures = []
+
+    def attempt() -> None:
+        try:
+            with _current(device):
+                importlib.import_module('._probe', __package__).run(device)
+        except Exception as e:  # as above
+            failures.append(f'Triton runs no kernel on {device} ({in_a_line(e)})')
+
+    thread = threading.Thread(target=attempt)  # in which no mode, no transform and no autocast is active
+    thread.start()
+    thread.join()
+    if failures:
+        warnings.warn(f'timm_extra_kernels: {failures[0]}; PyTorch takes all calls there', stacklevel=2)
+    return failures[0] if failures else None
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says."""
+    return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 @functools.lru_cache(maxsize=None)

@@ -6,8 +6,9 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from ._autograd import differentiate
 from ._checks import WAY_OUT
-from ._dispatch import Limits, arguments, implement, tensors
+from ._dispatch import Dispatcher, Limits, arguments, tensors
 from ._ops import add_op_namespace_prefix, ops
 from ._tiles import compute_dtype
 
@@ -33,6 +34,7 @@ class Operators:
         returned: How many of them the naive form has, and callers get; what follows is for the backward pass.
         flags: The boolean arguments of `backward`, each with the arguments of `forward` whose gradients it requests:
             without it they are empty.
+        slower: Says where the kernel of the forward pass would not be faster.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Operators:
         outputs: Sequence[str] = ('out',),
         returned: int = 1,
         flags: Optional[Dict[str, Sequence[str]]] = None,
+        slower: Optional[Limits] = None,
     ):
         eager = importlib.import_module('.eager', package)
         self.package, self.fake, self.returned, self.flags = package, fake, returned, flags or {}
@@ -57,11 +60,13 @@ class Operators:
         forward, backward, exported = map(add_op_namespace_prefix, names)
         for operator, function in ((forward, eager.forward), (backward, eager.backward)):
             torch.library.define(operator, torch.library.infer_schema(function, mutates_args=()))
-            implement(operator, package, function, limits)
+        self.dispatcher = Dispatcher(forward, package, eager.forward, limits, slower)
+        Dispatcher(backward, package, eager.backward, limits)
         torch.library.register_fake(forward, fake)
         torch.library.register_fake(backward, self._fake_backward)
-        torch.library.register_autograd(forward, self._backward, setup_context=self._setup_context)
-        torch.library.register_autograd(backward, _no_second_derivative)
+        self._operator, backward_operator = (getattr(ops, name).default for name in names[:2])
+        differentiate(forward, self._operator, self._backward, self._setup_context)
+        differentiate(backward, backward_operator, _no_second_derivative, lambda ctx, inputs, output: None)
         takes = torch.library.infer_schema(eager.forward, mutates_args=()).rpartition(' -> ')[0]
         torch.library.define(exported, f'{takes} -> ({", ".join(["Tensor"] * returned)})')
         torch.library.impl(exported, 'CompositeImplicitAutograd', self._exported)
@@ -70,7 +75,7 @@ class Operators:
         """What callers get of the outputs of `forward`."""
         if torch.compiler.is_exporting():
             return getattr(ops, self._exported_name)(*args)
-        return self._of_outputs(getattr(ops, self.name)(*args))
+        return self._of_outputs(self._operator(*args))
 
     def _of_outputs(self, outs: Any) -> Any:
         if not isinstance(outs, tuple):
@@ -82,7 +87,7 @@ class Operators:
         use: `run_decompositions` puts it there."""
         kernels = getattr(ops, self._exported_name).default.py_kernels
         if torch._C.DispatchKey.CompositeImplicitAutograd not in kernels:
-            return self._of_outputs(getattr(ops, self.name)(*args))
+            return self._of_outputs(self._operator(*args))
         outs = importlib.import_module('.naive', self.package).forward(*_in_dtype(compute_dtype(*tensors(args)), args))
         expected = self._of_outputs(self.fake(*args))
         if self.returned == 1:

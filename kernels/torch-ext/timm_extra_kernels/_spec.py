@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import torch
 
 from ._cases import Benchmark, Case, Work
-from ._dispatch import Limits, Path, arguments, why_not
+from ._dispatch import Limits, Path
 from ._ops import ops
 from .linear import explain as explain_linear
 from .linear import linear
@@ -167,8 +167,7 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> Path:
         if spec.function is function:
             given = inspect.signature(function).bind(*args, **kwargs)
             given.apply_defaults()
-            named = dict(zip(arguments(spec.eager.forward), spec.package.prepare(**given.arguments)))
-            reason = why_not(spec.limits, named)
+            reason = spec.package.OPERATORS.dispatcher.why_not(spec.package.prepare(**given.arguments))
             return Path(spec.name, reason is None, reason or '')
     if function is linear:
         return explain_linear(*args, **kwargs)

@@ -36,7 +36,10 @@ def without_autocast(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapped(first: torch.Tensor, *args, **kwargs):
-        with torch.autocast(first.device.type, enabled=False):
+        device = first.device.type
+        if not torch.is_autocast_enabled(device):
+            return function(first, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
             return function(first, *args, **kwargs)
 
     return wrapped

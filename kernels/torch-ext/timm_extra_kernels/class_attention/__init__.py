@@ -15,11 +15,17 @@ def limits(*, k: torch.Tensor) -> Optional[str]:
     return f'{k.shape[-1]} channels per head are more than 256' if k.shape[-1] > 256 else None
 
 
+def slower(*, k: torch.Tensor, processors: int) -> Optional[str]:
+    """Where the kernel of the forward pass would not be faster: both ways launch one kernel, PyTorch sooner."""
+    heads = k.shape[0] * k.shape[1]
+    return f'{heads} heads of all items leave some of {processors} processors idle' if heads < processors else None
+
+
 def _fake(q, k, v, scale):
     return q.new_empty(q.shape)
 
 
-OPERATORS = Operators(__name__, limits, _fake)
+OPERATORS = Operators(__name__, limits, _fake, slower=slower)
 
 
 def prepare(q, k, v, scale) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:

@@ -1,0 +1,150 @@
+"""What happens where a kernel cannot be compiled, launched or run: PyTorch, one warning, and `explain` says why."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from gates import EACH, leaf, mapped, results
+
+from timm_extra_kernels import _dispatch, explain
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def out_of_resources():
+    from triton.runtime.errors import OutOfResources
+
+    return OutOfResources(300_000, 232_448, 'shared memory')
+
+
+def assembler():
+    from triton.runtime.errors import PTXASError
+
+    return PTXASError('ptxas fatal: register allocation failed')
+
+
+FAILURES = {
+    'no compiler': lambda: RuntimeError('Failed to find C compiler. Please specify via CC environment variable.'),
+    'no driver': lambda: AssertionError('libcuda.so cannot be found'),
+    'no cache': lambda: PermissionError(13, 'Permission denied', '/.triton'),
+    'compiler fails': lambda: subprocess.CalledProcessError(1, ['gcc', 'main.c']),
+    'assembler': assembler,
+    'out of resources': out_of_resources,
+}
+
+
+@pytest.fixture
+def kernels(monkeypatch, launches):
+    """Kernels are taken wherever they can be, and may fail."""
+    monkeypatch.setattr(_dispatch, 'RAISED', (torch.OutOfMemoryError,))
+    monkeypatch.setattr(_dispatch, 'FAILED', {})
+
+
+def failing(error):
+    def kernel(*args):
+        raise error
+
+    return kernel
+
+
+@pytest.mark.parametrize('failure', FAILURES)
+@pytest.mark.parametrize('spec', EACH)
+def test_a_kernel_that_fails_leaves_the_call_to_pytorch(spec, failure, device, kernels, monkeypatch):
+    args = mapped(leaf, spec.inputs(spec.cases[0], torch.float32, device))
+    with monkeypatch.context() as off:
+        off.setattr(_dispatch, 'why_not', lambda limits, named: 'no kernels')
+        expected = results(spec.operator, args)
+    monkeypatch.setattr(spec.kernel, 'forward', failing(FAILURES[failure]()))
+    monkeypatch.setattr(spec.kernel, 'backward', failing(FAILURES[failure]()))
+    with pytest.warns(UserWarning, match='its kernel failed on') as caught:
+        found = results(spec.operator, args)
+    assert len(caught) == 2  # one for each direction
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        again = results(spec.operator, args)
+    for a, b, c in zip(expected, found, again, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    reason = spec.package.OPERATORS.dispatcher.why_not(args)
+    assert reason.startswith(f'its kernel failed on {device} ({type(FAILURES[failure]()).__name__}: ')
+
+
+def test_calls_of_another_kind_keep_their_kernel(device, kernels, monkeypatch):
+    spec = next(param.values[0] for param in EACH)
+    small, large = (mapped(lambda t: t, spec.inputs(case, torch.float32, device)) for case in spec.cases[:2])
+    forward = spec.kernel.forward
+    calls = []
+
+    def sometimes(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise out_of_resources()
+        return forward(*args)
+
+    monkeypatch.setattr(spec.kernel, 'forward', sometimes)
+    with pytest.warns(UserWarning, match='OutOfResources: out of resource'):
+        spec.operator(*small)
+    spec.operator(*small)
+    assert len(calls) == 1
+    spec.operator(*large)
+    assert len(calls) == 2
+
+
+def test_memory_that_runs_out_is_an_error(device, kernels, monkeypatch):
+    """PyTorch's own way takes no less of it, and a user is to see it."""
+    spec = next(param.values[0] for param in EACH)
+    args = spec.inputs(spec.cases[0], torch.float32, device)
+    monkeypatch.setattr(spec.kernel, 'forward', failing(torch.OutOfMemoryError('out of memory')))
+    with pytest.raises(torch.OutOfMemoryError):
+        spec.operator(*args)
+    assert not _dispatch.FAILED
+
+
+@pytest.mark.parametrize('failure', FAILURES)
+def test_a_machine_that_runs_no_kernel_is_found_out_once(failure, monkeypatch):
+    from timm_extra_kernels import _probe
+
+    tried = []
+
+    def run(device):
+        tried.append(device)
+        raise FAILURES[failure]()
+
+    monkeypatch.setattr(_probe, 'run', run)
+    _dispatch.cannot_run.cache_clear()
+    device = torch.device('cuda', 3)
+    try:
+        with pytest.warns(UserWarning, match='PyTorch takes all calls there') as caught:
+            reasons = {_dispatch.cannot_run(device) for _ in range(3)}
+    finally:
+        _dispatch.cannot_run.cache_clear()
+    assert len(caught) == len(tried) == len(reasons) == 1
+    assert reasons.pop().startswith(f'Triton runs no kernel on cuda:3 ({type(FAILURES[failure]()).__name__}')
+
+
+def test_the_probe_runs_a_kernel(device):
+    _dispatch.cannot_run.cache_clear()
+    assert _dispatch.cannot_run(device) is None
+
+
+def test_the_probe_finds_out_that_there_is_no_driver():
+    if torch.cuda.is_available():
+        pytest.skip('there is a driver')
+    environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    code = (
+        "import torch\nfrom timm_extra_kernels import _dispatch\nprint(_dispatch.cannot_run(torch.device('cuda', 0)))\n"
+    )
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith('Triton runs no kernel on cuda:0 (')
+
+
+def test_explain_names_a_kernel_that_failed(device, kernels, monkeypatch):
+    spec = next(param.values[0] for param in EACH)
+    args, kwargs = spec.example(device)
+    assert explain(spec.function, *args, **kwargs).fused
+    monkeypatch.setattr(spec.kernel, 'forward', failing(out_of_resources()))
+    with pytest.warns(UserWarning, match='its kernel failed'):
+        spec.function(*args, **kwargs)
+    assert 'OutOfResources' in explain(spec.function, *args, **kwargs).reason

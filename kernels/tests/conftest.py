@@ -22,15 +22,23 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def launches(monkeypatch) -> List[str]:
-    """Send every call that a kernel can take to the kernel, on any device, and note the launches.
+def forced(monkeypatch) -> None:
+    """Send every call that a kernel can take to the kernel, on any device; what it raises is raised."""
+    from timm_extra_kernels import _dispatch
+
+    monkeypatch.setattr(_dispatch, 'why_not', _dispatch.unsupported)
+    monkeypatch.setattr(_dispatch, 'not_faster', lambda slower, named: None)
+    monkeypatch.setattr(_dispatch, 'RAISED', (Exception,))
+
+
+@pytest.fixture
+def launches(forced, monkeypatch) -> List[str]:
+    """Calls go to kernels as with `forced`; the names of those that were launched.
 
     Memory that launchers allocate lies between guards and is full of NaN at first; a write beside it fails the test.
     """
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
-
-    from timm_extra_kernels import _dispatch
 
     launched = []
     kind = InterpretedFunction if INTERPRETED else JITFunction
@@ -41,9 +49,6 @@ def launches(monkeypatch) -> List[str]:
         return run(self, *args, **kwargs)
 
     monkeypatch.setattr(kind, 'run', noted)
-    monkeypatch.setattr(_dispatch, 'why_not', _dispatch.unsupported)
-    monkeypatch.setattr(_dispatch, 'not_faster', lambda slower, named: None)
-    monkeypatch.setattr(_dispatch, 'RAISED', (Exception,))
     buffers = []
     monkeypatch.setattr(torch.Tensor, 'new_empty', lambda self, *a, **k: _guarded_empty(buffers, self, *a, **k))
     yield launched

@@ -1,5 +1,6 @@
 """What happens where a kernel cannot be compiled, launched or run: PyTorch, one warning, and `explain` says why."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def test_a_machine_that_runs_no_kernel_is_found_out_once(failure, monkeypatch):
         raise FAILURES[failure]()
 
     monkeypatch.setattr(_probe, 'run', run)
+    monkeypatch.setattr(_dispatch, '_current', lambda device: contextlib.nullcontext())  # there is no such GPU
     _dispatch.cannot_run.cache_clear()
     device = torch.device('cuda', 3)
     try:

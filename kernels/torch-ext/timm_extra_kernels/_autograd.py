@@ -18,15 +18,19 @@ def differentiate(operator: str, call: Callable, backward: Callable, setup_conte
     Args:
         operator: Its qualified name.
         call: The operator.
-        backward: Takes the context and the gradients of the outputs, None where there is none; returns a gradient for
-            each argument, a list of them for a list of tensors.
+        backward: Takes the context and the gradients of the outputs, in lists where these are, None where there is
+            none; returns a gradient for each argument, a list of them for a list of tensors.
         setup_context: Keeps what `backward` needs, from the arguments and what the operator returns.
     """
     rules = call, backward, setup_context
 
     def run(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors(args)):
-            return _Function.apply(rules, [_length(arg) for arg in args], *_flat(args))
+            if torch._C._are_functorch_transforms_active():
+                raise NotImplementedError(f'{operator} has no rule for transforms of torch.func, its function has')
+            lengths: List[Any] = []  # of what is returned
+            outs = _Function.apply(rules, [_length(arg) for arg in args], lengths, *_flat(args))
+            return tuple(_nested(outs, lengths)) if isinstance(outs, tuple) else outs
         with torch._C._AutoDispatchBelowAutograd():
             return call(*args)
 
@@ -34,23 +38,29 @@ def differentiate(operator: str, call: Callable, backward: Callable, setup_conte
 
 
 class _Function(torch.autograd.Function):
-    """Takes the tensors of lists one by one, as it sees none in a list."""
+    """Takes and returns the tensors of lists one by one, as it sees none in a list."""
 
     @staticmethod
-    def forward(ctx: Any, rules: Tuple[Callable, Callable, SetupContext], lengths: List[Any], *flat: Any) -> Any:
+    def forward(ctx: Any, rules: Tuple[Callable, Callable, SetupContext], taken: list, returned: list, *flat: Any):
         call, ctx.backward, setup_context = rules
-        args = tuple(_nested(flat, lengths))
+        args = tuple(_nested(flat, taken))
         with torch._C._AutoDispatchBelowAutograd():
-            out = call(*args)
-            setup_context(ctx, args, out)
+            outs = call(*args)
+            setup_context(ctx, args, outs)
         ctx.set_materialize_grads(False)
-        return out
+        if isinstance(outs, torch.Tensor):
+            return outs
+        returned += map(_length, outs)
+        ctx.returned = returned
+        return tuple(_flat(outs))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tuple[Any, ...]:
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
-        return None, None, *_flat(ctx.backward(ctx, *grads))
+        if hasattr(ctx, 'returned'):
+            grads = _nested(grads, ctx.returned)
+        return None, None, None, *_flat(ctx.backward(ctx, *grads))
 
 
 def _length(arg: Any) -> Any:

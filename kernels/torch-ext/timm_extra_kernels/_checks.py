@@ -5,20 +5,13 @@ from typing import Iterable, Optional, Sequence
 import torch
 from torch.autograd import forward_ad
 
-WAY_OUT = (
-    'Models of timm_extra do without its operations in forward mode and after timm.layers.set_exportable(True), and '
-    'without fused attention if they are made after timm.layers.set_fused_attn(False).'
-)
-
 
 def check_floating(op: str, **tensors: torch.Tensor) -> None:
     """Refuse tensors that are not of a floating-point dtype, or not all on one device.
 
     Raises:
         ValueError: Names the tensor, its dtype or the two devices.
-        NotImplementedError: As `refuse_tangents`.
     """
-    refuse_tangents(op, tensors.values())
     for label, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ValueError(f'{op}: {label} must be of a floating-point dtype, got {tensor.dtype}')
@@ -28,16 +21,11 @@ def check_floating(op: str, **tensors: torch.Tensor) -> None:
             raise ValueError(f'{op}: {first[0]} is on {first[1].device}, {label} on {tensor.device}')
 
 
-def refuse_tangents(op: str, tensors: Iterable[torch.Tensor]) -> None:
-    """Refuse forward-mode differentiation, which would lose the tangents without a word.
-
-    Raises:
-        NotImplementedError: A tensor has a tangent.
-    """
+def has_tangent(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether forward-mode differentiation goes through one of these tensors."""
     if forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors if t.is_floating_point()):
-        raise NotImplementedError(f'{op} has no forward-mode derivative. {WAY_OUT}')
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors if t.is_floating_point())
 
 
 def check_queries(op: str, q: torch.Tensor, name: str, inputs: torch.Tensor) -> None:

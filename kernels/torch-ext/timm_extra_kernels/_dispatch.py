@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Hashable, Iterable, Iterator, Optional, 
 
 import torch
 
-from ._checks import refuse_tangents
+from ._checks import has_tangent
 from ._tiles import without_autocast
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -109,7 +109,8 @@ class Dispatcher:
         return FAILED.get(self._kind(args)) if reason is None and FAILED else reason
 
     def _run(self, *args: Any) -> Any:
-        refuse_tangents(self.operator, tensors(args))
+        if has_tangent(tensors(args)):  # which would be lost without a word
+            raise NotImplementedError(f'{self.operator} has no forward-mode derivative, its function has')
         if self.why_not(args) is not None:
             return self.eager(*args)
         device = next(tensors(args)).device

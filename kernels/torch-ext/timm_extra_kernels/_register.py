@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from ._autograd import differentiate
-from ._checks import WAY_OUT
+from ._checks import has_tangent
 from ._dispatch import Dispatcher, Limits, arguments, tensors
 from ._ops import add_op_namespace_prefix, ops
 from ._tiles import compute_dtype
@@ -66,7 +66,7 @@ class Operators:
         torch.library.register_fake(backward, self._fake_backward)
         self._operator, backward_operator = (getattr(ops, name).default for name in names[:2])
         differentiate(forward, self._operator, self._backward, self._setup_context)
-        differentiate(backward, backward_operator, _no_second_derivative, lambda ctx, inputs, output: None)
+        differentiate(backward, backward_operator, self._second_derivatives, self._keep_inputs)
         takes = torch.library.infer_schema(eager.forward, mutates_args=()).rpartition(' -> ')[0]
         torch.library.define(exported, f'{takes} -> ({", ".join(["Tensor"] * returned)})')
         torch.library.impl(exported, 'CompositeImplicitAutograd', self._exported)
@@ -75,6 +75,8 @@ class Operators:
         """What callers get of the outputs of `forward`."""
         if torch.compiler.is_exporting():
             return getattr(ops, self._exported_name)(*args)
+        if _transformed(args):
+            return self._naively(args)
         return self._of_outputs(self._operator(*args))
 
     def _of_outputs(self, outs: Any) -> Any:
@@ -88,11 +90,20 @@ class Operators:
         kernels = getattr(ops, self._exported_name).default.py_kernels
         if torch._C.DispatchKey.CompositeImplicitAutograd not in kernels:
             return self._of_outputs(self._operator(*args))
-        outs = importlib.import_module('.naive', self.package).forward(*_in_dtype(compute_dtype(*tensors(args)), args))
-        expected = self._of_outputs(self.fake(*args))
-        if self.returned == 1:
-            return outs.to(expected.dtype)
-        return tuple(out.to(like.dtype) for out, like in zip(outs, expected))
+        return self._naively(args)
+
+    def _naive(self, args: Sequence[Any]) -> Tuple[torch.Tensor, ...]:
+        """Outputs of the naive form, in the dtype of the arithmetic."""
+        naive = importlib.import_module('.naive', self.package)
+        outs = naive.forward(*_in_dtype(compute_dtype(*tensors(args)), args))
+        return outs if isinstance(outs, tuple) else (outs,)
+
+    def _naively(self, args: Sequence[Any]) -> Any:
+        """What callers get, in operators of PyTorch alone: all that PyTorch can do with those can be done with it."""
+        expected = self.fake(*args)
+        first, *rest = zip(self._naive(args), expected if isinstance(expected, tuple) else (expected,))
+        outs = first[0].to(first[1].dtype), *(out.detach().to(like.dtype) for out, like in rest)
+        return outs[0] if self.returned == 1 else outs
 
     def kept(self, args: Sequence[Any], outs: Any) -> List[Any]:
         """What `backward` takes between the gradient and the flags, of arguments and outputs of `forward`."""
@@ -125,6 +136,53 @@ class Operators:
                 known = dict(zip(self.backward_arguments[1:], values))
                 grads.update((name, _no_gradient(known[name])) for name in names)
         return tuple(grads.values())
+
+    def _keep_inputs(self, ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*tensors(inputs))
+        ctx.values = [_placeholder(value) for value in inputs]
+
+    def _second_derivatives(self, ctx: Any, *grads: Any) -> Tuple[Any, ...]:
+        """Gradients of the backward operator, from the naive form.
+
+        What it takes of the outputs of `forward` is a function of the arguments, and counts as such.
+        """
+        saved, create_graph = iter(ctx.saved_tensors), torch.is_grad_enabled()
+        known = dict(zip(self.backward_arguments, (_restored(value, saved) for value in ctx.values)))
+        with torch.enable_grad():
+            known.update((name, _cut(known[name])) for name in ('grad', *self.differentiable))
+            of = [list(tensors([known[name]])) for name in self.differentiable]
+            out = self._naive([known[name] for name in self.arguments])[0]
+            flat = [t for ts in of for t in ts]
+            first = iter(torch.autograd.grad(out, flat, known['grad'].to(out.dtype), create_graph=True))
+        pairs = []
+        for ts, grad in zip(of, grads):
+            found = [next(first) for _ in ts]
+            pairs += [pair for pair in zip(found, grad if isinstance(grad, list) else [grad]) if pair[1] is not None]
+        second = torch.autograd.grad(
+            [f for f, _ in pairs],
+            [known['grad'], *flat],
+            [g for _, g in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        rest = iter(second[1:])
+        results = {**dict.fromkeys(self.backward_arguments), 'grad': second[0]}
+        for name in self.differentiable:
+            value = known[name]
+            results[name] = [next(rest) for _ in value] if isinstance(value, list) else next(rest)
+        return tuple(results.values())
+
+
+def _cut(value: Any) -> Any:
+    """Tensors, or a list of them, as ones of their own: gradients with respect to them end there."""
+    if isinstance(value, list):
+        return [_cut(t) for t in value]
+    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+
+
+def _transformed(args: Sequence[Any]) -> bool:
+    """Whether a transform of `torch.func` is active, or a tensor has a tangent: operators have no rules for them."""
+    return torch._C._are_functorch_transforms_active() or has_tangent(tensors(args))
 
 
 def _in_dtype(dtype: torch.dtype, args: Any) -> List[Any]:
@@ -160,12 +218,3 @@ def _restored(value: Any, saved: Any) -> Any:
 def _no_gradient(value: Any) -> Any:
     """What autograd accepts: as many None as there are tensors."""
     return [None for _ in value] if isinstance(value, list) else None
-
-
-def _no_second_derivative(ctx: Any, *grads: Any) -> None:
-    """Backward of the backward operators.
-
-    Raises:
-        RuntimeError: Always.
-    """
-    raise RuntimeError(f'the operations of timm_extra_kernels have no second derivative. {WAY_OUT}')

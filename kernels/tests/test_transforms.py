@@ -1,0 +1,138 @@
+"""Transforms × operations: every one is right, on either path, or refused in one line."""
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from gates import EACH, leaf, mapped, outputs, tensors
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+CPU = torch.device('cpu')
+
+
+def smallest(spec):
+    """The case with the fewest numbers that has more than one item, input and channel."""
+
+    def size(case):
+        return sum(t.numel() for t in tensors(spec.inputs(case, torch.float64, CPU)))
+
+    return min((case for case in spec.cases if size(case) > 60), key=size)
+
+
+def dual(f, x, direction):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, direction))).tangent
+
+
+def double_backward(f, x, direction):
+    x = leaf(x)
+    first = torch.autograd.grad((f(x) * direction_of(f(x))).sum(), x, create_graph=True)[0]
+    return torch.autograd.grad((first * direction).sum(), x)[0]
+
+
+def third_derivative(f, x, direction):
+    x = leaf(x)
+    first = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad((first * direction).sum(), x, create_graph=True)[0]
+    return torch.autograd.grad((second * direction).sum(), x)[0]
+
+
+def direction_of(like):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, f, x):
+        super().__init__()
+        self.f, self.x = f, torch.nn.Parameter(x)
+
+    def forward(self):
+        return self.f(self.x)
+
+
+# of a function f of one tensor x, in a direction
+TRANSFORMS = {
+    'grad': lambda f, x, v: grad(lambda x: f(x).square().sum())(x),
+    'vjp': lambda f, x, v: vjp(f, x)[1](torch.ones_like(f(x)))[0],
+    'jacrev': lambda f, x, v: jacrev(f)(x),
+    'jacfwd': lambda f, x, v: jacfwd(f)(x),
+    'jvp': lambda f, x, v: jvp(f, (x,), (v,)),
+    'hessian': lambda f, x, v: hessian(lambda x: f(x).square().sum())(x),
+    'vmap': lambda f, x, v: vmap(f)(torch.stack([x, v])),
+    'vmap of grad': lambda f, x, v: vmap(grad(lambda x: f(x).square().sum()))(torch.stack([x, v])),
+    'jvp of grad': lambda f, x, v: jvp(grad(lambda x: f(x).square().sum()), (x,), (v,)),
+    'functional_call': lambda f, x, v: functional_call(Layer(f, x), {'x': v}, ()),
+    'grad of functional_call': lambda f, x, v: grad(lambda p: functional_call(Layer(f, x), p, ()).square().sum())(
+        {'x': v}
+    )['x'],
+    'forward mode': dual,
+    'double backward': double_backward,
+    'third derivative': third_derivative,
+    'hvp': lambda f, x, v: torch.autograd.functional.hvp(lambda x: f(x).square().sum(), x, v)[1],
+}
+
+# elsewhere functions do without their operators, so that there is one path
+PATHS = [(name, 'eager') for name in TRANSFORMS] + [('functional_call', 'kernels'), ('double backward', 'kernels')]
+
+
+@pytest.mark.parametrize('transform, path', PATHS)
+@pytest.mark.parametrize('spec', EACH)
+def test_transforms_are_right(spec, transform, path, request):
+    if path == 'kernels':
+        request.getfixturevalue('launches')
+    dtype = torch.float64 if path == 'eager' else torch.float32  # kernels know no float64
+    device = request.getfixturevalue('device') if path == 'kernels' else CPU
+    args = spec.inputs(smallest(spec), dtype, device)
+    exact = mapped(lambda t: t.double() if t.is_floating_point() else t, args)
+
+    def ours(x):
+        return outputs(spec.package.OPERATORS(x, *args[1:]))[0]
+
+    def naive(x):
+        return outputs(spec.naive.forward(x, *exact[1:]))[0]
+
+    run = TRANSFORMS[transform]
+    if transform == 'third derivative' and spec.name.endswith('train'):
+        with pytest.raises(RuntimeError):  # PyTorch's batch norm has none
+            run(naive, exact[0], direction_of(exact[0]))
+        return
+    found = run(ours, args[0], direction_of(args[0]))
+    expected = run(naive, exact[0], direction_of(exact[0]))
+    for a, b in zip(outputs(found), outputs(expected), strict=True):
+        error, floor = (a.double() - b).abs().max(), torch.finfo(dtype).eps * b.abs().max()
+        assert error <= 500 * floor, f'{error:.3g} of {b.abs().max():.3g}'
+
+
+@pytest.mark.parametrize('spec', EACH)
+def test_second_derivatives_of_every_argument(spec):
+    """Gradients of gradients with respect to all tensors, those in lists too, mixed ones included."""
+    args = spec.inputs(smallest(spec), torch.float64, CPU)
+
+    def second(forward):
+        leaves = mapped(leaf, args)
+        of = list(tensors(leaves))
+        first = torch.autograd.grad(outputs(forward(*leaves))[0].square().sum(), of, create_graph=True)
+        return torch.autograd.grad(sum((g * direction_of(g)).sum() for g in first), of, allow_unused=True)
+
+    for a, b in zip(second(spec.operator), second(spec.naive.forward), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize('spec', EACH)
+def test_only_the_first_output_has_a_gradient(spec):
+    outs = outputs(spec.operator(*mapped(leaf, spec.inputs(spec.cases[0], torch.float32, CPU))))
+    assert outs[0].requires_grad and not any(out.requires_grad for out in outs[1:])
+
+
+@pytest.mark.parametrize('spec', EACH)
+def test_operators_themselves_refuse_transforms(spec):
+    """Functions take care of transforms; the operators beneath have no rules, and say so."""
+    args = spec.inputs(spec.cases[0], torch.float32, CPU)
+
+    def f(x):
+        return outputs(spec.operator(x, *args[1:]))[0]
+
+    with pytest.raises(NotImplementedError, match=f'{spec.name} has no rule for transforms of torch.func'):
+        grad(lambda x: f(x).sum())(args[0])
+    with pytest.raises(NotImplementedError, match=f'{spec.name} has no forward-mode derivative'):
+        dual(f, args[0], args[0])

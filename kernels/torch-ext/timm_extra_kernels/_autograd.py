@@ -12,7 +12,7 @@ from ._dispatch import tensors
 SetupContext = Callable[[Any, Tuple[Any, ...], Any], None]
 
 
-def differentiate(operator: str, call: Callable, backward: Callable, setup_context: SetupContext) -> None:
+def differentiate(operator: str, call: Callable, backward: Callable, setup_context: SetupContext) -> Callable:
     """Register the gradients of an operator.
 
     Args:
@@ -21,6 +21,9 @@ def differentiate(operator: str, call: Callable, backward: Callable, setup_conte
         backward: Takes the context and the gradients of the outputs, in lists where these are, None where there is
             none; returns a gradient for each argument, a list of them for a list of tensors.
         setup_context: Keeps what `backward` needs, from the arguments and what the operator returns.
+
+    Returns:
+        What calls the operator so that it has gradients: as calling it does, with one dispatch less.
     """
     rules = call, backward, setup_context
 
@@ -35,6 +38,7 @@ def differentiate(operator: str, call: Callable, backward: Callable, setup_conte
             return call(*args)
 
     torch.library.impl(operator, 'Autograd', run)
+    return run
 
 
 class _Function(torch.autograd.Function):

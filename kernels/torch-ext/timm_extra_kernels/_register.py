@@ -65,7 +65,7 @@ class Operators:
         torch.library.register_fake(forward, fake)
         torch.library.register_fake(backward, self._fake_backward)
         self._operator, backward_operator = (getattr(ops, name).default for name in names[:2])
-        differentiate(forward, self._operator, self._backward, self._setup_context)
+        self._call = differentiate(forward, self._operator, self._backward, self._setup_context)
         differentiate(backward, backward_operator, self._second_derivatives, self._keep_inputs)
         takes = torch.library.infer_schema(eager.forward, mutates_args=()).rpartition(' -> ')[0]
         torch.library.define(exported, f'{takes} -> ({", ".join(["Tensor"] * returned)})')
@@ -77,7 +77,8 @@ class Operators:
             return getattr(ops, self._exported_name)(*args)
         if _transformed(args):
             return self._naively(args)
-        return self._of_outputs(self._operator(*args))
+        call = self._operator if torch.compiler.is_compiling() else self._call
+        return self._of_outputs(call(*args))
 
     def _of_outputs(self, outs: Any) -> Any:
         if not isinstance(outs, tuple):

@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import timm_extra  # noqa: F401
 from timm_extra import hub
@@ -93,6 +94,28 @@ def test_the_route_is_chosen_by_cost():
         assert route_of(many_narrow_heads, (224, 224)) == 'plain'
         decoder = fourier.decoder.attn
         assert decoder.choose_route(1, Inputs(torch.empty(1, 512, 1024), [], None)) == 'folded'
+
+
+@pytest.mark.parametrize(
+    'name, dtype, on_gpu',
+    [
+        ('perceiver_io_base', torch.bfloat16, 'separable'),
+        ('perceiver_io_base', torch.float16, 'separable'),
+        ('perceiver_io_base', torch.float32, 'separable'),
+        ('perceiver_io_base_conv', torch.bfloat16, 'separable'),
+        ('perceiver_io_base_conv', torch.float16, 'folded'),  # more channels than the kernel takes
+        ('perceiver_io_base_learned', torch.bfloat16, 'folded'),
+    ],
+)
+def test_on_a_gpu_the_cost_is_what_its_kernels_do(name, dtype, on_gpu):
+    with torch.device('meta'):
+        model = timm.create_model(name)
+        inputs, _ = model.stem(torch.empty(1, 3, 224, 224))
+    with FakeTensorMode():  # of a GPU that is not there
+        content = torch.empty(inputs.content.shape, device='cuda')
+        axes = [torch.empty(table.shape, device='cuda') for table in inputs.axes]
+        attn = model.cross_attends[0].attn
+        assert attn.choose_route(512, Inputs(content, axes, None), dtype) == on_gpu
 
 
 def test_attention_dropout_takes_the_plain_route_in_training():

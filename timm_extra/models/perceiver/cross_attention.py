@@ -11,6 +11,7 @@ from torch import nn
 from timm_extra.layers.linear import is_linear
 from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
+from timm_extra_kernels.fourier_cross_attention import most_channels
 
 from .fourier import grid_tokens
 
@@ -18,6 +19,10 @@ ROUTES = ('separable', 'folded', 'plain')
 # What the separable route's further passes over the scores cost, in multiplications: it wins from about 35 channels on,
 # as measured on a CPU with 1 to 64 items, 16 to 512 queries and 1 to 8 heads
 SEPARABLE_PASSES = 60
+# On GPUs, counted: operations of the kernel on a score beyond its products, and how many multiplications of 16 bits the
+# matrix units do in the time of one in float32 (NVIDIA A100 and H100: 16 and 15, AMD MI300X: 8)
+SEPARABLE_OPERATIONS = 7
+MATRIX_UNITS = 16
 OPEN_SIZE = 4096  # what a size that an export leaves open counts as
 
 
@@ -60,6 +65,16 @@ def _counted(size: int) -> int:
 
         return size if has_static_value(size) else OPEN_SIZE
     return size
+
+
+def _separable_per_score(channels: int, dtype: torch.dtype, device: str) -> float:
+    """What a score of the separable route costs, in multiplications."""
+    if device != 'cuda':
+        return 2 * (channels + 1) + SEPARABLE_PASSES
+    if channels > most_channels(dtype):
+        return math.inf  # without a kernel every pass goes through memory
+    slots = max(16, 1 << (channels + 6).bit_length())  # channels of a position in the kernel's two products
+    return 2 * slots + SEPARABLE_OPERATIONS * (1 if dtype == torch.float32 else MATRIX_UNITS)
 
 
 @register_notrace_module  # the route depends on shapes
@@ -156,7 +171,7 @@ class CrossAttention(nn.Module):
         if torch.jit.is_scripting():
             out = self._plain(q, inputs)
         else:
-            route = self.choose_route(q.shape[2], inputs)
+            route = self.choose_route(q.shape[2], inputs, q.dtype)
             out = self._plain(q, inputs) if route == 'plain' else self._folded(q, inputs, route == 'separable')
         mask = inputs.mask
         if mask is not None:
@@ -165,12 +180,13 @@ class CrossAttention(nn.Module):
         return self.proj_drop(self.proj(out))
 
     @torch.jit.ignore
-    def choose_route(self, num_queries: int, inputs: Inputs) -> str:
+    def choose_route(self, num_queries: int, inputs: Inputs, dtype: torch.dtype = torch.float32) -> str:
         """The route a call takes: what was asked for where it is exact, else the one with fewest multiplications.
 
         Args:
             num_queries: Queries M.
             inputs: As in `forward`.
+            dtype: Dtype of the queries.
 
         Returns:
             'separable', 'folded' or 'plain'.
@@ -188,7 +204,7 @@ class CrossAttention(nn.Module):
         folded = 2 * M * N * H * C + folding
         if axes:
             tables = sum(size * t.shape[1] for size, t in zip(sizes, axes, strict=True))
-            per_score = 2 * (content.shape[1] + 1) + SEPARABLE_PASSES
+            per_score = _separable_per_score(content.shape[1], dtype, content.device.type)
             cost = M * N * H * per_score + 2 * M * H * tables + folding
             if cost <= folded and cost <= plain:
                 return 'separable'

@@ -16,8 +16,13 @@ def limits(*, q: torch.Tensor, content: torch.Tensor, needs_inputs: bool = False
     channels = content.shape[1]
     if needs_inputs and q.dtype == torch.float32 and channels > 12:
         return f'gradients of {channels} content channels in float32 are more than 12'
-    most = 40 if q.dtype == torch.float16 else 120
+    most = most_channels(q.dtype)
     return f'{channels} content channels are more than {most}' if channels > most else None
+
+
+def most_channels(dtype: torch.dtype) -> int:
+    """Content channels that the kernels take with queries of a dtype."""
+    return 40 if dtype == torch.float16 else 120
 
 
 def _fake(q, content, axes, scale, eps, mask):

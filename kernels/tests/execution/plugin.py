@@ -16,6 +16,8 @@ from xdist import is_xdist_controller
 
 EXECUTION = pytest.StashKey()
 KEPT = 64  # parsed modules, for launches that are alike
+HERE = 'execution'
+LEFT_OUT = {'test_dispatch.py'}  # what becomes of a call whose kernel fails
 
 
 class Execution:
@@ -76,8 +78,12 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of the tests of the kernels, those that launch them."""
-    chosen = [item for item in items if 'device' in item.fixturenames or 'execution' in item.path.parts]
+    """Of the tests of operations, those whose calls are sent to the kernels, and the tests of this folder."""
+    chosen = [
+        item
+        for item in items
+        if item.path.parent.name == HERE or ('forced' in item.fixturenames and item.path.name not in LEFT_OUT)
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 

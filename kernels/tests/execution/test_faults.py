@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from execution.plugin import Execution
-from gates import check
+from gates import EACH, check
 from ttsem import memory
 from ttsem.sanitize import KernelFault
 
@@ -121,6 +121,13 @@ def test_memory_that_was_not_written_fails_the_test_of_values(kernel, right, dev
         with pytest.raises(AssertionError, match='result 0: error nan'):
             check(copy, None, torch.float32, device, guarded)
     assert launches
+
+
+def test_an_operation_does_not_take_pytorch_where_its_kernel_has_a_fault(device, launches, monkeypatch):
+    spec = EACH[0].values[0]
+    monkeypatch.setattr(spec.kernel, 'forward', lambda *args: launch(_stores_past_the_end_kernel, torch.randn(SIZE)))
+    with pytest.raises(KernelFault):
+        spec.operator(*spec.inputs(spec.cases[0], torch.float32, device))
 
 
 def test_launches_that_are_not_checked_for_races_are_named(device, monkeypatch):

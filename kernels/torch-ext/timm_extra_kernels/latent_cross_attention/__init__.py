@@ -6,15 +6,39 @@ import torch
 
 from .._checks import check_mask, check_queries
 from .._register import Operators
+from .._target import INTERPRETER, describe, target
 from .._tiles import compute_dtype
 
 __all__ = ['latent_cross_attention']
 
 
-def limits(*, x: torch.Tensor) -> Optional[str]:
-    """What the kernels cannot do."""
-    channels = x.shape[-1]
-    return f'{channels} channels are more than 1024' if channels > 1024 else None
+def limits(*, q: torch.Tensor, x: torch.Tensor, grad: Optional[torch.Tensor] = None) -> Optional[str]:
+    """What the kernels cannot do, or PyTorch does with less work. Multiply-adds per score, of C channels:
+
+    =========  =============  =============================================================================
+    direction  PyTorch        kernels
+    =========  =============  =============================================================================
+    forward    2 C, float32   2 C in 16 bits, on matrix units at 4 to 16 times the rate of float32; above 512 channels
+                              mma.sync repeats the scores in half of the warps, which makes it 3 C
+    backward   5 C, float32   7 C in 16 bits, scores once for q and once for x, up to 512 channels; above them the sums
+                              leave no registers
+    =========  =============  =============================================================================
+
+    PyTorch moves 32 more bytes per score forward, 56 backward: scores go through memory. In float32 both sides multiply
+    at one rate, and these bytes are worth 4 C multiply-adds at most (C = 261, H100): 2 C and 7 C of a kernel that
+    reaches half of a library's rate, as 4 C and 14 C, are not fewer than 2 C and 5 C with them. Three products in TF32
+    instead of one in float32 spill at 261 channels, whatever the tiles.
+    """
+    gpu, channels = describe(target(x.device)), x.shape[-1]
+    if channels > 1024:
+        return f'{channels} channels are more than 1024'
+    if not gpu.unit:
+        return f'{gpu.name} has no matrix cores that the kernels use'
+    if q.dtype == torch.float32 and gpu.name != INTERPRETER:
+        return 'products in float32 take PyTorch less work'
+    if grad is not None and channels > 512:
+        return f'{channels} channels are more than 512, which is all that the backward kernels hold'
+    return None
 
 
 def _fake(q, x, scale, eps, mask):

@@ -54,7 +54,7 @@ CASES = [
     Case('odd, shared queries', dict(B=3, Q=1, H=2, M=9, C=33, N=67)),
     Case('masked', dict(B=2, H=3, M=7, C=24, N=83, mask=True)),
     Case('as it is', dict(B=2, M=17, C=48, N=31, eps=None)),
-    Case('slices', dict(B=1, M=3, C=261, N=41, mask=True)),
+    Case('three pieces', dict(B=1, M=3, C=308, N=41, mask=True)),
 ]
 SIZES = dict(B=(1, 3), H=(1, 3), M=(1, 40), C=(2, 80), N=(1, 90))
 COMPILED = [

@@ -12,7 +12,7 @@ LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so t
 BLOCK_L = 16  # tokens per step: the layers of CeiT, and few enough that one warp holds them
 
 
-# What changes with the batch and the tokens: a kernel that was compiled for one size serves all, divisible by 16 or not.
+# What changes with batch and tokens: a kernel that was compiled for one size serves all, divisible by 16 or not.
 SIZES = ['H', 'L', *(f'{tensor}{axis}' for tensor in 'gqkv' for axis in 'bhl')]
 
 

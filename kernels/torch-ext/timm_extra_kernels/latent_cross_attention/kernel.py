@@ -139,9 +139,7 @@ def _latent_attention_fwd_kernel(
         at = b * tl.multiple_of(NP, 16) + n0
         x = _tiles(X + at * CP, cols, CP, WIDTHS)
         s = _product(q, x)
-        s = s * (scale * LOG2E)
-        if BIAS is not None:
-            s += tl.load(BIAS + at + cols)[None, :]
+        s = s * (scale * LOG2E) + tl.load(BIAS + at + cols)[None, :]
         new = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new[:, None])
         factor = tl.exp2(top - new)
@@ -204,10 +202,7 @@ def _latent_attention_bwd_q_kernel(
         x = _tiles(X + at * CP, cols, CP, WIDTHS)
         s = _product(q, x)
         dp = _product(g, x)
-        s = s * (scale * LOG2E) - lse[:, None]
-        if BIAS is not None:
-            s += tl.load(BIAS + at + cols)[None, :]
-        p = tl.exp2(s)
+        p = tl.exp2(s * (scale * LOG2E) + tl.load(BIAS + at + cols)[None, :] - lse[:, None])
         ds = p * (dp - delta[:, None])
         sums = _add(sums, ds.to(X.dtype.element_ty), x)
     dq_at = DQ + ((b * splits + split) * R + block.to(tl.int64) * BM) * C
@@ -241,8 +236,7 @@ def _latent_attention_bwd_x_kernel(
     cols = tl.arange(0, BN)
     at = b * tl.multiple_of(NP, 16) + block * BN
     x = _tiles(X + at * CP, cols, CP, WIDTHS)
-    if BIAS is not None:
-        bias = tl.load(BIAS + at + cols)
+    bias = tl.load(BIAS + at + cols)
     sums = _zeros(BN, WIDTHS)
     start = tl.multiple_of(split * rows_each, BM)
     for m0 in tl.range(start, tl.minimum(start + rows_each, RP), BM, num_stages=STAGES):
@@ -251,17 +245,14 @@ def _latent_attention_bwd_x_kernel(
         g = _tiles(G + first * CP, rows, CP, WIDTHS)
         s = _product(x, q)
         dp = _product(x, g)
-        s = s * (scale * LOG2E) - tl.load(LSE + first + rows)[None, :] * LOG2E
-        if BIAS is not None:
-            s += bias[:, None]
-        p = tl.exp2(s)
+        lse = tl.load(LSE + first + rows) * LOG2E
+        p = tl.exp2(s * (scale * LOG2E) + bias[:, None] - lse[None, :])
         ds = p * (dp - tl.load(DELTA + first + rows)[None, :]) * scale
         sums = _add(sums, p.to(X.dtype.element_ty), g)
         sums = _add(sums, ds.to(X.dtype.element_ty), q)
     if RSTD is not None:
         sums = _through_norm(sums, x, tl.load(RSTD + at + cols), C)
-    if BIAS is not None:
-        sums = _where(bias == 0, sums)  # not 0 · NaN where a query or a gradient is NaN
+    sums = _where(bias == 0, sums)  # not 0 · NaN where a query or a gradient is NaN
     dx_at = DX + ((split * batch + b) * N + block * BN) * C
     _store(dx_at, sums, cols, cols < N - block * BN, C, WIDTHS)
 
@@ -290,17 +281,15 @@ def _latent_normalise_fwd_kernel(
     X, MASK, XH, BIAS, RSTD, eps, rows, N, NP, xb, xn, xc,
     C: tl.constexpr, CP: tl.constexpr, NORM: tl.constexpr, ALIGNED: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    # X (B, N, C) by its strides, MASK (B, N); XH (B, NP, CP), BIAS and RSTD (B, NP) if wanted
+    # X (B, N, C) by its strides, MASK (B, N); XH (B, NP, CP), BIAS and RSTD (B, NP)
     r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     c = tl.arange(0, BC)
     n = r % NP
     x, kept = _row_of(X, MASK, r // NP, n, c, (r < rows) & (n < N), N, xb, xn, xc, C, ALIGNED)
-    if BIAS is not None:
-        tl.store(BIAS + r, tl.where(kept, 0.0, -float('inf')), mask=r < rows)
+    tl.store(BIAS + r, tl.where(kept, 0.0, -float('inf')), mask=r < rows)
     if NORM:
         x, rstd = _normalised(x, c, eps, C)
-        if RSTD is not None:
-            tl.store(RSTD + r, rstd, mask=r < rows)
+        tl.store(RSTD + r, rstd, mask=r < rows)
     valid = (r < rows)[:, None] & (c[None, :] < CP)
     tl.store(XH + r[:, None] * CP + c[None, :], x.to(XH.dtype.element_ty), mask=valid)
 
@@ -332,13 +321,13 @@ class Normalised(NamedTuple):
 
     Attributes:
         rows: (B, NP, CP), zeros in the padding and where the mask leaves an input out.
-        bias: (B, NP), 0 and −∞ where a row takes no part; None where all do.
-        rstd: 1 / deviation (B, NP), None if not wanted.
+        bias: (B, NP), 0, and −∞ where a row takes no part.
+        rstd: 1 / deviation (B, NP), None where nothing is normalised.
         mask: Bytes (B, N), or None.
     """
 
     rows: torch.Tensor
-    bias: Optional[torch.Tensor]
+    bias: torch.Tensor
     rstd: Optional[torch.Tensor]
     mask: Optional[torch.Tensor]
 
@@ -383,7 +372,7 @@ def backward(
     gpu = describe(target(x.device))
     RP = _whole(R, max(config(kernel, gpu, CP).rows for kernel in ('bwd_q', 'bwd_x')))
     rows, g = _padded_rows(q, RP, CP, q.dtype), _padded_rows(grad, RP, CP, q.dtype)
-    xh = _normalise(x, eps, _bytes(mask), CP, q.dtype, needs_x)
+    xh = _normalise(x, eps, _bytes(mask), CP, q.dtype)
     # of the gradient as rounded for the products, so that what cancels there does cancel
     delta = (g[:, :R, :C].float() * out.flatten(1, 2)).sum(-1)
     lse = lse.flatten(1, 2)
@@ -448,21 +437,16 @@ def _backward_x(x: torch.Tensor, eps: Optional[float], xh: Normalised, given: tu
 
 
 def _normalise(
-    x: torch.Tensor,
-    eps: Optional[float],
-    mask: Optional[torch.Tensor],
-    CP: int,
-    dtype: torch.dtype,
-    needs_rstd: bool = False,
+    x: torch.Tensor, eps: Optional[float], mask: Optional[torch.Tensor], CP: int, dtype: torch.dtype
 ) -> Normalised:
     """x̂ in that dtype: x itself where that is the same."""
     B, N, C = x.shape
     NP = _whole(N, KEYS)
-    bias = None if mask is None and N == NP else x.new_empty((B, NP), dtype=torch.float32)
-    if eps is None and bias is None and C == CP and x.dtype == dtype and x.is_contiguous():
-        return Normalised(x, None, None, None)
+    if eps is None and mask is None and (N, C) == (NP, CP) and x.dtype == dtype and x.is_contiguous():
+        return Normalised(x, x.new_zeros((B, NP), dtype=torch.float32), None, None)
     xh = x.new_empty((B, NP, CP), dtype=dtype)
-    rstd = x.new_empty((B, NP), dtype=torch.float32) if needs_rstd and eps is not None else None
+    bias = x.new_empty((B, NP), dtype=torch.float32)
+    rstd = None if eps is None else x.new_empty((B, NP), dtype=torch.float32)
     step = _rows_at_once(CP)
     _latent_normalise_fwd_kernel[(triton.cdiv(B * NP, step['BR']),)](
         x, mask, xh, bias, rstd, eps or 0.0, B * NP, N, NP, *x.stride(), C, CP, eps is not None, _aligned(x), **step

@@ -40,7 +40,8 @@ TARGETS = {
 }
 SHARED = {name: describe(name).shared * 1024 for name in NAMES}  # bytes that a block may have
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-FIELDS = ['registers', 'spills', 'shared', 'warps', 'mma', 'wgmma', 'async', 'exp']
+FIELDS = ['registers', 'spills', 'shared', 'tensor', 'warps', 'mma', 'wgmma', 'async', 'exp']
+TENSOR = 512  # columns of tensor memory: of a kernel that needs more, Triton 3.9 compiles nothing but a trap
 COMMITTED = Path(__file__).with_name('resources.json')
 NVIDIA_TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 Pair = Tuple[Case, torch.dtype]
@@ -94,8 +95,10 @@ def compiling_for(target: GPUTarget, really: bool = True) -> Iterator[List[Tuple
 
 
 def resources(compiled: Any) -> Dict[str, int]:
-    """Registers, spills (bytes of stack, or registers), shared memory in bytes, warps and counted instructions."""
-    found = dict(shared=compiled.metadata.shared, warps=compiled.metadata.num_warps)
+    """Registers, spills (bytes of stack, or registers), shared memory in bytes, columns of tensor memory, warps and
+    counted instructions."""
+    metadata = compiled.metadata
+    found = dict(shared=metadata.shared, warps=metadata.num_warps, tensor=getattr(metadata, 'tmem_size', None) or 0)
     if 'cubin' in compiled.asm:
         with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
             file.write(compiled.asm['cubin'])
@@ -190,18 +193,33 @@ def compile_all(targets: Sequence[str], few: bool = False) -> Dict[str, Table]:
         return dict(zip(targets, pool.map(one, targets), strict=True))
 
 
+def fault(target: str, found: Dict[str, int]) -> Optional[str]:
+    """What is wrong with a kernel, from its resources; None if nothing is."""
+    if found['spills']:
+        return 'spills registers'
+    if found['shared'] > SHARED[target]:
+        return f'needs more shared memory than {SHARED[target]} bytes'
+    return f'needs more than {TENSOR} columns of tensor memory' if found['tensor'] > TENSOR else None
+
+
+def faults(tables: Dict[str, Table]) -> List[str]:
+    """What is wrong with each kernel of which something is."""
+    return [
+        f'{target} {name} ({key}) {fault(target, found)}: {found}'
+        for target, table in tables.items()
+        for name, lines in table.items()
+        for key, found in lines.items()
+        if fault(target, found)
+    ]
+
+
 def report(targets: Sequence[str]) -> int:
-    """Print every kernel that spills or does not fit, and how many do; returns that number."""
-    count = bad = 0
-    for target, table in compile_all(targets).items():
-        for name, lines in table.items():
-            for key, found in lines.items():
-                count += 1
-                if found['spills'] or found['shared'] > SHARED[target]:
-                    bad += 1
-                    print(f'{target} {name} ({key}): {found}')
-    print(f'triton {triton.__version__}: {bad} of {count} kernels spill or do not fit')
-    return bad
+    """Print what is wrong with the kernels of the targets; returns how many that are."""
+    tables = compile_all(targets)
+    found = faults(tables)
+    count = sum(len(lines) for table in tables.values() for lines in table.values())
+    print(*found, f'triton {triton.__version__}: {len(found)} of {count} kernels', sep='\n')
+    return len(found)
 
 
 def write(tables: Dict[str, Table]) -> None:

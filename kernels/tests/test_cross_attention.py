@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
+from timm_extra_kernels.latent_cross_attention.naive import forward as naive
 
 SHAPES = [(7,), (1,), (5, 3), (1, 11), (13, 17), (3, 5, 7), (1, 2, 1)]
 FEATURES = (4, 3, 2)  # of the first, second and third axis
@@ -116,6 +117,26 @@ def test_scores_that_grow_from_tile_to_tile(increasing):
     q = torch.ones(1, 1, 20, 3)
     ours = latent_cross_attention(q, x, scale=1.0, eps=None)
     torch.testing.assert_close(ours, dense(q, x, 1.0, None), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures('_tiles')
+@pytest.mark.parametrize('eps', [1e-5, None])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_masked_latent_inputs_have_no_influence(value, eps):
+    """Not in the result, not in gradients of the queries and of the other inputs; their own gradient is 0."""
+    q, content, *axes = (t.detach() for t in inputs((13, 17), 2, False))
+    mask = some_mask('one item empty', 2, (13, 17)).flatten(1)
+    plain = tokens(content, axes)
+    found = []
+    for x in (plain, plain.masked_fill(~mask[..., None], value)):
+        given = q.clone().requires_grad_(), x.clone().requires_grad_()
+        for forward in (latent_cross_attention, naive):
+            out = forward(*given, scale=0.3, eps=eps, mask=mask)
+            found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(b, a, rtol=0, atol=1e-10)
+    assert not found[0][2][~mask].any()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

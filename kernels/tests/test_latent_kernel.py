@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from gates import BY_NAME, check
+from gates import BY_NAME, check, limit
 
 from timm_extra_kernels import latent_cross_attention
 from timm_extra_kernels._cases import Case
+from timm_extra_kernels._target import describe
 from timm_extra_kernels.latent_cross_attention import cases, kernel
 from timm_extra_kernels.latent_cross_attention.naive import forward as naive
-from timm_extra_kernels.latent_cross_attention.tiles import SLICED, WHOLE, Tiles, config, cover
+from timm_extra_kernels.latent_cross_attention.tiles import Tiles, config, cover
 
 SPEC = BY_NAME['latent_cross_attention']
 SMALL = Case('small', dict(B=2, M=5, C=21, N=50))
@@ -47,15 +48,14 @@ def test_splits_of_the_loops(processors, eps, device, launches, guarded, monkeyp
 @pytest.mark.parametrize(
     'tiles',
     [
-        Tiles((32,), 16, 16, 1, 4, chunk=16),
-        Tiles((64,), 16, 16, 1, 4, chunk=64),
+        Tiles((64,), 16, 16, 1, 4),
         Tiles((64, 32), 16, 16, 1, 8),
         Tiles((32, 16, 16), 32, 16, 1, 4),
     ],
-    ids=['slices', 'one slice beyond the channels', 'pieces beyond the channels', 'three pieces'],
+    ids=['one piece', 'pieces beyond the channels', 'three pieces'],
 )
-def test_channels_in_pieces_and_slices(tiles, dtype, device, launches, guarded, monkeypatch):
-    monkeypatch.setattr(kernel, 'config', lambda *args: dict(fwd=tiles, bwd_q=tiles, bwd_x=tiles))
+def test_channels_in_pieces(tiles, dtype, device, launches, guarded, monkeypatch):
+    monkeypatch.setattr(kernel, 'config', lambda *args: tiles)
     check(SPEC, Case('pieces', dict(B=2, M=5, C=51, N=37, mask=True)), dtype, device, guarded)
 
 
@@ -120,19 +120,67 @@ def test_nan_stays_where_it_is(device, launches):
     assert launches
 
 
-@pytest.mark.parametrize('name', [*WHOLE, 'sm_86', 'gfx90a'])
-def test_every_size_has_tiles(name):
-    for dtype in (torch.float16, torch.float32):
-        for CP in range(16, 1025, 16):
-            for tiles in config(name, dtype, CP).values():
-                assert tiles.chunk or sum(tiles.widths) >= CP
-                assert all(width & (width - 1) == 0 and width >= 16 for width in tiles.widths)
-                assert not tiles.chunk or tiles in SLICED[dtype.itemsize * 8].values()
+NAMES = ['sm_80', 'sm_86', 'sm_87', 'sm_89', 'sm_90', 'sm_100', 'sm_103', 'sm_110', 'sm_120', 'sm_121']
+NAMES += ['gfx90a', 'gfx942', 'gfx950', 'sm_150', 'gfx955', 'interpreter']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_size_has_tiles_that_fit(name):
+    """What is read of x̂ and of the queries at once is part of what a block may hold."""
+    target = describe(name)
+    for kernel_name in ('fwd', 'bwd_q', 'bwd_x'):
+        for CP in range(16, (1024 if kernel_name == 'fwd' else 512) + 1, 16):
+            tiles = config(kernel_name, target, CP)
+            assert sum(tiles.widths) >= CP
+            assert all(width & (width - 1) == 0 and 16 <= width <= 256 for width in tiles.widths)
+            assert kernel.KEYS % tiles.keys == 0
+            if target.unit in ('wgmma', 'tcgen05', 'mma.sync'):
+                assert tiles.keys * CP * 2 <= target.shared * 1024
+
+
+@pytest.mark.parametrize(
+    'name, unit, shared',
+    [
+        ('sm_80', 'mma.sync', 163),
+        ('sm_86', 'mma.sync', 99),
+        ('sm_120', 'mma.sync', 99),
+        ('sm_103', 'tcgen05', 227),
+        ('sm_150', 'mma.sync', 99),
+        ('gfx950', 'mfma', 160),
+        ('gfx1100', '', 64),
+    ],
+)
+def test_targets_are_described_by_what_they_have(name, unit, shared):
+    assert describe(name)[1:3] == (unit, shared)
+
+
+@pytest.mark.parametrize(
+    'name, C, dtype, expected',
+    [
+        ('sm_90', 261, torch.bfloat16, None),
+        ('gfx90a', 261, torch.float16, None),
+        ('sm_120', 1024, torch.bfloat16, None),
+        ('sm_90', 261, torch.float32, 'products in float32 take PyTorch less work'),
+        ('gfx942', 261, torch.float32, 'products in float32 take PyTorch less work'),
+        ('gfx1100', 261, torch.bfloat16, 'gfx1100 has no matrix cores that the kernels use'),
+        ('sm_90', 1025, torch.bfloat16, '1025 channels are more than 1024'),
+    ],
+)
+def test_what_takes_pytorch_is_named(name, C, dtype, expected, monkeypatch):
+    monkeypatch.setattr(SPEC.package, 'target', lambda device: name)
+    args = cases.inputs(Case('meta', dict(B=2, M=32, C=C, N=640)), dtype, torch.device('meta'))
+    assert limit(SPEC, 'forward', args) == expected
+
+
+def test_gradients_of_many_channels_take_pytorch(device, launches, guarded):
+    check(SPEC, Case('wide', dict(B=1, M=3, C=530, N=21)), torch.float32, device, guarded)
+    assert '_latent_attention_fwd_kernel' in launches
+    assert not [name for name in launches if 'bwd' in name]
 
 
 @pytest.mark.parametrize(
     'channels, smallest, expected',
-    [(16, 16, (16,)), (272, 16, (256, 16)), (336, 16, (256, 64, 16)), (272, 64, (256, 64)), (464, 16, (512,))],
+    [(16, 16, (16,)), (272, 16, (256, 16)), (336, 16, (256, 64, 16)), (272, 64, (256, 64)), (464, 16, (256, 256))],
 )
 def test_pieces_cover_the_channels(channels, smallest, expected):
     assert cover(channels, smallest) == expected
@@ -142,3 +190,34 @@ def test_more_channels_than_kernels_hold(device, launches):
     q, x = torch.zeros(1, 1, 2, 1025, device=device), torch.zeros(1, 3, 1025, device=device)
     latent_cross_attention(q, x, scale=1.0)
     assert not launches
+
+
+@pytest.mark.parametrize('eps, Q, C, N', [(1e-5, 2, 21, 50), (None, 1, 21, 50), (1e-5, 1, 32, 128), (None, 2, 32, 128)])
+def test_masked_inputs_have_no_influence(eps, Q, C, N, device, launches):
+    """NaN or not, in kernels; the eager form is tested beside the other attention."""
+    q, x, scale, *_ = cases.inputs(Case('masked', dict(B=2, Q=Q, M=5, C=C, N=N)), torch.float32, device)
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
+    mask[0, 3], mask[1, ::2] = False, False
+    found, other = (
+        with_gradients(q, x.masked_fill(~mask[..., None], value), scale, eps, mask) for value in (0.0, float('nan'))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
+    assert not found[2][~mask].any() and not found[0].isnan().any()
+    assert launches
+
+
+def test_a_query_of_nan_leaves_masked_inputs_alone(device, launches):
+    q, x, scale, eps, _ = cases.inputs(SMALL, torch.float32, device)
+    q[0, 0, 2] = float('nan')
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=device)
+    mask[0, 3] = False
+    *_, grad = with_gradients(q, x, scale, eps, mask)
+    assert grad[0, 4].isnan().all() and not grad[0, 3].any()
+    assert launches
+
+
+def with_gradients(q, x, scale, eps, mask):
+    """The output and the gradients of q and x."""
+    q, x = q.detach().clone().requires_grad_(), x.detach().clone().requires_grad_()
+    out = latent_cross_attention(q, x, scale=scale, eps=eps, mask=mask)
+    return out.detach(), *torch.autograd.grad(out.square().sum(), (q, x))

@@ -13,6 +13,11 @@ def normalise(x: torch.Tensor, eps: Optional[float]) -> torch.Tensor:
     return x if eps is None else F.layer_norm(x, x.shape[-1:], None, None, eps)
 
 
+def taking_part(x: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+    """Rows (B, n, C) with zeros where the mask (B, n) leaves an input out: 0 · NaN would not be 0."""
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
 def forward(
     q: torch.Tensor, x: torch.Tensor, scale: float, eps: Optional[float], mask: Optional[torch.Tensor]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -40,10 +45,11 @@ def forward(
         softmax = OnlineSoftmax((b1 - b0, H * M), rows)
         total = rows.new_zeros(b1 - b0, H * M, C)
         for i, j in tiles:
-            xh = normalise(x[b0:b1, i:j].to(dtype), eps)  # (b, n, C)
+            kept = None if mask is None else mask[b0:b1, i:j]
+            xh = normalise(taking_part(x[b0:b1, i:j], kept).to(dtype), eps)  # (b, n, C)
             scores = torch.matmul(queries, xh.mT, out=memory.take(b1 - b0, H * M, j - i))
-            if mask is not None:
-                scores.masked_fill_(~mask[b0:b1, None, i:j], -float('inf'))
+            if kept is not None:
+                scores.masked_fill_(~kept.unsqueeze(1), -float('inf'))
             factor = softmax.add(scores)
             if factor is not None:
                 total.mul_(factor)
@@ -93,10 +99,12 @@ def backward(
     for (b0, b1), tiles in _tiles(B, H * M, N, x.device):
         queries = _items(rows, b0, b1)
         for i, j in tiles:
-            xh = normalise(x[b0:b1, i:j].to(dtype), eps)  # (b, n, C)
+            kept = None if mask is None else mask[b0:b1, i:j]
+            tile = taking_part(x[b0:b1, i:j], kept).to(dtype)  # (b, n, C)
+            xh = normalise(tile, eps)
             p = torch.matmul(queries, xh.mT, out=memories[0].take(b1 - b0, H * M, j - i))
-            if mask is not None:
-                p.masked_fill_(~mask[b0:b1, None, i:j], -float('inf'))
+            if kept is not None:
+                p.masked_fill_(~kept.unsqueeze(1), -float('inf'))
             p.sub_(lse[b0:b1]).exp_()  # (b, H·M, n)
             ds = torch.matmul(grad[b0:b1], xh.mT, out=memories[1].take(*p.shape)).sub_(delta[b0:b1]).mul_(p)
             part = ds @ xh
@@ -106,7 +114,7 @@ def backward(
                 dq[b0:b1] += part
             if needs_x:
                 dxh = ds.mT @ queries + p.mT @ grad[b0:b1]  # (b, n, C)
-                dx[b0:b1, i:j] = _normalise_backward(dxh, x[b0:b1, i:j].to(dtype), xh, eps).to(dx.dtype)
+                dx[b0:b1, i:j] = taking_part(_normalise_backward(dxh, tile, xh, eps), kept).to(dx.dtype)
     return (dq * scale).view(q.shape).to(q.dtype), dx
 
 

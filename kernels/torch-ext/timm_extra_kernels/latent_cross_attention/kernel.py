@@ -2,25 +2,28 @@
 
 x̂ is first written in the dtype of the products, its rows padded to a multiple of 16 elements: odd rows can only be
 loaded element by element, and normalising within the loop would repeat for every block of queries. Heads and queries
-are one axis of rows, as all of them attend to the same x̂. A program holds its queries and sums over all channels in
-pieces (the widths of `Tiles`); where registers do not allow that, it holds one slice of the output's channels and
-forms the scores from memory, chunk by chunk.
+are one axis of rows, as all of them attend to the same x̂. A program holds its queries and sums over all channels, in
+pieces (the widths of `Tiles`), so that every score is computed once. Rows that loops read are padded too, to whole
+steps: checks of the bounds would take registers. Inputs that the mask leaves out are zeros in x̂.
 """
 
 import functools
-from typing import Dict, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .._target import FUSION, INTERPRETER, target
+from .._target import FUSION, INTERPRETER, describe, target
 from .tiles import config
 
 LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 BLOCK = 4096  # elements that a program of the row-wise kernels holds
+KEYS = 64  # x̂ has a multiple of so many rows: every step over keys divides it
+# Sizes, which change from call to call: a kernel that was compiled for one serves all, divisible by 16 or not.
+SIZES = ['batch', 'R', 'RP', 'N', 'NP', 'q_batch', 'blocks', 'keys', 'rows', 'rows_each', 'splits', 'xb', 'xn']
 
 
 @triton.constexpr_function
@@ -29,22 +32,22 @@ def _before(widths, i):
 
 
 @triton.jit
-def _tile(ptr, rows, inside, at, CP: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr):
+def _tile(ptr, rows, at, CP: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr):
     # (rows, WIDTH) of rows of CP elements, from channel `at`; EVEN if it does not end beyond CP
     c = at + tl.arange(0, WIDTH)
+    place = ptr + rows[:, None] * CP + c[None, :]
     if EVEN:
-        valid = inside[:, None]
+        return tl.load(place)
     else:
-        valid = inside[:, None] & (c[None, :] < CP)
-    return tl.load(ptr + rows[:, None] * CP + c[None, :], mask=valid, other=0.0)
+        return tl.load(place, mask=c[None, :] < CP, other=0.0)
 
 
 @triton.jit
-def _tiles(ptr, rows, inside, CP: tl.constexpr, WIDTHS: tl.constexpr):
+def _tiles(ptr, rows, CP: tl.constexpr, WIDTHS: tl.constexpr):
     # all CP channels in pieces, the last of which may reach beyond them
     out = ()
     for i in tl.static_range(len(WIDTHS)):
-        out += (_tile(ptr, rows, inside, _before(WIDTHS, i), CP, WIDTHS[i], _before(WIDTHS, i + 1) <= CP),)
+        out += (_tile(ptr, rows, _before(WIDTHS, i), CP, WIDTHS[i], _before(WIDTHS, i + 1) <= CP),)
     return out
 
 
@@ -54,16 +57,6 @@ def _product(a, b):
     s = tl.dot(a[0], tl.trans(b[0]), input_precision='ieee')
     for i in tl.static_range(1, len(b)):
         s = tl.dot(a[i], tl.trans(b[i]), s, input_precision='ieee')
-    return s
-
-
-@triton.jit
-def _product_from_memory(A, B, rows, rows_inside, cols, cols_inside, CP: tl.constexpr, CHUNK: tl.constexpr):
-    s = tl.zeros([rows.shape[0], cols.shape[0]], tl.float32)
-    for at in range(0, CP, CHUNK):
-        a = _tile(A, rows, rows_inside, at, CP, CHUNK, CP % CHUNK == 0)
-        b = _tile(B, cols, cols_inside, at, CP, CHUNK, CP % CHUNK == 0)
-        s = tl.dot(a, tl.trans(b), s, input_precision='ieee')
     return s
 
 
@@ -98,58 +91,55 @@ def _scale(sums, factor):
 
 
 @triton.jit
-def _store(ptr, sums, rows, inside, at, C: tl.constexpr, WIDTHS: tl.constexpr):
-    # into rows of C elements, from channel `at`
+def _where(rows, sums):
+    out = ()
+    for i in tl.static_range(len(sums)):
+        out += (tl.where(rows[:, None], sums[i], 0.0),)
+    return out
+
+
+@triton.jit
+def _store(ptr, sums, rows, inside, C: tl.constexpr, WIDTHS: tl.constexpr):
+    # into rows of C elements
     for i in tl.static_range(len(WIDTHS)):
-        c = at + _before(WIDTHS, i) + tl.arange(0, WIDTHS[i])
+        c = _before(WIDTHS, i) + tl.arange(0, WIDTHS[i])
         valid = inside[:, None] & (c[None, :] < C)
         tl.store(ptr + rows[:, None] * C + c[None, :], sums[i].to(ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit
-def _attended(MASK, at, n, N):
-    inside = n < N
-    if MASK is not None:
-        inside = inside & (tl.load(MASK + at + n, mask=inside, other=0) > 0)
-    return inside
+def _item(ptr, b, stride):
+    # item b of a batch of rows of CP elements
+    return ptr + b * tl.multiple_of(stride, 16)
 
 
 @triton.jit
-def _program(blocks, slices, splits):
+def _program(blocks, splits):
     # block of rows fastest: neighbours read the same keys
     pid = tl.program_id(0)
-    part = pid // blocks // slices
-    return pid % blocks, pid // blocks % slices, part % splits, (part // splits).to(tl.int64)
+    return pid % blocks, pid // blocks % splits, (pid // blocks // splits).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=['MASK'])
 def _latent_attention_fwd_kernel(
-    Q, X, MASK, OUT, LSE, scale, batch, R, N, q_batch, blocks, keys, splits,
-    C: tl.constexpr, CP: tl.constexpr, WHOLE: tl.constexpr, WIDTHS: tl.constexpr, SLICES: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    Q, X, BIAS, OUT, LSE, scale, batch, R, NP, q_batch, blocks, keys, splits,
+    C: tl.constexpr, CP: tl.constexpr, WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    # Q (B, R, CP), or 1 by a batch stride of 0; X (B, N, CP); OUT (splits, B, R, C), LSE (splits, B, R)
-    block, part, split, b = _program(blocks, SLICES, splits)
+    # Q (B, RP, CP), or 1 by a batch stride of 0; X (B, NP, CP), BIAS (B, NP) 0, or −∞ where it takes no part;
+    # OUT (splits, B, R, C), LSE (splits, B, R)
+    block, split, b = _program(blocks, splits)
     rows = tl.arange(0, BM)
     cols = tl.arange(0, BN)
-    rows_inside = block * BM + rows < R
-    q_at = Q + b * q_batch + block.to(tl.int64) * BM * CP
-    if WHOLE:
-        q = _tiles(q_at, rows, rows_inside, CP, WIDTHS)
+    q = _tiles(_item(Q, b, q_batch) + block.to(tl.int64) * BM * CP, rows, CP, WIDTHS)
     top = tl.full([BM], LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
     sums = _zeros(BM, WIDTHS)
-    for n0 in tl.range(split * keys, tl.minimum(split * keys + keys, N), BN, num_stages=STAGES):
-        inside = n0 + cols < N
-        x_at = X + (b * N + n0) * CP
-        if WHOLE:
-            x = _tiles(x_at, cols, inside, CP, WIDTHS)
-            s = _product(q, x)
-        else:
-            s = _product_from_memory(q_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK)
-            x = (_tile(x_at, cols, inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
-        attended = _attended(MASK, b * N, n0 + cols, N)
-        s = tl.where(attended[None, :], s * (scale * LOG2E), -float('inf'))
+    start = tl.multiple_of(split * keys, BN)
+    for n0 in tl.range(start, tl.minimum(start + keys, NP), BN, num_stages=STAGES):
+        at = b * tl.multiple_of(NP, 16) + n0
+        x = _tiles(X + at * CP, cols, CP, WIDTHS)
+        s = _product(q, x)
+        s = s * (scale * LOG2E) + tl.load(BIAS + at + cols)[None, :]
         new = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new[:, None])
         factor = tl.exp2(top - new)
@@ -159,13 +149,13 @@ def _latent_attention_fwd_kernel(
     none = total == 0
     first = (split * batch + b) * R + block.to(tl.int64) * BM
     sums = _scale(sums, (1.0 / tl.where(none, 1.0, total))[:, None])
-    _store(OUT + first * C, sums, rows, rows_inside, part * WIDTHS[0], C, WIDTHS)
-    if part == 0:
-        lse = tl.where(none, float('inf'), (top + tl.log2(total)) / LOG2E)
-        tl.store(LSE + first + rows, lse, mask=rows_inside)
+    rows_inside = rows < R - block * BM
+    _store(OUT + first * C, sums, rows, rows_inside, C, WIDTHS)
+    lse = tl.where(none, float('inf'), (top + tl.log2(total)) / LOG2E)
+    tl.store(LSE + first + rows, lse, mask=rows_inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=['MASK'])
 def _latent_combine_fwd_kernel(
     PARTS, LSES, OUT, LSE, rows, splits, C: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr
 ):
@@ -191,43 +181,32 @@ def _latent_combine_fwd_kernel(
     tl.store(LSE + r, tl.where(none, float('inf'), top + tl.log2(total) / LOG2E), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=['MASK'])
 def _latent_attention_bwd_q_kernel(
-    Q, X, MASK, G, LSE, DELTA, DQ, scale, R, N, q_batch, blocks, keys, splits,
-    C: tl.constexpr, CP: tl.constexpr, WHOLE: tl.constexpr, WIDTHS: tl.constexpr, SLICES: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    Q, X, BIAS, G, LSE, DELTA, DQ, scale, R, RP, NP, q_batch, blocks, keys, splits,
+    C: tl.constexpr, CP: tl.constexpr, WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    # as above; G (B, R, CP), LSE and DELTA (B, R); DQ (B, splits, R, C)
-    block, part, split, b = _program(blocks, SLICES, splits)
+    # as above; G (B, RP, CP), LSE and DELTA (B, RP); DQ (B, splits, R, C)
+    block, split, b = _program(blocks, splits)
     rows = tl.arange(0, BM)
     cols = tl.arange(0, BN)
-    rows_inside = block * BM + rows < R
-    q_at = Q + b * q_batch + block.to(tl.int64) * BM * CP
-    first = b * R + block.to(tl.int64) * BM
-    g_at = G + first * CP
-    if WHOLE:
-        q = _tiles(q_at, rows, rows_inside, CP, WIDTHS)
-        g = _tiles(g_at, rows, rows_inside, CP, WIDTHS)
-    lse = tl.load(LSE + first + rows, mask=rows_inside, other=float('inf')) * LOG2E
-    delta = tl.load(DELTA + first + rows, mask=rows_inside, other=0.0)
+    first = b * tl.multiple_of(RP, 16) + block.to(tl.int64) * BM
+    q = _tiles(_item(Q, b, q_batch) + block.to(tl.int64) * BM * CP, rows, CP, WIDTHS)
+    g = _tiles(G + first * CP, rows, CP, WIDTHS)
+    lse = tl.load(LSE + first + rows) * LOG2E
+    delta = tl.load(DELTA + first + rows)
     sums = _zeros(BM, WIDTHS)
-    for n0 in tl.range(split * keys, tl.minimum(split * keys + keys, N), BN, num_stages=STAGES):
-        inside = n0 + cols < N
-        x_at = X + (b * N + n0) * CP
-        if WHOLE:
-            x = _tiles(x_at, cols, inside, CP, WIDTHS)
-            s = _product(q, x)
-            dp = _product(g, x)
-        else:
-            s = _product_from_memory(q_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK)
-            dp = _product_from_memory(g_at, x_at, rows, rows_inside, cols, inside, CP, CHUNK)
-            x = (_tile(x_at, cols, inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
-        attended = _attended(MASK, b * N, n0 + cols, N)
-        p = tl.where(attended[None, :], tl.exp2(s * (scale * LOG2E) - lse[:, None]), 0.0)
+    start = tl.multiple_of(split * keys, BN)
+    for n0 in tl.range(start, tl.minimum(start + keys, NP), BN, num_stages=STAGES):
+        at = b * tl.multiple_of(NP, 16) + n0
+        x = _tiles(X + at * CP, cols, CP, WIDTHS)
+        s = _product(q, x)
+        dp = _product(g, x)
+        p = tl.exp2(s * (scale * LOG2E) + tl.load(BIAS + at + cols)[None, :] - lse[:, None])
         ds = p * (dp - delta[:, None])
         sums = _add(sums, ds.to(X.dtype.element_ty), x)
-    at = ((b * splits + split) * R + block.to(tl.int64) * BM) * C
-    _store(DQ + at, _scale(sums, scale), rows, rows_inside, part * WIDTHS[0], C, WIDTHS)
+    dq_at = DQ + ((b * splits + split) * R + block.to(tl.int64) * BM) * C
+    _store(dq_at, _scale(sums, scale), rows, rows < R - block * BM, C, WIDTHS)
 
 
 @triton.jit
@@ -245,56 +224,49 @@ def _through_norm(sums, xh, rstd, C: tl.constexpr):
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=['MASK'])
 def _latent_attention_bwd_x_kernel(
-    Q, X, RSTD, MASK, G, LSE, DELTA, DX, scale, batch, R, N, q_batch, blocks, rows_each, splits,
-    C: tl.constexpr, CP: tl.constexpr, WHOLE: tl.constexpr, WIDTHS: tl.constexpr, SLICES: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    Q, X, RSTD, BIAS, G, LSE, DELTA, DX, scale, batch, RP, N, NP, q_batch, blocks, rows_each, splits,
+    C: tl.constexpr, CP: tl.constexpr, WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # as above, with scores (BN, BM) on their side and splits of the rows; DX (splits, B, N, C), the gradient of x̂,
-    # or of x with its 1 / deviation RSTD (B, N), where a program has all of its channels and rows
-    block, part, split, b = _program(blocks, SLICES, splits)
+    # or of x with its 1 / deviation RSTD (B, NP), where a program has all of its channels and rows
+    block, split, b = _program(blocks, splits)
     rows = tl.arange(0, BM)
     cols = tl.arange(0, BN)
-    n = block * BN + cols
-    inside = n < N
-    attended = _attended(MASK, b * N, n, N)
-    x_at = X + (b * N + block * BN) * CP
-    if WHOLE:
-        x = _tiles(x_at, cols, inside, CP, WIDTHS)
+    at = b * tl.multiple_of(NP, 16) + block * BN
+    x = _tiles(X + at * CP, cols, CP, WIDTHS)
+    bias = tl.load(BIAS + at + cols)
     sums = _zeros(BN, WIDTHS)
-    for m0 in tl.range(split * rows_each, tl.minimum(split * rows_each + rows_each, R), BM, num_stages=STAGES):
-        rows_inside = m0 + rows < R
-        q_at = Q + b * q_batch + tl.cast(m0, tl.int64) * CP
-        first = b * R + m0
-        g_at = G + first * CP
-        if WHOLE:
-            q = _tiles(q_at, rows, rows_inside, CP, WIDTHS)
-            g = _tiles(g_at, rows, rows_inside, CP, WIDTHS)
-            s = _product(x, q)
-            dp = _product(x, g)
-        else:
-            s = _product_from_memory(x_at, q_at, cols, inside, rows, rows_inside, CP, CHUNK)
-            dp = _product_from_memory(x_at, g_at, cols, inside, rows, rows_inside, CP, CHUNK)
-            q = (_tile(q_at, rows, rows_inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
-            g = (_tile(g_at, rows, rows_inside, part * WIDTHS[0], CP, WIDTHS[0], CP % WIDTHS[0] == 0),)
-        lse = tl.load(LSE + first + rows, mask=rows_inside, other=float('inf')) * LOG2E
-        delta = tl.load(DELTA + first + rows, mask=rows_inside, other=0.0)
-        p = tl.where(attended[:, None], tl.exp2(s * (scale * LOG2E) - lse[None, :]), 0.0)
-        ds = p * (dp - delta[None, :]) * scale
+    start = tl.multiple_of(split * rows_each, BM)
+    for m0 in tl.range(start, tl.minimum(start + rows_each, RP), BM, num_stages=STAGES):
+        first = b * tl.multiple_of(RP, 16) + m0
+        q = _tiles(_item(Q, b, q_batch) + tl.cast(m0, tl.int64) * CP, rows, CP, WIDTHS)
+        g = _tiles(G + first * CP, rows, CP, WIDTHS)
+        s = _product(x, q)
+        dp = _product(x, g)
+        lse = tl.load(LSE + first + rows) * LOG2E
+        p = tl.exp2(s * (scale * LOG2E) + bias[:, None] - lse[None, :])
+        ds = p * (dp - tl.load(DELTA + first + rows)[None, :]) * scale
         sums = _add(sums, p.to(X.dtype.element_ty), g)
         sums = _add(sums, ds.to(X.dtype.element_ty), q)
     if RSTD is not None:
-        sums = _through_norm(sums, x, tl.load(RSTD + b * N + n, mask=inside, other=0.0), C)
-    at = ((split * batch + b) * N + block * BN) * C
-    _store(DX + at, sums, cols, inside, part * WIDTHS[0], C, WIDTHS)
+        sums = _through_norm(sums, x, tl.load(RSTD + at + cols), C)
+    sums = _where(bias == 0, sums)  # not 0 · NaN where a query or a gradient is NaN
+    dx_at = DX + ((split * batch + b) * N + block * BN) * C
+    _store(dx_at, sums, cols, cols < N - block * BN, C, WIDTHS)
 
 
 @triton.jit
-def _row_of(X, r, c, inside, N, xb, xn, xc, C: tl.constexpr):
-    # float32 (BR, BC) of X (B, N, C), r over B · N
-    at = X + (r // N)[:, None] * xb + (r % N)[:, None] * xn + c[None, :] * xc
-    return tl.load(at, mask=inside[:, None] & (c[None, :] < C), other=0.0).to(tl.float32)
+def _row_of(X, MASK, b, n, c, inside, N, xb, xn, xc, C: tl.constexpr, ALIGNED: tl.constexpr):
+    # float32 (BR, BC) of X (B, N, C), zeros where MASK leaves an input out; and what it does not leave out
+    if ALIGNED:
+        xb = tl.multiple_of(xb, 16)
+        xn = tl.multiple_of(xn, 16)
+    if MASK is not None:
+        inside = inside & (tl.load(MASK + b * N + n, mask=inside, other=0) > 0)
+    at = X + b[:, None] * xb + n[:, None] * xn + c[None, :] * xc
+    return tl.load(at, mask=inside[:, None] & (c[None, :] < C), other=0.0).to(tl.float32), inside
 
 
 @triton.jit
@@ -304,30 +276,30 @@ def _normalised(x, c, eps, C: tl.constexpr):
     return x * rstd[:, None], rstd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=['MASK'])
 def _latent_normalise_fwd_kernel(
-    X, XH, RSTD, eps, rows, N, xb, xn, xc,
-    C: tl.constexpr, CP: tl.constexpr, NORM: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    X, MASK, XH, BIAS, RSTD, eps, rows, N, NP, xb, xn, xc,
+    C: tl.constexpr, CP: tl.constexpr, NORM: tl.constexpr, ALIGNED: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    # X (B, N, C) by its strides; XH (B, N, CP), RSTD (B, N) if wanted
+    # X (B, N, C) by its strides, MASK (B, N); XH (B, NP, CP), BIAS and RSTD (B, NP)
     r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     c = tl.arange(0, BC)
-    inside = r < rows
-    x = _row_of(X, r, c, inside, N, xb, xn, xc, C)
+    n = r % NP
+    x, kept = _row_of(X, MASK, r // NP, n, c, (r < rows) & (n < N), N, xb, xn, xc, C, ALIGNED)
+    tl.store(BIAS + r, tl.where(kept, 0.0, -float('inf')), mask=r < rows)
     if NORM:
         x, rstd = _normalised(x, c, eps, C)
-        if RSTD is not None:
-            tl.store(RSTD + r, rstd, mask=inside)
-    valid = inside[:, None] & (c[None, :] < CP)
+        tl.store(RSTD + r, rstd, mask=r < rows)
+    valid = (r < rows)[:, None] & (c[None, :] < CP)
     tl.store(XH + r[:, None] * CP + c[None, :], x.to(XH.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=['MASK'])
 def _latent_normalise_bwd_kernel(
-    X, PARTS, DX, eps, rows, N, splits, xb, xn, xc,
-    C: tl.constexpr, CP: tl.constexpr, NORM: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    X, MASK, PARTS, DX, eps, rows, N, splits, xb, xn, xc,
+    C: tl.constexpr, CP: tl.constexpr, NORM: tl.constexpr, ALIGNED: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    # X as above; PARTS (splits, B, N, CP) sum up to the gradient of x̂; DX (B, N, C)
+    # X and MASK as above; PARTS (splits, B, N, CP) sum up to the gradient of x̂; DX (B, N, C)
     r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     c = tl.arange(0, BC)
     inside = r < rows
@@ -337,10 +309,27 @@ def _latent_normalise_bwd_kernel(
         at = (tl.cast(i, tl.int64) * rows + r)[:, None] * CP + c[None, :]
         grad += tl.load(PARTS + at, mask=valid, other=0.0)
     if NORM:
-        xh, rstd = _normalised(_row_of(X, r, c, inside, N, xb, xn, xc, C), c, eps, C)
+        x, _ = _row_of(X, MASK, r // N, r % N, c, inside, N, xb, xn, xc, C, ALIGNED)
+        xh, rstd = _normalised(x, c, eps, C)
         shared = (tl.sum(grad, 1) / C)[:, None] + xh * (tl.sum(grad * xh, 1) / C)[:, None]
         grad = (grad - shared) * rstd[:, None]
     tl.store(DX + r[:, None] * C + c[None, :], grad.to(DX.dtype.element_ty), mask=valid)
+
+
+class Normalised(NamedTuple):
+    """x̂ as the kernels read it.
+
+    Attributes:
+        rows: (B, NP, CP), zeros in the padding and where the mask leaves an input out.
+        bias: (B, NP), 0, and −∞ where a row takes no part.
+        rstd: 1 / deviation (B, NP), None where nothing is normalised.
+        mask: Bytes (B, N), or None.
+    """
+
+    rows: torch.Tensor
+    bias: torch.Tensor
+    rstd: Optional[torch.Tensor]
+    mask: Optional[torch.Tensor]
 
 
 def forward(
@@ -348,21 +337,18 @@ def forward(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """As `eager.forward`, with products in the dtype of q."""
     H, M, C = q.shape[1:]
-    B, N = x.shape[:2]
-    R = H * M
-    CP = triton.cdiv(C, 16) * 16
-    tiles = config(target(), q.dtype, CP)['fwd']
-    rows, (xh, _) = _padded_rows(q, CP, q.dtype), _normalise(x, eps, CP, q.dtype)
-    mask = None if mask is None else mask.contiguous().view(torch.uint8)
-    blocks, slices = triton.cdiv(R, tiles.rows), tiles.slices(CP)
-    keys, splits = _split(B * blocks * slices, N, tiles.keys, x.device)
+    B, R, CP = x.shape[0], H * M, _whole(C, 16)
+    tiles = config('fwd', describe(target(x.device)), CP)
+    rows, xh = _padded_rows(q, _whole(R, tiles.rows), CP, q.dtype), _normalise(x, eps, _bytes(mask), CP, q.dtype)
+    NP, blocks = xh.rows.shape[1], triton.cdiv(R, tiles.rows)
+    keys, splits = _split(B * blocks, NP, tiles.keys, x.device)
     out, lse = (x.new_empty(shape, dtype=torch.float32) for shape in ((B, H, M, C), (B, H, M)))
     parts, lses = out, lse
     if splits > 1:
         parts, lses = (x.new_empty(shape, dtype=torch.float32) for shape in ((splits, B, R, C), (splits, B, R)))
-    _latent_attention_fwd_kernel[(B * blocks * slices * splits,)](
-        rows, xh, mask, parts, lses, scale, B, R, N, _batch_stride(rows), blocks, keys, splits,
-        C, CP, **tiles.constants(CP),
+    _latent_attention_fwd_kernel[(B * blocks * splits,)](
+        rows, xh.rows, xh.bias, parts, lses, scale, B, R, NP, _batch_stride(rows), blocks, keys, splits,
+        C, CP, **tiles.constants,
     )  # fmt: skip
     if splits > 1:
         step = _rows_at_once(C)
@@ -382,80 +368,114 @@ def backward(
     needs_x: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """As `eager.backward`, with products in the dtype of q."""
-    CP = triton.cdiv(q.shape[-1], 16) * 16
-    rows, g = _padded_rows(q, CP, q.dtype), _padded_rows(grad, CP, q.dtype)
-    xh, rstd = _normalise(x, eps, CP, q.dtype, needs_x)
+    C, R, CP = q.shape[-1], q.shape[1] * q.shape[2], _whole(q.shape[-1], 16)
+    gpu = describe(target(x.device))
+    RP = _whole(R, max(config(kernel, gpu, CP).rows for kernel in ('bwd_q', 'bwd_x')))
+    rows, g = _padded_rows(q, RP, CP, q.dtype), _padded_rows(grad, RP, CP, q.dtype)
+    xh = _normalise(x, eps, _bytes(mask), CP, q.dtype)
     # of the gradient as rounded for the products, so that what cancels there does cancel
-    delta = (g[..., : q.shape[-1]].float() * out.flatten(1, 2)).sum(-1)
-    mask = None if mask is None else mask.contiguous().view(torch.uint8)
-    given = rows, xh, mask, g, lse.contiguous(), delta, scale
-    return _backward_q(q, given), _backward_x(x, eps, rstd, given) if needs_x else x.new_empty(0)
+    delta = (g[:, :R, :C].float() * out.flatten(1, 2)).sum(-1)
+    lse = lse.flatten(1, 2)
+    if RP > R:
+        lse, delta = F.pad(lse, (0, RP - R), value=float('inf')), F.pad(delta, (0, RP - R))
+    given = rows, g, lse.contiguous(), delta, scale
+    return _backward_q(q, xh, given), _backward_x(x, eps, xh, given) if needs_x else x.new_empty(0)
 
 
-def _backward_q(q: torch.Tensor, given: tuple) -> torch.Tensor:
+def _backward_q(q: torch.Tensor, xh: Normalised, given: tuple) -> torch.Tensor:
+    rows, g, lse, delta, scale = given
     H, M, C = q.shape[1:]
-    rows, xh = given[:2]
-    B, N, CP = xh.shape
-    tiles = config(target(), q.dtype, CP)['bwd_q']
-    blocks, slices = triton.cdiv(H * M, tiles.rows), tiles.slices(CP)
-    keys, splits = _split(B * blocks * slices, N, tiles.keys, q.device)
+    B, NP, CP = xh.rows.shape
+    tiles = config('bwd_q', describe(target(q.device)), CP)
+    blocks = triton.cdiv(H * M, tiles.rows)
+    keys, splits = _split(B * blocks, NP, tiles.keys, q.device)
     whole = splits == 1 and q.shape[0] == B
     parts = q.new_empty(q.shape) if whole else q.new_empty((B, splits, H, M, C), dtype=torch.float32)
-    _latent_attention_bwd_q_kernel[(B * blocks * slices * splits,)](
-        rows, xh, *given[2:6], parts, given[6], H * M, N, _batch_stride(rows), blocks, keys, splits,
-        C, CP, **tiles.constants(CP),
+    _latent_attention_bwd_q_kernel[(B * blocks * splits,)](
+        rows, xh.rows, xh.bias, g, lse, delta, parts, scale, H * M, g.shape[1], NP, _batch_stride(rows), blocks,
+        keys, splits, C, CP, **tiles.constants,
     )  # fmt: skip
     if whole:
         return parts
     return (parts.sum(1) if q.shape[0] == B else parts.sum((0, 1)).unsqueeze(0)).to(q.dtype)
 
 
-def _backward_x(x: torch.Tensor, eps: Optional[float], rstd: Optional[torch.Tensor], given: tuple) -> torch.Tensor:
-    rows, xh = given[:2]
+def _backward_x(x: torch.Tensor, eps: Optional[float], xh: Normalised, given: tuple) -> torch.Tensor:
+    rows, g, lse, delta, scale = given
     B, N, C = x.shape
-    R, CP = rows.shape[1:]
-    tiles = config(target(), xh.dtype, CP)['bwd_x']
-    blocks, slices = triton.cdiv(N, tiles.keys), tiles.slices(CP)
-    each, splits = _split(B * blocks * slices, R, tiles.rows, x.device)
+    NP, CP = xh.rows.shape[1:]
+    RP = g.shape[1]
+    tiles = config('bwd_x', describe(target(x.device)), CP)
+    blocks = triton.cdiv(N, tiles.keys)
+    each, splits = _split(B * blocks, RP, tiles.rows, x.device)
     dx = x.new_empty(x.shape)
     whole = splits == 1 and (eps is None or tiles.holds_norm)
     parts = dx if whole else x.new_empty((splits, B, N, CP), dtype=torch.float32)
-    _latent_attention_bwd_x_kernel[(B * blocks * slices * splits,)](
-        rows, xh, rstd if whole else None, *given[2:6], parts, given[6], B, R, N, _batch_stride(rows), blocks,
-        each, splits, parts.shape[-1], CP, **tiles.constants(CP),
+    _latent_attention_bwd_x_kernel[(B * blocks * splits,)](
+        rows, xh.rows, xh.rstd if whole else None, xh.bias, g, lse, delta, parts, scale, B, RP, N, NP,
+        _batch_stride(rows), blocks, each, splits, parts.shape[-1], CP, **tiles.constants,
     )  # fmt: skip
     if not whole:
         step = _rows_at_once(CP)
         _latent_normalise_bwd_kernel[(triton.cdiv(B * N, step['BR']),)](
-            x, parts, dx, eps or 0.0, B * N, N, splits, *x.stride(), C, CP, eps is not None, **step
+            x,
+            xh.mask,
+            parts,
+            dx,
+            eps or 0.0,
+            B * N,
+            N,
+            splits,
+            *x.stride(),
+            C,
+            CP,
+            eps is not None,
+            _aligned(x),
+            **step,
         )
     return dx
 
 
 def _normalise(
-    x: torch.Tensor, eps: Optional[float], CP: int, dtype: torch.dtype, needs_rstd: bool = False
-) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """x̂ (B, N, CP) in that dtype, zeros in the padding, or x where that is the same; and 1 / deviation (B, N)."""
+    x: torch.Tensor, eps: Optional[float], mask: Optional[torch.Tensor], CP: int, dtype: torch.dtype
+) -> Normalised:
+    """x̂ in that dtype: x itself where that is the same."""
     B, N, C = x.shape
-    if eps is None and C == CP and x.dtype == dtype and x.is_contiguous():
-        return x, None
-    xh = x.new_empty((B, N, CP), dtype=dtype)
-    rstd = x.new_empty((B, N), dtype=torch.float32) if needs_rstd and eps is not None else None
+    NP = _whole(N, KEYS)
+    if eps is None and mask is None and (N, C) == (NP, CP) and x.dtype == dtype and x.is_contiguous():
+        return Normalised(x, x.new_zeros((B, NP), dtype=torch.float32), None, None)
+    xh = x.new_empty((B, NP, CP), dtype=dtype)
+    bias = x.new_empty((B, NP), dtype=torch.float32)
+    rstd = None if eps is None else x.new_empty((B, NP), dtype=torch.float32)
     step = _rows_at_once(CP)
-    _latent_normalise_fwd_kernel[(triton.cdiv(B * N, step['BR']),)](
-        x, xh, rstd, eps or 0.0, B * N, N, *x.stride(), C, CP, eps is not None, **step
+    _latent_normalise_fwd_kernel[(triton.cdiv(B * NP, step['BR']),)](
+        x, mask, xh, bias, rstd, eps or 0.0, B * NP, N, NP, *x.stride(), C, CP, eps is not None, _aligned(x), **step
     )
-    return xh, rstd
+    return Normalised(xh, bias, rstd, mask)
 
 
-def _padded_rows(t: torch.Tensor, CP: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B or 1, H, M, C) to (B or 1, H · M, CP), zeros in the padding."""
-    rows, missing = t.to(dtype).flatten(1, 2), CP - t.shape[-1]
-    return (F.pad(rows, (0, missing)) if missing else rows).contiguous()
+def _bytes(mask: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+    return None if mask is None else mask.contiguous().view(torch.uint8)
+
+
+def _whole(size: int, step: int) -> int:
+    return triton.cdiv(size, step) * step
+
+
+def _padded_rows(t: torch.Tensor, RP: int, CP: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B or 1, H, M, C) to (B or 1, RP, CP), zeros in the padding."""
+    rows = t.to(dtype).flatten(1, 2)
+    channels, missing = CP - rows.shape[2], RP - rows.shape[1]
+    return (F.pad(rows, (0, channels, 0, missing)) if channels or missing else rows).contiguous()
 
 
 def _batch_stride(rows: torch.Tensor) -> int:
     return 0 if rows.shape[0] == 1 else rows.stride(0)
+
+
+def _aligned(x: torch.Tensor) -> bool:
+    """Whether its rows start at multiples of 16 elements."""
+    return x.stride(0) % 16 == 0 and x.stride(1) % 16 == 0
 
 
 def _rows_at_once(channels: int) -> Dict[str, int]:

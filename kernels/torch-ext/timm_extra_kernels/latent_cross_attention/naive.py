@@ -13,6 +13,8 @@ def forward(
 
     q is (B or 1, H, M, C), x (B, N, C) and mask (B, N), True where an input takes part; returns (B, H, M, C).
     """
+    if mask is not None:
+        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # 0 · NaN would not be 0
     if eps is not None:
         x = F.layer_norm(x, x.shape[-1:], None, None, eps)
     scores = q @ x.unsqueeze(1).mT * scale  # (B, H, M, N)

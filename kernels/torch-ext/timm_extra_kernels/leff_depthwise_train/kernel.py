@@ -1,19 +1,22 @@
-"""The depthwise stage of LeFF in training, in five passes forward and three backward.
+"""The depthwise stage of LeFF in training, in four launches forward and four backward.
 
-Forward: statistics of x, their combination, convolution of the normalised and activated x with the statistics of its
-result z, their combination, normalisation and activation of z. What lies between is computed again from x and z.
+Forward: statistics of x, convolution of the normalised and activated x with the statistics of its result z, their
+combination, normalisation and activation of z. What lies between is computed again from x and z.
+Backward: sums of the second norm, gradients up to the first norm, those of the parameters, what the first norm's
+statistics take away.
 """
 
 # ruff: noqa: RUF005 (Triton knows no starred tuples)
 
-from typing import Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 import triton
 import triton.language as tl
 
-from .._target import FUSION, INTERPRETER, target
+from .._target import FUSION, INTERPRETER, any_size, target
 from ..leff_depthwise.kernel import (
+    Cut,
     channel_vector,
     convolve,
     cut,
@@ -22,13 +25,17 @@ from ..leff_depthwise.kernel import (
     gelu_slope,
     gelu_terms,
     hidden_row,
+    parameter_gradients,
+    row_end,
     spread,
+    store_channels,
+    sum_of_parts,
     taps,
     token_mask,
 )
 
 PROGRAMS = 2048  # of the passes that sum over tokens
-TILE = dict(BT=16, BC=128, num_warps=4, **FUSION)  # tokens and channels of the passes without neighbours
+PARTS = 16  # of sums that every program of the next pass adds up, at a time
 
 
 @triton.jit
@@ -39,16 +46,43 @@ def normal_scale(VAR, GAMMA, eps, c, C):
 
 
 @triton.jit
-def store_statistics(SUMS, part, c, C, mean, m2, count):
-    """One part of the statistics (parts, 3, C): mean, from the origin of all parts, sum of squares around it, count."""
-    at = SUMS + part.to(tl.int64) * 3 * C + c
+def store_statistics(SUMS, COUNTS, part, c, C, mean, m2, count):
+    """One part of the statistics (parts, 2, C), mean from the origin of all parts and sum of squares around it, and how
+    many tokens it has (parts,)."""
+    at = SUMS + part.to(tl.int64) * 2 * C + c
     tl.store(at, mean, mask=c < C)
     tl.store(at + C, m2, mask=c < C)
-    tl.store(at + 2 * C, count + tl.zeros_like(mean), mask=c < C)
+    if tl.program_id(0) % tl.cdiv(C, c.shape[0]) == 0:
+        tl.store(COUNTS + part, count)
 
 
 @triton.jit
-def _leff_depthwise_train_fwd_statistics_kernel(X, ORIGIN, SUMS, N, C, TOKENS, BT: tl.constexpr, BC: tl.constexpr):
+def combine(SUMS, COUNTS, PARTS, c, C, BP: tl.constexpr):
+    """Mean, from the origin, and biased variance of all parts that `store_statistics` stored."""
+    total = tl.full([], 0.0, tl.float32)
+    means = tl.zeros([BP, c.shape[0]], tl.float32)
+    for p0 in range(0, PARTS, BP):
+        p = p0 + tl.arange(0, BP)
+        inside = (p[:, None] < PARTS) & (c[None, :] < C)
+        count = tl.load(COUNTS + p, mask=p < PARTS, other=0.0)
+        total += tl.sum(count, 0)
+        means += tl.load(SUMS + p[:, None].to(tl.int64) * 2 * C + c[None, :], mask=inside, other=0.0) * count[:, None]
+    mean = tl.sum(means, 0) / total
+    squares = tl.zeros([BP, c.shape[0]], tl.float32)
+    for p0 in range(0, PARTS, BP):
+        p = p0 + tl.arange(0, BP)
+        inside = (p[:, None] < PARTS) & (c[None, :] < C)
+        at = SUMS + p[:, None].to(tl.int64) * 2 * C + c[None, :]
+        gap = tl.load(at, mask=inside, other=0.0) - mean[None, :]
+        m2 = tl.load(at + C, mask=inside, other=0.0)
+        squares += m2 + gap * gap * tl.load(COUNTS + p, mask=p < PARTS, other=0.0)[:, None]
+    return mean, tl.sum(squares, 0) / total
+
+
+@any_size
+def _leff_depthwise_train_fwd_statistics_kernel(
+    X, ORIGIN, SUMS, COUNTS, N, C, TOKENS, BT: tl.constexpr, BC: tl.constexpr
+):
     # X (N, C); a program: TOKENS tokens, BT of them at a time with statistics of their own (Welford)
     c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
     part = tl.program_id(0) // tl.cdiv(C, BC)
@@ -59,7 +93,7 @@ def _leff_depthwise_train_fwd_statistics_kernel(X, ORIGIN, SUMS, N, C, TOKENS, B
     origin = tl.sum(tl.load(X + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32), 0)
     origin = origin / tl.minimum(N, BT)
     if part == 0:
-        tl.store(ORIGIN + c, origin, mask=c < C)
+        store_channels(ORIGIN, c, C, origin)
     mean, m2 = tl.zeros([BT, BC], tl.float32), tl.zeros([BT, BC], tl.float32)
     count = tl.zeros([BT], tl.float32)
     for t in range(0, TOKENS, BT):
@@ -74,40 +108,27 @@ def _leff_depthwise_train_fwd_statistics_kernel(X, ORIGIN, SUMS, N, C, TOKENS, B
     total = tl.sum(count, 0)
     middle = tl.sum(mean * count[:, None], 0) / total
     gap = mean - middle[None, :]
-    store_statistics(SUMS, part, c, C, middle, tl.sum(m2 + gap * gap * count[:, None], 0), total)
+    store_statistics(SUMS, COUNTS, part, c, C, middle, tl.sum(m2 + gap * gap * count[:, None], 0), total)
 
 
-@triton.jit
-def _leff_depthwise_train_fwd_combine_kernel(SUMS, ORIGIN, MEAN, VAR, PARTS, C, BP: tl.constexpr, BC: tl.constexpr):
-    # SUMS (PARTS, 3, C) with means from ORIGIN (C,) to MEAN and VAR (C,)
+@any_size
+def _leff_depthwise_train_fwd_combine_kernel(
+    SUMS, COUNTS, ORIGIN, MEAN, VAR, PARTS, C, BP: tl.constexpr, BC: tl.constexpr
+):
+    # SUMS (PARTS, 2, C) and COUNTS (PARTS,) with means from ORIGIN (C,) to MEAN and VAR (C,)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    total, middle, m2 = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
-    for p0 in range(0, PARTS, BP):
-        p = p0 + tl.arange(0, BP)
-        inside = (p[:, None] < PARTS) & (c[None, :] < C)
-        at = SUMS + p[:, None] * 3 * C + c[None, :]
-        count = tl.load(at + 2 * C, mask=inside, other=0.0)
-        total += tl.sum(count, 0)
-        middle += tl.sum(tl.load(at, mask=inside, other=0.0) * count, 0)
-    total = tl.maximum(total, 1.0)
-    middle = middle / total
-    for p0 in range(0, PARTS, BP):
-        p = p0 + tl.arange(0, BP)
-        inside = (p[:, None] < PARTS) & (c[None, :] < C)
-        at = SUMS + p[:, None] * 3 * C + c[None, :]
-        count = tl.load(at + 2 * C, mask=inside, other=0.0)
-        gap = tl.where(inside, tl.load(at, mask=inside, other=0.0) - middle[None, :], 0.0)
-        m2 += tl.sum(tl.load(at + C, mask=inside, other=0.0) + gap * gap * count, 0)
-    tl.store(MEAN + c, channel_vector(ORIGIN, c, C) + middle, mask=c < C)
-    tl.store(VAR + c, m2 / total, mask=c < C)
+    mean, var = combine(SUMS, COUNTS, PARTS, c, C, BP)
+    store_channels(MEAN, c, C, channel_vector(ORIGIN, c, C) + mean)
+    store_channels(VAR, c, C, var)
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_train_fwd_conv_kernel(
-    X, WEIGHT, BIAS, MEAN, VAR, GAMMA, BETA, Z, SUMS, eps, B, H, W: tl.constexpr, C: tl.constexpr,
-    IMAGES, K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+    X, WEIGHT, BIAS, ORIGIN, X_SUMS, X_COUNTS, GAMMA, BETA, MEAN, VAR, Z, SUMS, COUNTS, eps, B, H, W, C, IMAGES,
+    PARTS, K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    # X and Z (B, H·W, C) contiguous; SUMS (programs, 3, C) the statistics of Z, a row of tokens at a time
+    # X and Z (B, H·W, C) contiguous; the PARTS statistics of X go to MEAN and VAR (C,); SUMS (programs, 2, C) and
+    # COUNTS (programs,) those of Z, a row of tokens at a time
     P: tl.constexpr = K // 2
     LOADED: tl.constexpr = COLS + 2 * HALO
     EXACT: tl.constexpr = X.dtype.element_ty == tl.float32
@@ -115,9 +136,15 @@ def _leff_depthwise_train_fwd_conv_kernel(
     block = tl.program_id(0) // tl.cdiv(C, BC)
     j0 = block % tl.cdiv(W, COLS) * COLS
     b0 = block // tl.cdiv(W, COLS) * IMAGES
+    m, var = combine(X_SUMS, X_COUNTS, PARTS, c, C, BP)
+    m += channel_vector(ORIGIN, c, C)
+    if block == 0:
+        store_channels(MEAN, c, C, m)
+        store_channels(VAR, c, C, var)
+    s = tl.rsqrt(var + eps) * channel_vector(GAMMA, c, C)
+    bias, t = channel_vector(BIAS, c, C), channel_vector(BETA, c, C)
+    end = row_end(c, C, W, j0, HALO)
     w = taps(WEIGHT, c, C, K * K)
-    bias, m, t = channel_vector(BIAS, c, C), channel_vector(MEAN, c, C), channel_vector(BETA, c, C)
-    s = normal_scale(VAR, GAMMA, eps, c, C)[1]
     columns = tl.minimum(COLS, W - j0).to(tl.float32)
     total = tl.full([], 0.0, tl.float32)
     mean, m2 = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
@@ -125,32 +152,33 @@ def _leff_depthwise_train_fwd_conv_kernel(
         image = tl.cast(b, tl.int64) * H * W * C
         rows = empty_rows(c, 2 * P * LOADED)
         for r in range(0, H + P):
-            rows = rows + hidden_row(X + image, r, j0, H, W, c, C, m, s, t, LOADED, HALO, EXACT)
+            rows = rows + hidden_row(X + image, r, j0, end, H, W, c, C, m, s, t, LOADED, HALO, EXACT)
             if r >= P:
                 at = Z + image + ((r - P) * W + j0) * C + c
                 row_sum = tl.zeros([BC], tl.float32)
                 values = ()
                 for j in tl.static_range(COLS):
-                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                    inside = token_mask(end, j + HALO, j0, HALO)
                     z = convolve(rows, w, bias, j, K, LOADED, HALO).to(Z.dtype.element_ty)
-                    tl.store(at + j * C, z, mask=inside)
+                    tl.store(at, z, mask=inside)
+                    at += C
                     value = tl.where(inside, z.to(tl.float32) - bias, 0.0)  # its mean is small
                     row_sum += value
                     values = values + (value,)
                 gap = row_sum / columns - mean
                 middle = row_sum / columns
                 for j in tl.static_range(COLS):
-                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
+                    inside = token_mask(end, j + HALO, j0, HALO)
                     d = tl.where(inside, values[j] - middle, 0.0)
                     m2 += d * d
                 m2 += gap * gap * (total * columns / (total + columns))
                 total += columns
                 mean += gap * (columns / total)
             rows = rows[LOADED:]
-    store_statistics(SUMS, block, c, C, mean, m2, total)
+    store_statistics(SUMS, COUNTS, block, c, C, mean, m2, total)
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_train_fwd_apply_kernel(Z, MEAN, VAR, GAMMA, BETA, Y, eps, N, C, BT: tl.constexpr, BC: tl.constexpr):
     # Z and Y (N, C)
     EXACT: tl.constexpr = Z.dtype.element_ty == tl.float32
@@ -165,7 +193,7 @@ def _leff_depthwise_train_fwd_apply_kernel(Z, MEAN, VAR, GAMMA, BETA, Y, eps, N,
     tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_train_bwd_output_kernel(
     G, Z, MEAN, VAR, GAMMA, BETA, SUMS, eps, N, C, TOKENS, BT: tl.constexpr, BC: tl.constexpr
 ):
@@ -192,28 +220,29 @@ def _leff_depthwise_train_bwd_output_kernel(
 
 
 @triton.jit
-def gradient_row(G, Z, r, j0, H, W, c, C, m, s, t, each, slope, LOADED: tl.constexpr, HALO: tl.constexpr,
+def gradient_row(G, Z, r, j0, end, H, W, c, C, m, s, t, each, slope, LOADED: tl.constexpr, HALO: tl.constexpr,
                  EXACT: tl.constexpr):  # fmt: skip
     """Row r of the gradient of the convolution: of the activation, less what the statistics take away."""
     row = ()
-    first = (r * W + j0 - HALO) * C + c
+    at = (r * W + j0 - HALO) * C + c
+    end = tl.where(r < H, end, 0)
     for n in tl.static_range(LOADED):
-        j = j0 - HALO + n
-        inside = token_mask(r, j, H, W, c, C, HALO)
-        z = tl.load(Z + first + n * C, mask=inside, other=0.0).to(tl.float32) - m
-        g = tl.load(G + first + n * C, mask=inside, other=0.0).to(tl.float32)
+        inside = token_mask(end, n, j0, HALO)
+        z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) - m
+        g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
+        at += C
         dz = (g * gelu_slope(z * s + t, EXACT) - each - z * slope) * s
         row = row + (tl.where(inside, dz, 0.0),)
     return row
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_train_bwd_input_kernel(
     G, Z, X, WEIGHT, MEAN1, VAR1, GAMMA1, BETA1, MEAN2, VAR2, GAMMA2, BETA2, OUTPUT_SUMS, DX, SUMS, eps, inverse,
-    B, H, W: tl.constexpr, C: tl.constexpr, IMAGES,
-    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
+    B, H, W, C, IMAGES, PARTS,
+    K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    # DX without what the statistics of x take away; OUTPUT_SUMS (2, C) the gradients of gamma2 and beta2;
+    # DX without what the statistics of x take away; OUTPUT_SUMS (PARTS, 2, C) the gradients of gamma2 and beta2;
     # SUMS (programs, k·k + 2, C): gradients of the weight's taps, of gamma1 and of beta1; inverse = 1 / tokens
     P: tl.constexpr = K // 2
     LOADED: tl.constexpr = COLS + 2 * HALO
@@ -222,13 +251,15 @@ def _leff_depthwise_train_bwd_input_kernel(
     block = tl.program_id(0) // tl.cdiv(C, BC)
     j0 = block % tl.cdiv(W, COLS) * COLS
     b0 = block // tl.cdiv(W, COLS) * IMAGES
+    slope = sum_of_parts(OUTPUT_SUMS, PARTS, 2 * C, c, C, BP) * inverse
+    each = sum_of_parts(OUTPUT_SUMS + C, PARTS, 2 * C, c, C, BP) * inverse
+    end = row_end(c, C, W, j0, HALO)
     w = taps(WEIGHT, c, C, K * K)
     m1, t1 = channel_vector(MEAN1, c, C), channel_vector(BETA1, c, C)
     rstd1, s1 = normal_scale(VAR1, GAMMA1, eps, c, C)
     m2, t2 = channel_vector(MEAN2, c, C), channel_vector(BETA2, c, C)
     rstd2, s2 = normal_scale(VAR2, GAMMA2, eps, c, C)
-    each = channel_vector(OUTPUT_SUMS + C, c, C) * inverse
-    slope = channel_vector(OUTPUT_SUMS, c, C) * inverse * rstd2
+    slope = slope * rstd2
     dw = empty_rows(c, K * K)
     gamma_sum, beta_sum = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
     for b in range(b0, tl.minimum(b0 + IMAGES, B)):
@@ -236,20 +267,21 @@ def _leff_depthwise_train_bwd_input_kernel(
         rows = empty_rows(c, 2 * P * LOADED)
         for r in range(0, H + P):
             rows = rows + gradient_row(
-                G + image, Z + image, r, j0, H, W, c, C, m2, s2, t2, each, slope, LOADED, HALO, EXACT
+                G + image, Z + image, r, j0, end, H, W, c, C, m2, s2, t2, each, slope, LOADED, HALO, EXACT
             )
             if r >= P:
-                at = image + ((r - P) * W + j0) * C + c
+                at = ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
-                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                    x = tl.load(X + at + j * C, mask=inside, other=0.0).to(tl.float32) - m1
+                    inside = token_mask(end, j + HALO, j0, HALO)
+                    x = tl.load(X + image + at, mask=inside, other=0.0).to(tl.float32) - m1
                     u = x * s1 + t1
                     below, density = gelu_terms(u, EXACT)
                     dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
                     du = tl.where(inside, dh * (below + u * density), 0.0)
                     gamma_sum += du * x
                     beta_sum += du
-                    tl.store(DX + at + j * C, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    tl.store(DX + image + at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    at += C
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
     for tap in tl.static_range(K * K):
@@ -258,7 +290,7 @@ def _leff_depthwise_train_bwd_input_kernel(
     tl.store(at + (K * K + 1) * C, beta_sum, mask=c < C)
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_train_bwd_apply_kernel(
     X, MEAN, VAR, GAMMA, SUMS, DX, eps, inverse, N, C, BT: tl.constexpr, BC: tl.constexpr
 ):
@@ -285,21 +317,25 @@ def forward(
     x, weight, bias, gamma1, beta1, gamma2, beta2 = (t.contiguous() for t in args)
     B, L, C = x.shape
     N = B * L
-    tokens, parts = _chunks(N, C)
-    tiles = triton.cdiv(C, TILE['BC'])
-    origin, sums = x.new_empty(C, dtype=torch.float32), x.new_empty(parts, 3, C, dtype=torch.float32)
-    _leff_depthwise_train_fwd_statistics_kernel[(parts * tiles,)](x, origin, sums, N, C, tokens, **TILE)
-    mean1, var1 = _combine(sums, origin)
-    plan = cut(x, weight.shape[-1], W)
+    plan, tile = cut(x, weight.shape[-1], W), _tile()
+    tokens, parts = _chunks(x, plan, tile)
+    tiles = triton.cdiv(C, tile['BC'])
+    origin, mean1, var1, mean2, var2 = (x.new_empty(C, dtype=torch.float32) for _ in range(5))
+    sums, counts = x.new_empty(parts, 2, C, dtype=torch.float32), x.new_empty(parts, dtype=torch.float32)
+    _leff_depthwise_train_fwd_statistics_kernel[(parts * tiles,)](x, origin, sums, counts, N, C, tokens, **tile)
     groups = triton.cdiv(B, plan.images)
-    sums = x.new_empty(groups * triton.cdiv(W, plan.options['COLS']), 3, C, dtype=torch.float32)
+    z_parts = groups * triton.cdiv(W, plan.options['COLS'])
+    z_sums, z_counts = x.new_empty(z_parts, 2, C, dtype=torch.float32), x.new_empty(z_parts, dtype=torch.float32)
     z, y = x.new_empty(x.shape), x.new_empty(x.shape)
     _leff_depthwise_train_fwd_conv_kernel[(groups * plan.blocks,)](
-        x, weight, bias, mean1, var1, gamma1, beta1, z, sums, eps, B, H, W, C, plan.images, **plan.options
+        x, weight, bias, origin, sums, counts, gamma1, beta1, mean1, var1, z, z_sums, z_counts, eps, B, H, W, C,
+        plan.images, parts, BP=PARTS, **plan.options,
+    )  # fmt: skip
+    _leff_depthwise_train_fwd_combine_kernel[(triton.cdiv(C, 32),)](
+        z_sums, z_counts, bias, mean2, var2, z_parts, C, BP=32, BC=32, num_warps=4, **FUSION
     )
-    mean2, var2 = _combine(sums, bias)
-    _leff_depthwise_train_fwd_apply_kernel[(triton.cdiv(N, TILE['BT']) * tiles,)](
-        z, mean2, var2, gamma2, beta2, y, eps, N, C, **TILE
+    _leff_depthwise_train_fwd_apply_kernel[(triton.cdiv(N, tile['BT']) * tiles,)](
+        z, mean2, var2, gamma2, beta2, y, eps, N, C, **tile
     )
     return y, mean1, var1, mean2, var2, z
 
@@ -315,42 +351,39 @@ def backward(
     B, L, C = x.shape
     N, k = B * L, weight.shape[-1]
     first, second = (mean1, var1, gamma1, beta1), (mean2, var2, gamma2, beta2)
-    tokens, parts = _chunks(N, C)
-    tiles = triton.cdiv(C, TILE['BC'])
-    sums = x.new_empty(parts, 2, C, dtype=torch.float32)
-    _leff_depthwise_train_bwd_output_kernel[(parts * tiles,)](grad, z, *second, sums, eps, N, C, tokens, **TILE)
-    output_sums = sums.sum(0)
-    plan = cut(x, k, W)
+    plan, tile = cut(x, k, W), _tile()
+    tokens, parts = _chunks(x, plan, tile)
+    tiles = triton.cdiv(C, tile['BC'])
+    output_sums = x.new_empty(parts, 2, C, dtype=torch.float32)
+    _leff_depthwise_train_bwd_output_kernel[(parts * tiles,)](grad, z, *second, output_sums, eps, N, C, tokens, **tile)
     groups = triton.cdiv(B, plan.images)
     sums = x.new_empty(groups * triton.cdiv(W, plan.options['COLS']), k * k + 2, C, dtype=torch.float32)
-    dx = x.new_empty(x.shape)
+    dx, sums1 = x.new_empty(x.shape), x.new_empty(2, C, dtype=torch.float32)
     _leff_depthwise_train_bwd_input_kernel[(groups * plan.blocks,)](
         grad, z, x, weight, *first, *second, output_sums, dx, sums, eps, 1 / N,
-        B, H, W, C, plan.images, **plan.options,
+        B, H, W, C, plan.images, parts, BP=PARTS, **plan.options,
     )  # fmt: skip
-    input_sums = sums.sum(0)
-    _leff_depthwise_train_bwd_apply_kernel[(triton.cdiv(N, TILE['BT']) * tiles,)](
-        x, mean1, var1, gamma1, input_sums[k * k :], dx, eps, 1 / N, N, C, **TILE
+    grads = parameter_gradients(like, sums, output_sums, sums1=sums1)
+    _leff_depthwise_train_bwd_apply_kernel[(triton.cdiv(N, tile['BT']) * tiles,)](
+        x, mean1, var1, gamma1, sums1, dx, eps, 1 / N, N, C, **tile
     )
-    *dw, dgamma1, dbeta1 = input_sums
-    dgamma2, dbeta2 = output_sums
-    grads = torch.stack(dw, 1), dbeta2 * 0.0, dgamma1, dbeta1, dgamma2, dbeta2  # the mean takes the bias away
-    return (dx, *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, like)))
+    return (dx, *grads)
 
 
-def _chunks(N: int, C: int) -> Tuple[int, int]:
-    """Tokens per program where each sums over some, and how many such parts there are."""
+def _tile() -> Dict[str, Any]:
+    """Tokens and channels of the passes without neighbours, and options of their launches."""
+    BC = 64 if target().startswith('gfx') else 32  # one warp's
+    return dict(BT=2048 // BC, BC=BC, num_warps=4, **FUSION)
+
+
+def _chunks(x: torch.Tensor, plan: Cut, tile: Dict[str, Any]) -> Tuple[int, int]:
+    """Tokens per program where each sums over some, and how many such parts there are.
+
+    Every program of the pass with neighbours reads the sums of all parts of its channels. One part for eight of its
+    tokens adds at most a byte per element to the four or more that it moves anyway, and that from the cache.
+    """
+    B, L, C = x.shape
     programs = 2 if target() == INTERPRETER else PROGRAMS
-    parts = max(1, programs // triton.cdiv(C, TILE['BC']))
-    tokens = triton.cdiv(triton.cdiv(N, parts), TILE['BT']) * TILE['BT']
-    return tokens, triton.cdiv(N, tokens)
-
-
-def _combine(sums: torch.Tensor, origin: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of all parts."""
-    parts, _, C = sums.shape
-    mean, var = sums.new_empty(C), sums.new_empty(C)
-    _leff_depthwise_train_fwd_combine_kernel[(triton.cdiv(C, 32),)](
-        sums, origin, mean, var, parts, C, BP=32, BC=32, num_warps=4, **FUSION
-    )
-    return mean, var
+    parts = min(programs // triton.cdiv(C, tile['BC']), max(PARTS, plan.images * L // 8))
+    tokens = triton.cdiv(triton.cdiv(B * L, max(1, parts)), tile['BT']) * tile['BT']
+    return tokens, triton.cdiv(B * L, tokens)

@@ -111,6 +111,21 @@ def hidden_row(X, r, j0, end, H, W, c, C, m, s, t, LOADED: tl.constexpr, HALO: t
 
 
 @triton.jit
+def block_row(X, r, j0, end, W, c, C, COLS: tl.constexpr, HALO: tl.constexpr):
+    """Row r of the tokens of a block itself, from column j0 on, as they are stored.
+
+    They are loaded together, before anything of the row is stored: what follows a store waits for its own load.
+    """
+    row = ()
+    at = X + (r * W + j0) * C + c
+    end = tl.where(r >= 0, end, 0)
+    for j in tl.static_range(COLS):
+        row = row + (tl.load(at, mask=token_mask(end, j + HALO, j0, HALO), other=0.0),)
+        at += C
+    return row
+
+
+@triton.jit
 def convolve(rows, w, start, j: tl.constexpr, K: tl.constexpr, LOADED: tl.constexpr, HALO: tl.constexpr):
     """Depthwise convolution at column j of the block, from the K rows around it."""
     FIRST: tl.constexpr = j + HALO - K // 2
@@ -176,17 +191,18 @@ def _leff_depthwise_bwd_output_kernel(
         image = tl.cast(b, tl.int64) * H * W * C
         rows = empty_rows(c, 2 * P * LOADED)
         for r in range(0, H + P):
+            grads = block_row(G + image, r - P, j0, end, W, c, C, COLS, HALO)
             rows = rows + hidden_row(X + image, r, j0, end, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
             if r >= P:
-                at = ((r - P) * W + j0) * C + c
+                at = DZ + image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
                     z = convolve(rows, w, bias, j, K, LOADED, HALO)
                     inside = token_mask(end, j + HALO, j0, HALO)
-                    g = tl.load(G + image + at, mask=inside, other=0.0).to(tl.float32)
+                    g = grads[j].to(tl.float32)
                     dv = tl.where(inside, g * gelu_slope(z * s2 + t2, EXACT), 0.0)
                     scale_sum += dv * z
                     shift_sum += dv
-                    tl.store(DZ + image + at, (dv * s2).to(DZ.dtype.element_ty), mask=inside)
+                    tl.store(at, (dv * s2).to(DZ.dtype.element_ty), mask=inside)
                     at += C
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * 2 * C + c
@@ -245,19 +261,20 @@ def _leff_depthwise_bwd_input_kernel(
         image = tl.cast(b, tl.int64) * H * W * C
         rows = empty_rows(c, 2 * P * LOADED)
         for r in range(0, H + P):
+            tokens = block_row(X + image, r - P, j0, end, W, c, C, COLS, HALO)
             rows = rows + gradient_row(DZ + image, r, j0, end, H, W, c, C, LOADED, HALO)
             if r >= P:
-                at = ((r - P) * W + j0) * C + c
+                at = DX + image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
                     inside = token_mask(end, j + HALO, j0, HALO)
-                    x = tl.load(X + image + at, mask=inside, other=0.0).to(tl.float32)
+                    x = tokens[j].to(tl.float32)
                     u = x * s1 + t1
                     below, density = gelu_terms(u, EXACT)
                     dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
                     du = tl.where(inside, dh * (below + u * density), 0.0)
                     scale_sum += du * x
                     shift_sum += du
-                    tl.store(DX + image + at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    tl.store(at, (du * s1).to(DX.dtype.element_ty), mask=inside)
                     at += C
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
@@ -269,13 +286,15 @@ def _leff_depthwise_bwd_input_kernel(
 
 @triton.jit
 def sum_of_parts(SUMS, PARTS, SIZE, c, C, BP: tl.constexpr):
-    """Sums over the parts (PARTS, SIZE) of the channels c, always in the same order."""
-    sums = tl.zeros([BP, c.shape[0]], tl.float32)
+    """Sums of the channels c over the parts (PARTS, SIZE), in their order, BP of them loaded at a time."""
+    at = SUMS + c
+    sum = tl.zeros([c.shape[0]], tl.float32)
     for p0 in range(0, PARTS, BP):
-        p = p0 + tl.arange(0, BP)
-        inside = (p[:, None] < PARTS) & (c[None, :] < C)
-        sums += tl.load(SUMS + p[:, None].to(tl.int64) * SIZE + c[None, :], mask=inside, other=0.0)
-    return tl.sum(sums, 0)
+        left = tl.where(c < C, PARTS - p0, 0)
+        for p in tl.static_range(BP):
+            sum += tl.load(at, mask=left > p, other=0.0)
+            at += SIZE
+    return sum
 
 
 @triton.jit
@@ -389,7 +408,7 @@ def parameter_gradients(
     """Gradients of weight, bias and the four vectors, in their dtypes, from all partial sums; one launch."""
     grads = [p.new_empty(p.shape) for p in parameters]
     rows, C = input_sums.shape[1] + output_sums.shape[1], input_sums.shape[2]
-    options = dict(K=parameters[0].shape[-1], BP=32, BC=32, num_warps=4, **FUSION)
+    options = dict(K=parameters[0].shape[-1], BP=32, BC=32, num_warps=1, **FUSION)
     _leff_depthwise_bwd_parameters_kernel[(rows * triton.cdiv(C, 32),)](
         input_sums, output_sums, scale2, *grads, sums1, input_sums.shape[0], output_sums.shape[0], C, **options
     )

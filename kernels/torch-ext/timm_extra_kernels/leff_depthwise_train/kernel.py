@@ -17,6 +17,7 @@ import triton.language as tl
 from .._target import FUSION, INTERPRETER, any_size, target
 from ..leff_depthwise.kernel import (
     Cut,
+    block_row,
     channel_vector,
     convolve,
     cut,
@@ -35,6 +36,7 @@ from ..leff_depthwise.kernel import (
 )
 
 PROGRAMS = 2048  # of the passes that sum over tokens
+ROWS, STEPS = 4, 16  # tokens that the passes without neighbours load together: a warp each, several times
 PARTS = 16  # of sums that every program of the next pass adds up, at a time
 
 
@@ -60,55 +62,87 @@ def store_statistics(SUMS, COUNTS, part, c, C, mean, m2, count):
 def combine(SUMS, COUNTS, PARTS, c, C, BP: tl.constexpr):
     """Mean, from the origin, and biased variance of all parts that `store_statistics` stored."""
     total = tl.full([], 0.0, tl.float32)
-    means = tl.zeros([BP, c.shape[0]], tl.float32)
+    at = SUMS + c
+    mean, squares = tl.zeros([c.shape[0]], tl.float32), tl.zeros([c.shape[0]], tl.float32)
     for p0 in range(0, PARTS, BP):
-        p = p0 + tl.arange(0, BP)
-        inside = (p[:, None] < PARTS) & (c[None, :] < C)
-        count = tl.load(COUNTS + p, mask=p < PARTS, other=0.0)
-        total += tl.sum(count, 0)
-        means += tl.load(SUMS + p[:, None].to(tl.int64) * 2 * C + c[None, :], mask=inside, other=0.0) * count[:, None]
-    mean = tl.sum(means, 0) / total
-    squares = tl.zeros([BP, c.shape[0]], tl.float32)
+        left = tl.where(c < C, PARTS - p0, 0)
+        for p in tl.static_range(BP):
+            count = tl.load(COUNTS + p0 + p, mask=p0 + p < PARTS, other=0.0)
+            total += count
+            mean += tl.load(at, mask=left > p, other=0.0) * count
+            at += 2 * C
+    mean = mean / total
+    at = SUMS + c
     for p0 in range(0, PARTS, BP):
-        p = p0 + tl.arange(0, BP)
-        inside = (p[:, None] < PARTS) & (c[None, :] < C)
-        at = SUMS + p[:, None].to(tl.int64) * 2 * C + c[None, :]
-        gap = tl.load(at, mask=inside, other=0.0) - mean[None, :]
-        m2 = tl.load(at + C, mask=inside, other=0.0)
-        squares += m2 + gap * gap * tl.load(COUNTS + p, mask=p < PARTS, other=0.0)[:, None]
-    return mean, tl.sum(squares, 0) / total
+        left = tl.where(c < C, PARTS - p0, 0)
+        for p in tl.static_range(BP):
+            count = tl.load(COUNTS + p0 + p, mask=p0 + p < PARTS, other=0.0)
+            gap = tl.load(at, mask=left > p, other=0.0) - mean
+            squares += tl.load(at + C, mask=left > p, other=0.0) + gap * gap * count
+            at += 2 * C
+    return mean, squares / total
+
+
+@triton.jit
+def part_of_tokens(N, C, TOKENS, BC: tl.constexpr):
+    """The program's channels, and which TOKENS of all N it takes: number of the part, first token, how many."""
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    part = tl.program_id(0) // tl.cdiv(C, BC)
+    n0 = part.to(tl.int64) * TOKENS
+    return c, part, n0, tl.minimum(TOKENS, N - n0).to(tl.int32)
+
+
+@triton.jit
+def tokens_from(c, size, C, ROWS: tl.constexpr):
+    """Offsets of ROWS tokens, and by channel how many of `size` tokens there are from each on."""
+    row = tl.arange(0, ROWS)[:, None]
+    return row * C + c[None, :], tl.where(c[None, :] < C, size - row, 0)
+
+
+@triton.jit
+def load_tokens(at, left, C, ROWS: tl.constexpr, STEPS: tl.constexpr):
+    """STEPS times ROWS tokens as they are stored, loaded together: what follows a store waits for its own load."""
+    values = ()
+    for i in tl.static_range(STEPS):
+        values = values + (tl.load(at, mask=left > i * ROWS, other=0.0),)
+        at += ROWS * C
+    return values
 
 
 @any_size
 def _leff_depthwise_train_fwd_statistics_kernel(
-    X, ORIGIN, SUMS, COUNTS, N, C, TOKENS, BT: tl.constexpr, BC: tl.constexpr
+    X, ORIGIN, SUMS, COUNTS, N, C, TOKENS, ROWS: tl.constexpr, STEPS: tl.constexpr, BC: tl.constexpr
 ):
-    # X (N, C); a program: TOKENS tokens, BT of them at a time with statistics of their own (Welford)
-    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
-    part = tl.program_id(0) // tl.cdiv(C, BC)
-    n0 = part.to(tl.int64) * TOKENS
+    # X (N, C); a program: TOKENS tokens, STEPS times ROWS of them at a time with statistics of their own
+    c, part, n0, size = part_of_tokens(N, C, TOKENS, BC)
     # a large offset would cost digits: all parts count from the mean of the first tokens, also kept in ORIGIN (C,)
-    n = tl.arange(0, BT).to(tl.int64)
-    inside = (n[:, None] < N) & (c[None, :] < C)
-    origin = tl.sum(tl.load(X + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32), 0)
-    origin = origin / tl.minimum(N, BT)
+    offset, left = tokens_from(c, N, C, ROWS)
+    first = tl.load(X + offset, mask=left > 0, other=0.0).to(tl.float32)
+    origin = tl.sum(first, 0) / tl.minimum(N, ROWS)
     if part == 0:
         store_channels(ORIGIN, c, C, origin)
-    mean, m2 = tl.zeros([BT, BC], tl.float32), tl.zeros([BT, BC], tl.float32)
-    count = tl.zeros([BT], tl.float32)
-    for t in range(0, TOKENS, BT):
-        n = n0 + t + tl.arange(0, BT)
-        here = (n < N) & (t + tl.arange(0, BT) < TOKENS)
-        inside = here[:, None] & (c[None, :] < C)
-        x = tl.load(X + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32) - origin[None, :]
-        count += tl.where(here, 1.0, 0.0)
-        delta = tl.where(inside, x - mean, 0.0)
-        mean += delta * (1.0 / tl.maximum(count, 1.0))[:, None]
-        m2 += delta * (x - mean)
+    mean, m2 = tl.zeros([ROWS, BC], tl.float32), tl.zeros([ROWS, BC], tl.float32)
+    count = tl.zeros([ROWS, BC], tl.float32)
+    for t in range(0, TOKENS, ROWS * STEPS):
+        offset, left = tokens_from(c, size - t, C, ROWS)
+        values = load_tokens(X + (n0 + t) * C + offset, left, C, ROWS, STEPS)
+        sum = tl.zeros([ROWS, BC], tl.float32)
+        for i in tl.static_range(STEPS):
+            sum += tl.where(left > i * ROWS, values[i].to(tl.float32) - origin[None, :], 0.0)
+        new = tl.minimum(tl.maximum(left + (ROWS - 1), 0) // ROWS, STEPS).to(tl.float32)
+        middle = sum / tl.maximum(new, 1.0)
+        for i in tl.static_range(STEPS):
+            d = tl.where(left > i * ROWS, values[i].to(tl.float32) - origin[None, :] - middle, 0.0)
+            m2 += d * d
+        gap = middle - mean
+        share = new / tl.maximum(count + new, 1.0)
+        m2 += gap * gap * (count * share)
+        mean += gap * share
+        count += new
     total = tl.sum(count, 0)
-    middle = tl.sum(mean * count[:, None], 0) / total
+    middle = tl.sum(mean * count, 0) / tl.maximum(total, 1.0)
     gap = mean - middle[None, :]
-    store_statistics(SUMS, COUNTS, part, c, C, middle, tl.sum(m2 + gap * gap * count[:, None], 0), total)
+    store_statistics(SUMS, COUNTS, part, c, C, middle, tl.sum(m2 + gap * gap * count, 0), size.to(tl.float32))
 
 
 @any_size
@@ -179,44 +213,46 @@ def _leff_depthwise_train_fwd_conv_kernel(
 
 
 @any_size
-def _leff_depthwise_train_fwd_apply_kernel(Z, MEAN, VAR, GAMMA, BETA, Y, eps, N, C, BT: tl.constexpr, BC: tl.constexpr):
+def _leff_depthwise_train_fwd_apply_kernel(
+    Z, MEAN, VAR, GAMMA, BETA, Y, eps, N, C, ROWS: tl.constexpr, STEPS: tl.constexpr, BC: tl.constexpr
+):
     # Z and Y (N, C)
     EXACT: tl.constexpr = Z.dtype.element_ty == tl.float32
-    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
-    n = (tl.program_id(0) // tl.cdiv(C, BC)).to(tl.int64) * BT + tl.arange(0, BT)
+    c, part, n0, size = part_of_tokens(N, C, ROWS * STEPS, BC)
     m, t = channel_vector(MEAN, c, C), channel_vector(BETA, c, C)
     s = normal_scale(VAR, GAMMA, eps, c, C)[1]
-    inside = (n[:, None] < N) & (c[None, :] < C)
-    at = n[:, None] * C + c[None, :]
-    z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
-    y = gelu((z - m[None, :]) * s[None, :] + t[None, :], EXACT)
-    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
+    offset, left = tokens_from(c, size, C, ROWS)
+    values = load_tokens(Z + n0 * C + offset, left, C, ROWS, STEPS)
+    at = Y + n0 * C + offset
+    for i in tl.static_range(STEPS):
+        y = gelu((values[i].to(tl.float32) - m[None, :]) * s[None, :] + t[None, :], EXACT)
+        tl.store(at, y.to(Y.dtype.element_ty), mask=left > i * ROWS)
+        at += ROWS * C
 
 
 @any_size
 def _leff_depthwise_train_bwd_output_kernel(
-    G, Z, MEAN, VAR, GAMMA, BETA, SUMS, eps, N, C, TOKENS, BT: tl.constexpr, BC: tl.constexpr
+    G, Z, MEAN, VAR, GAMMA, BETA, SUMS, eps, N, C, TOKENS, ROWS: tl.constexpr, STEPS: tl.constexpr, BC: tl.constexpr
 ):
     # SUMS (programs, 2, C): gradients of gamma2 and beta2
     EXACT: tl.constexpr = Z.dtype.element_ty == tl.float32
-    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
-    part = tl.program_id(0) // tl.cdiv(C, BC)
-    n0 = part.to(tl.int64) * TOKENS
+    c, part, n0, size = part_of_tokens(N, C, TOKENS, BC)
     m, t = channel_vector(MEAN, c, C), channel_vector(BETA, c, C)
     rstd, s = normal_scale(VAR, GAMMA, eps, c, C)
-    gamma_sum, beta_sum = tl.zeros([BT, BC], tl.float32), tl.zeros([BT, BC], tl.float32)
-    for step in range(0, TOKENS, BT):
-        n = n0 + step + tl.arange(0, BT)
-        inside = (n[:, None] < N) & (c[None, :] < C)
-        at = n[:, None] * C + c[None, :]
-        z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) - m[None, :]
-        g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
-        dv = tl.where(inside, g * gelu_slope(z * s[None, :] + t[None, :], EXACT), 0.0)
-        gamma_sum += dv * z
-        beta_sum += dv
-    at = SUMS + part.to(tl.int64) * 2 * C + c
-    tl.store(at, tl.sum(gamma_sum, 0) * rstd, mask=c < C)
-    tl.store(at + C, tl.sum(beta_sum, 0), mask=c < C)
+    gamma_sum, beta_sum = tl.zeros([ROWS, BC], tl.float32), tl.zeros([ROWS, BC], tl.float32)
+    for step in range(0, TOKENS, ROWS * STEPS):
+        offset, left = tokens_from(c, size - step, C, ROWS)
+        values = load_tokens(Z + (n0 + step) * C + offset, left, C, ROWS, STEPS)
+        grads = load_tokens(G + (n0 + step) * C + offset, left, C, ROWS, STEPS)
+        for i in tl.static_range(STEPS):
+            z = values[i].to(tl.float32) - m[None, :]
+            dv = grads[i].to(tl.float32) * gelu_slope(z * s[None, :] + t[None, :], EXACT)
+            dv = tl.where(left > i * ROWS, dv, 0.0)
+            gamma_sum += dv * z
+            beta_sum += dv
+    at = SUMS + part.to(tl.int64) * 2 * C
+    store_channels(at, c, C, tl.sum(gamma_sum, 0) * rstd)
+    store_channels(at + C, c, C, tl.sum(beta_sum, 0))
 
 
 @triton.jit
@@ -224,13 +260,14 @@ def gradient_row(G, Z, r, j0, end, H, W, c, C, m, s, t, each, slope, LOADED: tl.
                  EXACT: tl.constexpr):  # fmt: skip
     """Row r of the gradient of the convolution: of the activation, less what the statistics take away."""
     row = ()
-    at = (r * W + j0 - HALO) * C + c
+    z_at, g_at = Z + (r * W + j0 - HALO) * C + c, G + (r * W + j0 - HALO) * C + c
     end = tl.where(r < H, end, 0)
     for n in tl.static_range(LOADED):
         inside = token_mask(end, n, j0, HALO)
-        z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) - m
-        g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
-        at += C
+        z = tl.load(z_at, mask=inside, other=0.0).to(tl.float32) - m
+        g = tl.load(g_at, mask=inside, other=0.0).to(tl.float32)
+        z_at += C
+        g_at += C
         dz = (g * gelu_slope(z * s + t, EXACT) - each - z * slope) * s
         row = row + (tl.where(inside, dz, 0.0),)
     return row
@@ -266,21 +303,22 @@ def _leff_depthwise_train_bwd_input_kernel(
         image = tl.cast(b, tl.int64) * H * W * C
         rows = empty_rows(c, 2 * P * LOADED)
         for r in range(0, H + P):
+            tokens = block_row(X + image, r - P, j0, end, W, c, C, COLS, HALO)
             rows = rows + gradient_row(
                 G + image, Z + image, r, j0, end, H, W, c, C, m2, s2, t2, each, slope, LOADED, HALO, EXACT
             )
             if r >= P:
-                at = ((r - P) * W + j0) * C + c
+                at = DX + image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
                     inside = token_mask(end, j + HALO, j0, HALO)
-                    x = tl.load(X + image + at, mask=inside, other=0.0).to(tl.float32) - m1
+                    x = tokens[j].to(tl.float32) - m1
                     u = x * s1 + t1
                     below, density = gelu_terms(u, EXACT)
                     dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
                     du = tl.where(inside, dh * (below + u * density), 0.0)
                     gamma_sum += du * x
                     beta_sum += du
-                    tl.store(DX + image + at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    tl.store(at, (du * s1).to(DX.dtype.element_ty), mask=inside)
                     at += C
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
@@ -292,20 +330,23 @@ def _leff_depthwise_train_bwd_input_kernel(
 
 @any_size
 def _leff_depthwise_train_bwd_apply_kernel(
-    X, MEAN, VAR, GAMMA, SUMS, DX, eps, inverse, N, C, BT: tl.constexpr, BC: tl.constexpr
+    X, MEAN, VAR, GAMMA, SUMS, DX, eps, inverse, N, C, ROWS: tl.constexpr, STEPS: tl.constexpr, BC: tl.constexpr
 ):
     # SUMS (2, C): gradients of gamma1 and beta1; what the statistics take away goes off DX (N, C) in place
-    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
-    n = (tl.program_id(0) // tl.cdiv(C, BC)).to(tl.int64) * BT + tl.arange(0, BT)
+    c, part, n0, size = part_of_tokens(N, C, ROWS * STEPS, BC)
     m = channel_vector(MEAN, c, C)
     rstd, s = normal_scale(VAR, GAMMA, eps, c, C)
     each = channel_vector(SUMS + C, c, C) * inverse * s
     slope = channel_vector(SUMS, c, C) * inverse * rstd * s
-    inside = (n[:, None] < N) & (c[None, :] < C)
-    at = n[:, None] * C + c[None, :]
-    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32) - m[None, :]
-    dx = tl.load(DX + at, mask=inside, other=0.0).to(tl.float32) - each[None, :] - x * slope[None, :]
-    tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=inside)
+    offset, left = tokens_from(c, size, C, ROWS)
+    values = load_tokens(X + n0 * C + offset, left, C, ROWS, STEPS)
+    grads = load_tokens(DX + n0 * C + offset, left, C, ROWS, STEPS)
+    at = DX + n0 * C + offset
+    for i in tl.static_range(STEPS):
+        x = values[i].to(tl.float32) - m[None, :]
+        dx = grads[i].to(tl.float32) - each[None, :] - x * slope[None, :]
+        tl.store(at, dx.to(DX.dtype.element_ty), mask=left > i * ROWS)
+        at += ROWS * C
 
 
 def forward(
@@ -332,9 +373,9 @@ def forward(
         plan.images, parts, BP=PARTS, **plan.options,
     )  # fmt: skip
     _leff_depthwise_train_fwd_combine_kernel[(triton.cdiv(C, 32),)](
-        z_sums, z_counts, bias, mean2, var2, z_parts, C, BP=32, BC=32, num_warps=4, **FUSION
+        z_sums, z_counts, bias, mean2, var2, z_parts, C, BP=PARTS, BC=32, num_warps=1, **FUSION
     )
-    _leff_depthwise_train_fwd_apply_kernel[(triton.cdiv(N, tile['BT']) * tiles,)](
+    _leff_depthwise_train_fwd_apply_kernel[(triton.cdiv(N, ROWS * STEPS) * tiles,)](
         z, mean2, var2, gamma2, beta2, y, eps, N, C, **tile
     )
     return y, mean1, var1, mean2, var2, z
@@ -364,7 +405,7 @@ def backward(
         B, H, W, C, plan.images, parts, BP=PARTS, **plan.options,
     )  # fmt: skip
     grads = parameter_gradients(like, sums, output_sums, sums1=sums1)
-    _leff_depthwise_train_bwd_apply_kernel[(triton.cdiv(N, tile['BT']) * tiles,)](
+    _leff_depthwise_train_bwd_apply_kernel[(triton.cdiv(N, ROWS * STEPS) * tiles,)](
         x, mean1, var1, gamma1, sums1, dx, eps, 1 / N, N, C, **tile
     )
     return (dx, *grads)
@@ -372,8 +413,11 @@ def backward(
 
 def _tile() -> Dict[str, Any]:
     """Tokens and channels of the passes without neighbours, and options of their launches."""
-    BC = 64 if target().startswith('gfx') else 32  # one warp's
-    return dict(BT=2048 // BC, BC=BC, num_warps=4, **FUSION)
+    kind = target()
+    options = dict(ROWS=ROWS, STEPS=STEPS, BC=64 if kind.startswith('gfx') else 32, num_warps=ROWS, **FUSION)
+    if kind.startswith('sm'):
+        options['maxnreg'] = 128  # as in `cut`
+    return options
 
 
 def _chunks(x: torch.Tensor, plan: Cut, tile: Dict[str, Any]) -> Tuple[int, int]:
@@ -385,5 +429,5 @@ def _chunks(x: torch.Tensor, plan: Cut, tile: Dict[str, Any]) -> Tuple[int, int]
     B, L, C = x.shape
     programs = 2 if target() == INTERPRETER else PROGRAMS
     parts = min(programs // triton.cdiv(C, tile['BC']), max(PARTS, plan.images * L // 8))
-    tokens = triton.cdiv(triton.cdiv(B * L, max(1, parts)), tile['BT']) * tile['BT']
+    tokens = triton.cdiv(triton.cdiv(B * L, max(1, parts)), ROWS * STEPS) * ROWS * STEPS
     return tokens, triton.cdiv(B * L, tokens)

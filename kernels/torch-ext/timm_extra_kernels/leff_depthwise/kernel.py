@@ -2,8 +2,8 @@
 
 A program holds a block of channels and walks down the grid. Each token of a row is its own tensor over the channels, so
 that neighbours are met in registers and every token is loaded once; grids too wide for that are cut into blocks of
-columns that overlap by half a kernel. The compiler knows how many columns a program takes, 14 or 8, but not the sizes of
-the grid nor the number of channels: two compiled forms serve them all.
+columns that overlap by half a kernel. The compiler knows how many columns a program takes, 14 or 8, but no size of the
+grid and no number of channels: two compiled forms serve them all.
 """
 
 # ruff: noqa: RUF005 (Triton knows no starred tuples)
@@ -320,9 +320,8 @@ def _leff_depthwise_bwd_parameters_kernel(
             store_channels(DSCALE1, c, C, sum)
         else:
             store_channels(DSHIFT1, c, C, sum)
-        if SUMS1 is not None:
-            if row >= K * K:
-                store_channels(SUMS1 + (row - K * K) * C, c, C, sum)
+        if SUMS1 is not None and row >= K * K:
+            store_channels(SUMS1 + (row - K * K) * C, c, C, sum)
     else:
         sum = sum_of_parts(OUTPUT_SUMS + (row - K * K - 2) * C, OUTPUT_PARTS, 2 * C, c, C, BP)
         if row == K * K + 2:
@@ -346,10 +345,11 @@ class Cut(NamedTuple):
 def cut(x: torch.Tensor, k: int, W: int, sums: bool = True) -> Cut:
     """Columns, channels and images that a program takes, and registers where it also holds sums."""
     B, _, C = x.shape
+    kind = target()
     # registers hold k rows of 14 columns, but not with sums for 5×5 weights; fewer columns than 9 are less work in 8
     whole = 8 < W <= 14 and not (sums and k > 3)
-    cols, halo = (14, 0) if whole else (8, k // 2)
-    kind = target()
+    few = 4 if kind == INTERPRETER else 8
+    cols, halo = (14, 0) if whole else (few, k // 2)
     BC = 64 if kind.startswith('gfx') else 32  # one warp
     blocks = triton.cdiv(C, BC) * triton.cdiv(W, cols)
     programs = 2 if kind == INTERPRETER else PROGRAMS

@@ -218,7 +218,7 @@ def _leff_depthwise_train_fwd_apply_kernel(
 ):
     # Z and Y (N, C)
     EXACT: tl.constexpr = Z.dtype.element_ty == tl.float32
-    c, part, n0, size = part_of_tokens(N, C, ROWS * STEPS, BC)
+    c, _, n0, size = part_of_tokens(N, C, ROWS * STEPS, BC)
     m, t = channel_vector(MEAN, c, C), channel_vector(BETA, c, C)
     s = normal_scale(VAR, GAMMA, eps, c, C)[1]
     offset, left = tokens_from(c, size, C, ROWS)
@@ -333,7 +333,7 @@ def _leff_depthwise_train_bwd_apply_kernel(
     X, MEAN, VAR, GAMMA, SUMS, DX, eps, inverse, N, C, ROWS: tl.constexpr, STEPS: tl.constexpr, BC: tl.constexpr
 ):
     # SUMS (2, C): gradients of gamma1 and beta1; what the statistics take away goes off DX (N, C) in place
-    c, part, n0, size = part_of_tokens(N, C, ROWS * STEPS, BC)
+    c, _, n0, size = part_of_tokens(N, C, ROWS * STEPS, BC)
     m = channel_vector(MEAN, c, C)
     rstd, s = normal_scale(VAR, GAMMA, eps, c, C)
     each = channel_vector(SUMS + C, c, C) * inverse * s

@@ -1,8 +1,12 @@
 """What the tests of all operations leave open of LeFF's depthwise stage."""
 
+import os
+
 import pytest
 import torch
-from gates import BY_NAME, limit
+import variants
+from gates import BY_NAME, limit, mapped
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_extra_kernels import leff_depthwise, leff_depthwise_train
 from timm_extra_kernels._cases import Case
@@ -95,6 +99,75 @@ def test_strides_do_not_matter(device, launches):
 def test_operators_keep_the_rules(op, make):
     args = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in make()]
     torch.library.opcheck(getattr(torch.ops.timm_extra, op).default, tuple(args))
+
+
+@pytest.mark.parametrize('parameters', [torch.float32, None])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('op', ['leff_depthwise', 'leff_depthwise_train'])
+def test_kernels_give_every_gradient_memory_and_dtype_of_its_own(op, dtype, parameters, device, launches):
+    spec, make = BY_NAME[op], eval_args if op == 'leff_depthwise' else train_args
+    x, *rest = mapped(lambda t: t.to(device), make(dtype, H=2, W=3, C=3))
+    args = [x, *mapped(lambda t: t.to(parameters or dtype), rest)]
+    outs = spec.operator(*args)
+    grad = torch.randn_like(x)
+    backward = spec.backward_args(grad, args, outs)
+    torch.library.opcheck(spec.operator.default, tuple(args), test_utils=('test_schema', 'test_faketensor'))
+    torch.library.opcheck(
+        spec.backward_operator.default, tuple(backward), test_utils=('test_schema', 'test_faketensor')
+    )
+    assert launches
+    found, expected = spec.backward_operator(*backward), spec.eager.backward(*backward)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and a.is_contiguous()
+        bound = 8 * torch.finfo(dtype).eps * max(1.0, float(b.abs().max()))
+        assert float((a - b).abs().max()) <= bound
+
+
+class Dispatched(TorchDispatchMode):
+    """Notes the operators of PyTorch that would compute something: no views, no memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        returns = func._schema.returns
+        view = bool(returns) and returns[0].alias_info is not None and not returns[0].alias_info.is_write
+        if not view and 'empty' not in func._schema.name:
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('op, forward, backward', [('leff_depthwise', 1, 3), ('leff_depthwise_train', 4, 4)])
+@pytest.mark.parametrize('parameters', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('B', [1, 64])
+def test_launches_are_few_at_any_batch(op, forward, backward, parameters, B, monkeypatch):
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    launched = []
+    kind = InterpretedFunction if os.environ.get('TRITON_INTERPRET') == '1' else JITFunction
+    monkeypatch.setattr(kind, 'run', lambda self, *args, **kwargs: launched.append(self.__name__))
+    spec = BY_NAME[op]
+    x, *rest = spec.inputs(Case('', dict(B=B, H=24, W=24, C=1536, P=1)), torch.bfloat16, torch.device('meta'))
+    args = [x, *mapped(lambda t: t.to(parameters), rest)]
+    with Dispatched() as dispatched:
+        outs = spec.kernel.forward(*args)
+    assert len(launched) + len(dispatched.names) == forward, launched + dispatched.names
+    launched.clear()
+    with Dispatched() as dispatched:
+        spec.kernel.backward(*spec.backward_args(torch.empty_like(x), args, outs))
+    assert len(launched) + len(dispatched.names) == backward, launched + dispatched.names
+
+
+@pytest.mark.parametrize('P', [1, 2])
+@pytest.mark.parametrize('op', ['leff_depthwise', 'leff_depthwise_train'])
+def test_two_compiled_forms_serve_all_sizes(op, P):
+    grids = [(1 + 7 * W % 32, W) for W in range(1, 33)] + [(1, 1), (1, 16), (16, 1), (32, 32)]
+    channels, batches = (1536, 1, 16, 31, 192), (1, 16, 7, 64)
+    sizes = [dict(B=batches[i % 4], H=H, W=W, C=channels[i % 5], P=P) for i, (H, W) in enumerate(grids + grids[::-1])]
+    forms = variants.counted(op, 'bfloat16', sizes, parameters='float32', offsets=[0, 1, 8])
+    assert len(forms) >= 4 and max(forms.values()) <= 2, forms
 
 
 def test_what_does_not_fit_is_named():

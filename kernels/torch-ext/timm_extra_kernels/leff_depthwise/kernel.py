@@ -2,13 +2,14 @@
 
 A program holds a block of channels and walks down the grid. Each token of a row is its own tensor over the channels, so
 that neighbours are met in registers and every token is loaded once; grids too wide for that are cut into blocks of
-columns that overlap by half a kernel. Columns and channels are known to the compiler, which then adds constants to one
-address per row instead of computing one per token.
+columns that overlap by half a kernel. The compiler knows how many columns a program takes, 14 or 8, but no size of the
+grid and no number of channels: two compiled forms serve them all.
 """
 
 # ruff: noqa: RUF005 (Triton knows no starred tuples)
 
-from typing import NamedTuple, Tuple
+import inspect
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import triton
@@ -17,6 +18,15 @@ import triton.language as tl
 from .._target import FUSION, INTERPRETER, target
 
 PROGRAMS = 4096  # enough for every GPU; backward programs take several images each, which leaves fewer partial sums
+SIZES = ('B', 'H', 'W', 'C', 'N', 'IMAGES', 'TOKENS', 'PARTS', 'INPUT_PARTS', 'OUTPUT_PARTS')  # as kernels name them
+
+
+def any_size(function: Callable) -> Any:
+    """Decorate a kernel: compiled once for all `SIZES` and alignments of memory, instead of again where one is 1 or a
+    multiple of 16."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.annotation is not tl.constexpr]
+    return triton.jit(function, do_not_specialize=SIZES, do_not_specialize_on_alignment=names)
 
 
 @triton.jit
@@ -62,12 +72,20 @@ def channel_vector(ptr, c, C):
 
 
 @triton.jit
-def token_mask(r, j, H, W, c, C, HALO: tl.constexpr):
-    """Mask of the channels c of the token in row r and column j."""
-    inside = r < H
-    if HALO > 0:
-        inside = inside & (j >= 0) & (j < W)
-    return c < tl.where(inside, C, 0)  # the interpreter cannot combine masks of a scalar and of a tensor
+def row_end(c, C, W, j0, HALO: tl.constexpr):
+    """By channel, how many tokens of a row there are from column j0 − HALO on; none of channels from C on."""
+    return tl.where(c < C, W - j0 + HALO, 0)
+
+
+@triton.jit
+def token_mask(end, n: tl.constexpr, j0, HALO: tl.constexpr):
+    """Mask of the channels of token n of a row, counted from column j0 − HALO on; `end` is that of `row_end`."""
+    if n < HALO:
+        end = tl.where(j0 > 0, end, 0)  # a block that is not the first has at least HALO columns before it
+    if HALO == 0 and n < 9:
+        return end > 0
+    else:
+        return end > n
 
 
 @triton.jit
@@ -89,15 +107,31 @@ def empty_rows(c, COUNT: tl.constexpr):
 
 
 @triton.jit
-def hidden_row(X, r, j0, H, W, c, C, m, s, t, LOADED: tl.constexpr, HALO: tl.constexpr, EXACT: tl.constexpr):
+def hidden_row(X, r, j0, end, H, W, c, C, m, s, t, LOADED: tl.constexpr, HALO: tl.constexpr, EXACT: tl.constexpr):
     """Row r of GELU((x − m) s + t), from column j0 − HALO on; zero outside the grid, as the convolution pads it."""
     row = ()
     at = X + (r * W + j0 - HALO) * C + c
+    end = tl.where(r < H, end, 0)
     for n in tl.static_range(LOADED):
-        j = j0 - HALO + n
-        inside = token_mask(r, j, H, W, c, C, HALO)
-        x = tl.load(at + n * C, mask=inside, other=0.0).to(tl.float32)
+        inside = token_mask(end, n, j0, HALO)
+        x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        at += C
         row = row + (tl.where(inside, gelu((x - m) * s + t, EXACT), 0.0),)
+    return row
+
+
+@triton.jit
+def block_row(X, r, j0, end, W, c, C, COLS: tl.constexpr, HALO: tl.constexpr):
+    """Row r of the tokens of a block itself, from column j0 on, as they are stored.
+
+    They are loaded together, before anything of the row is stored: what follows a store waits for its own load.
+    """
+    row = ()
+    at = X + (r * W + j0) * C + c
+    end = tl.where(r >= 0, end, 0)
+    for j in tl.static_range(COLS):
+        row = row + (tl.load(at, mask=token_mask(end, j + HALO, j0, HALO), other=0.0),)
+        at += C
     return row
 
 
@@ -113,9 +147,9 @@ def convolve(rows, w, start, j: tl.constexpr, K: tl.constexpr, LOADED: tl.conste
     return out
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_fwd_kernel(
-    X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, Y, H, W: tl.constexpr, C: tl.constexpr,
+    X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, Y, H, W, C,
     K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # X and Y (B, H·W, C) contiguous; a program: one image, COLS columns, BC channels
@@ -126,25 +160,27 @@ def _leff_depthwise_fwd_kernel(
     block = tl.program_id(0) // tl.cdiv(C, BC)
     j0 = block % tl.cdiv(W, COLS) * COLS
     image = (block // tl.cdiv(W, COLS)).to(tl.int64) * H * W * C
+    end = row_end(c, C, W, j0, HALO)
     w = taps(WEIGHT, c, C, K * K)
     bias = channel_vector(BIAS, c, C)
     s1, t1 = channel_vector(SCALE1, c, C), channel_vector(SHIFT1, c, C)
     s2, t2 = channel_vector(SCALE2, c, C), channel_vector(SHIFT2, c, C)
     rows = empty_rows(c, 2 * P * LOADED)
     for r in range(0, H + P):
-        rows = rows + hidden_row(X + image, r, j0, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
+        rows = rows + hidden_row(X + image, r, j0, end, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
         if r >= P:
             at = Y + image + ((r - P) * W + j0) * C + c
             for j in tl.static_range(COLS):
                 y = gelu(convolve(rows, w, bias, j, K, LOADED, HALO) * s2 + t2, EXACT)
-                inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                tl.store(at + j * C, y.to(Y.dtype.element_ty), mask=inside)
+                inside = token_mask(end, j + HALO, j0, HALO)
+                tl.store(at, y.to(Y.dtype.element_ty), mask=inside)
+                at += C
         rows = rows[LOADED:]
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_bwd_output_kernel(
-    G, X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, DZ, SUMS, B, H, W: tl.constexpr, C: tl.constexpr,
+    G, X, WEIGHT, BIAS, SCALE1, SHIFT1, SCALE2, SHIFT2, DZ, SUMS, B, H, W, C,
     IMAGES, K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # the convolution z once more; DZ (B, H·W, C) its gradient; SUMS (programs, 2, C) those of scale2 and shift2
@@ -155,6 +191,7 @@ def _leff_depthwise_bwd_output_kernel(
     block = tl.program_id(0) // tl.cdiv(C, BC)
     j0 = block % tl.cdiv(W, COLS) * COLS
     b0 = block // tl.cdiv(W, COLS) * IMAGES
+    end = row_end(c, C, W, j0, HALO)
     w = taps(WEIGHT, c, C, K * K)
     bias = channel_vector(BIAS, c, C)
     s1, t1 = channel_vector(SCALE1, c, C), channel_vector(SHIFT1, c, C)
@@ -164,17 +201,19 @@ def _leff_depthwise_bwd_output_kernel(
         image = tl.cast(b, tl.int64) * H * W * C
         rows = empty_rows(c, 2 * P * LOADED)
         for r in range(0, H + P):
-            rows = rows + hidden_row(X + image, r, j0, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
+            grads = block_row(G + image, r - P, j0, end, W, c, C, COLS, HALO)
+            rows = rows + hidden_row(X + image, r, j0, end, H, W, c, C, 0.0, s1, t1, LOADED, HALO, EXACT)
             if r >= P:
-                at = image + ((r - P) * W + j0) * C + c
+                at = DZ + image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
                     z = convolve(rows, w, bias, j, K, LOADED, HALO)
-                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                    g = tl.load(G + at + j * C, mask=inside, other=0.0).to(tl.float32)
+                    inside = token_mask(end, j + HALO, j0, HALO)
+                    g = grads[j].to(tl.float32)
                     dv = tl.where(inside, g * gelu_slope(z * s2 + t2, EXACT), 0.0)
                     scale_sum += dv * z
                     shift_sum += dv
-                    tl.store(DZ + at + j * C, (dv * s2).to(DZ.dtype.element_ty), mask=inside)
+                    tl.store(at, (dv * s2).to(DZ.dtype.element_ty), mask=inside)
+                    at += C
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * 2 * C + c
     tl.store(at, scale_sum, mask=c < C)
@@ -182,14 +221,15 @@ def _leff_depthwise_bwd_output_kernel(
 
 
 @triton.jit
-def gradient_row(DZ, r, j0, H, W, c, C, LOADED: tl.constexpr, HALO: tl.constexpr):
+def gradient_row(DZ, r, j0, end, H, W, c, C, LOADED: tl.constexpr, HALO: tl.constexpr):
     """Row r of the gradient of the convolution, from column j0 − HALO on; zero outside the grid."""
     row = ()
     at = DZ + (r * W + j0 - HALO) * C + c
+    end = tl.where(r < H, end, 0)
     for n in tl.static_range(LOADED):
-        j = j0 - HALO + n
-        inside = token_mask(r, j, H, W, c, C, HALO)
-        row = row + (tl.load(at + n * C, mask=inside, other=0.0).to(tl.float32),)
+        inside = token_mask(end, n, j0, HALO)
+        row = row + (tl.load(at, mask=inside, other=0.0).to(tl.float32),)
+        at += C
     return row
 
 
@@ -209,9 +249,9 @@ def spread(rows, h, w, dw, j: tl.constexpr, K: tl.constexpr, LOADED: tl.constexp
     return dh, new
 
 
-@triton.jit
+@any_size
 def _leff_depthwise_bwd_input_kernel(
-    DZ, X, WEIGHT, SCALE1, SHIFT1, DX, SUMS, B, H, W: tl.constexpr, C: tl.constexpr, IMAGES,
+    DZ, X, WEIGHT, SCALE1, SHIFT1, DX, SUMS, B, H, W, C, IMAGES,
     K: tl.constexpr, COLS: tl.constexpr, HALO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     # SUMS (programs, k·k + 2, C): gradients of the weight's taps, of scale1 and of shift1
@@ -222,6 +262,7 @@ def _leff_depthwise_bwd_input_kernel(
     block = tl.program_id(0) // tl.cdiv(C, BC)
     j0 = block % tl.cdiv(W, COLS) * COLS
     b0 = block // tl.cdiv(W, COLS) * IMAGES
+    end = row_end(c, C, W, j0, HALO)
     w = taps(WEIGHT, c, C, K * K)
     s1, t1 = channel_vector(SCALE1, c, C), channel_vector(SHIFT1, c, C)
     dw = empty_rows(c, K * K)
@@ -230,25 +271,77 @@ def _leff_depthwise_bwd_input_kernel(
         image = tl.cast(b, tl.int64) * H * W * C
         rows = empty_rows(c, 2 * P * LOADED)
         for r in range(0, H + P):
-            rows = rows + gradient_row(DZ + image, r, j0, H, W, c, C, LOADED, HALO)
+            tokens = block_row(X + image, r - P, j0, end, W, c, C, COLS, HALO)
+            rows = rows + gradient_row(DZ + image, r, j0, end, H, W, c, C, LOADED, HALO)
             if r >= P:
-                at = image + ((r - P) * W + j0) * C + c
+                at = DX + image + ((r - P) * W + j0) * C + c
                 for j in tl.static_range(COLS):
-                    inside = token_mask(r - P, j0 + j, H, W, c, C, HALO)
-                    x = tl.load(X + at + j * C, mask=inside, other=0.0).to(tl.float32)
+                    inside = token_mask(end, j + HALO, j0, HALO)
+                    x = tokens[j].to(tl.float32)
                     u = x * s1 + t1
                     below, density = gelu_terms(u, EXACT)
                     dh, dw = spread(rows, tl.where(inside, u * below, 0.0), w, dw, j, K, LOADED, HALO)
                     du = tl.where(inside, dh * (below + u * density), 0.0)
                     scale_sum += du * x
                     shift_sum += du
-                    tl.store(DX + at + j * C, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    tl.store(at, (du * s1).to(DX.dtype.element_ty), mask=inside)
+                    at += C
             rows = rows[LOADED:]
     at = SUMS + block.to(tl.int64) * (K * K + 2) * C + c
     for tap in tl.static_range(K * K):
         tl.store(at + tap * C, dw[tap], mask=c < C)
     tl.store(at + K * K * C, scale_sum, mask=c < C)
     tl.store(at + (K * K + 1) * C, shift_sum, mask=c < C)
+
+
+@triton.jit
+def sum_of_parts(SUMS, PARTS, SIZE, c, C, BP: tl.constexpr):
+    """Sums of the channels c over the parts (PARTS, SIZE), in their order, BP of them loaded at a time."""
+    at = SUMS + c
+    sum = tl.zeros([c.shape[0]], tl.float32)
+    for p0 in range(0, PARTS, BP):
+        left = tl.where(c < C, PARTS - p0, 0)
+        for p in tl.static_range(BP):
+            sum += tl.load(at, mask=left > p, other=0.0)
+            at += SIZE
+    return sum
+
+
+@triton.jit
+def store_channels(ptr, c, C, value):
+    """Values of the channels c, in the dtype of the memory."""
+    tl.store(ptr + c, value.to(ptr.dtype.element_ty), mask=c < C)
+
+
+@any_size
+def _leff_depthwise_bwd_parameters_kernel(
+    INPUT_SUMS, OUTPUT_SUMS, SCALE2, DWEIGHT, DBIAS, DSCALE1, DSHIFT1, DSCALE2, DSHIFT2, SUMS1, INPUT_PARTS,
+    OUTPUT_PARTS, C, K: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    # INPUT_SUMS (INPUT_PARTS, k·k + 2, C) and OUTPUT_SUMS (OUTPUT_PARTS, 2, C); a program: one row of either.
+    # SCALE2: None if the mean takes the bias away; SUMS1 (2, C): None, or where those of scale1 and shift1 also go
+    c = tl.program_id(0) % tl.cdiv(C, BC) * BC + tl.arange(0, BC)
+    row = tl.program_id(0) // tl.cdiv(C, BC)
+    if row < K * K + 2:
+        sum = sum_of_parts(INPUT_SUMS + row * C, INPUT_PARTS, (K * K + 2) * C, c, C, BP)
+        if row < K * K:
+            tl.store(DWEIGHT + c * K * K + row, sum.to(DWEIGHT.dtype.element_ty), mask=c < C)
+        elif row == K * K:
+            store_channels(DSCALE1, c, C, sum)
+        else:
+            store_channels(DSHIFT1, c, C, sum)
+        if SUMS1 is not None and row >= K * K:
+            store_channels(SUMS1 + (row - K * K) * C, c, C, sum)
+    else:
+        sum = sum_of_parts(OUTPUT_SUMS + (row - K * K - 2) * C, OUTPUT_PARTS, 2 * C, c, C, BP)
+        if row == K * K + 2:
+            store_channels(DSCALE2, c, C, sum)
+        else:
+            store_channels(DSHIFT2, c, C, sum)
+            if SCALE2 is None:
+                store_channels(DBIAS, c, C, sum * 0.0)
+            else:
+                store_channels(DBIAS, c, C, sum * channel_vector(SCALE2, c, C))
 
 
 class Cut(NamedTuple):
@@ -262,10 +355,11 @@ class Cut(NamedTuple):
 def cut(x: torch.Tensor, k: int, W: int, sums: bool = True) -> Cut:
     """Columns, channels and images that a program takes, and registers where it also holds sums."""
     B, _, C = x.shape
-    most = 10 if sums and k > 3 else 14  # columns: registers hold k rows of them
-    cols = W if most >= W else triton.cdiv(W, triton.cdiv(W, 8))
-    halo = 0 if cols == W else k // 2
     kind = target()
+    # registers hold k rows of 14 columns, but not with sums for 5×5 weights; fewer columns than 9 are less work in 8
+    whole = 8 < W <= 14 and not (sums and k > 3)
+    few = 4 if kind == INTERPRETER else 8
+    cols, halo = (14, 0) if whole else (few, k // 2)
     BC = 64 if kind.startswith('gfx') else 32  # one warp
     blocks = triton.cdiv(C, BC) * triton.cdiv(W, cols)
     programs = 2 if kind == INTERPRETER else PROGRAMS
@@ -311,8 +405,21 @@ def backward(
         grad, x, w, b, s1, t1, s2, t2, dz, output_sums, B, H, W, C, plan.images, **plan.options
     )
     _leff_depthwise_bwd_input_kernel[grid](dz, x, w, s1, t1, dx, input_sums, B, H, W, C, plan.images, **plan.options)
-    dscale2, dshift2 = output_sums.sum(0)
-    *dw, dscale1, dshift1 = input_sums.sum(0)
-    dbias = dshift2 * s2  # of the convolution's output, summed over the tokens
-    sums = torch.stack(dw, 1), dbias, dscale1, dshift1, dscale2, dshift2
-    return (dx, *(s.to(t.dtype).view(t.shape) for s, t in zip(sums, args)))
+    return (dx, *parameter_gradients(args, input_sums, output_sums, s2))
+
+
+def parameter_gradients(
+    parameters: Sequence[torch.Tensor],
+    input_sums: torch.Tensor,
+    output_sums: torch.Tensor,
+    scale2: Optional[torch.Tensor] = None,
+    sums1: Optional[torch.Tensor] = None,
+) -> List[torch.Tensor]:
+    """Gradients of weight, bias and the four vectors, in their dtypes, from all partial sums; one launch."""
+    grads = [p.new_empty(p.shape) for p in parameters]
+    rows, C = input_sums.shape[1] + output_sums.shape[1], input_sums.shape[2]
+    options = dict(K=parameters[0].shape[-1], BP=32, BC=32, num_warps=1, **FUSION)
+    _leff_depthwise_bwd_parameters_kernel[(rows * triton.cdiv(C, 32),)](
+        input_sums, output_sums, scale2, *grads, sums1, input_sums.shape[0], output_sums.shape[0], C, **options
+    )
+    return grads

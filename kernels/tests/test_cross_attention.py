@@ -178,8 +178,8 @@ def test_they_are_proper_operators():
     plain = [t.detach() for t in (q, content, *axes)]
     torch.library.opcheck(ops.fourier_cross_attention, (plain[0], plain[1], plain[2:], 0.3, 1e-5, mask))
     torch.library.opcheck(ops.latent_cross_attention, (plain[0], x, 0.3, None, mask.flatten(1)))
-    out, lse = ops.fourier_cross_attention(plain[0], plain[1], plain[2:], 0.3, 1e-5, mask)
-    args = (torch.randn_like(out), plain[0], plain[1], plain[2:], out, lse, 0.3, 1e-5, mask)
+    out, lse, rest = ops.fourier_cross_attention(plain[0], plain[1], plain[2:], 0.3, 1e-5, mask)
+    args = (torch.randn_like(out), plain[0], plain[1], plain[2:], out, rest, lse, 0.3, 1e-5, mask)
     torch.library.opcheck(ops.fourier_cross_attention_backward, (*args, True))
     torch.library.opcheck(ops.fourier_cross_attention_backward, (*args, False))
     out, lse = ops.latent_cross_attention(plain[0], x, 0.3, 1e-5, None)
@@ -217,10 +217,10 @@ def test_operators_on_strided_inputs():
     axes = [t.T.contiguous().T for t in axes]
     args = (q, content, axes, 0.3, 1e-5, None)
     torch.library.opcheck(ops.fourier_cross_attention, args)
-    out, lse = ops.fourier_cross_attention(*args)
+    out, lse, rest = ops.fourier_cross_attention(*args)
     grad = torch.randn_like(out).transpose(1, 2).contiguous().transpose(1, 2)
     torch.library.opcheck(
-        ops.fourier_cross_attention_backward, (grad, q, content, axes, out, lse, 0.3, 1e-5, None, True)
+        ops.fourier_cross_attention_backward, (grad, q, content, axes, out, rest, lse, 0.3, 1e-5, None, True)
     )
     x = tokens(content, axes).transpose(1, 2).contiguous().transpose(1, 2)
     torch.library.opcheck(ops.latent_cross_attention, (q, x, 0.3, 1e-5, None))

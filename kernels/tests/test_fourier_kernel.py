@@ -1,8 +1,14 @@
 """The kernels of separable cross-attention where their own reasoning could fail: masks, large scores, many splits."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from gates import BY_NAME, check, leaf, limit, mapped, results
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_extra_kernels import fourier_cross_attention
 from timm_extra_kernels._cases import Case, randn
@@ -39,15 +45,24 @@ def test_an_item_without_positions_gives_zeros(spatial, dtype, device, launches,
     assert launches
 
 
-def test_masked_positions_may_hold_anything(device, launches):
-    sizes = dict(B=2, M=3, c=3, S=(3, 19), F=4, mask=True)
+@pytest.mark.parametrize('path', ['kernel', 'eager'])
+@pytest.mark.parametrize('held', [float('nan'), float('inf'), 1e30])
+@pytest.mark.parametrize('eps', [1e-5, None])
+def test_masked_positions_may_hold_anything(path, held, eps, device, request):
+    """They have no influence on output and gradients, and a gradient of 0."""
+    launches = request.getfixturevalue('launches') if path == 'kernel' else ['eager']
+    sizes = dict(B=2, M=3, c=3, S=(3, 19), F=4, mask=True, eps=eps)
     q, content, axes, scale, eps, mask = SPEC.inputs(Case('masked', sizes), torch.float32, device)
-    expected = operator(q, content, axes, scale, eps, mask)[0]
-    dirty = torch.where(mask[:, None], content, float('nan'))
-    assert torch.equal(operator(q, dirty, axes, scale, eps, mask)[0], expected)
+    expected = results(operator, mapped(leaf, (q, content, axes, scale, eps, mask)))
+    dirty = torch.where(mask[:, None], content, held)
+    found = results(operator, mapped(leaf, (q, dirty, axes, scale, eps, mask)))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.where(mask[:, None], 0.0, found[2]).any()
     content[0, 0][mask[0]] = float('nan')
     out = operator(q, content, axes, scale, eps, mask)[0]
     assert out[0].isnan().all() and out[1].isfinite().all()
+    assert launches
 
 
 @pytest.mark.parametrize('spatial', SPATIAL)
@@ -173,13 +188,133 @@ def test_what_the_kernels_leave_to_the_eager_form(device, launches):
     assert limit(SPEC, 'forward', (q, content, axes, *rest)) is None
     assert limit(SPEC, 'forward', (q.half(), content, axes, *rest)) == '64 content channels are more than 40'
     assert limit(SPEC, 'forward', (q, wide, axes, *rest)) == '128 content channels are more than 120'
-    assert limit(SPEC, 'backward', (q, q, content, axes, q, q, *rest, False)) is None
+    assert limit(SPEC, 'backward', (q, q, content, axes, q, q, q, *rest, False)) is None
     message = 'gradients of 64 content channels in float32 are more than 12'
-    assert limit(SPEC, 'backward', (q, q, content, axes, q, q, *rest, True)) == message
-    assert limit(SPEC, 'backward', (q, q.bfloat16(), content, axes, q, q, *rest, True)) is None
+    assert limit(SPEC, 'backward', (q, q, content, axes, q, q, q, *rest, True)) == message
+    assert limit(SPEC, 'backward', (q, q.bfloat16(), content, axes, q, q, q, *rest, True)) is None
     sizes = dict(B=1, M=3, c=20, S=(3, 7), F=4)
     results(operator, mapped(leaf, SPEC.inputs(Case('gradients of many channels', sizes), torch.float32, device)))
     assert any('_fwd_' in name for name in launches) and not any('_bwd_' in name for name in launches)
+
+
+class Launches(TorchDispatchMode):
+    """PyTorch's operators that launch a kernel on a GPU: all but views and empty memory."""
+
+    def __init__(self, kernels):
+        super().__init__()
+        self.kernels, self.others = kernels, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        view = any(a.alias_info and not a.alias_info.is_write for a in function._schema.returns)
+        name = function.name().removeprefix('aten::').split('.')[0]
+        # the interpreter copies arguments, the fixture fills memory: neither is of the operation
+        if not view and not name.startswith(('empty', 'new_empty', '_unsafe_view')) and not self.kernels.busy:
+            self.others.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Count the launches of a call, those of kernels and those of PyTorch."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    class Kernels:
+        names, busy = [], False
+
+    kernels = Kernels()
+    kind = InterpretedFunction if os.environ.get('TRITON_INTERPRET') == '1' else JITFunction
+    run = kind.run
+
+    def noted(self, *args, **kwargs):
+        kernels.names.append(self.__name__)
+        kernels.busy = True
+        try:
+            return run(self, *args, **kwargs)
+        finally:
+            kernels.busy = False
+
+    monkeypatch.setattr(kind, 'run', noted)
+
+    def count(function, *args):
+        kernels.names.clear()
+        with Launches(kernels) as mode:
+            result = function(*args)
+        return result, [*kernels.names, *mode.others]
+
+    return count
+
+
+ONE = Case('one item', dict(B=1, M=5, c=3, S=(5, 19), F=6))
+SHARED = Case('shared and masked', dict(B=3, Q=1, H=2, M=5, c=3, S=(5, 19), F=6, mask=True))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('case', [*SPEC.cases, ONE, SHARED], ids=lambda case: case.name)
+def test_few_launches(case, dtype, device, counted):
+    """At batch 1 a call costs its launches: 6 forward and 10 backward in all, those of PyTorch counted."""
+    from timm_extra_kernels.fourier_cross_attention import kernel
+
+    args = SPEC.inputs(case, dtype, device)
+    outs, forward = counted(kernel.forward, *args)
+    assert len(forward) <= 6, forward
+    backward = SPEC.backward_args(torch.ones_like(outs[0]), args, outs)
+    for needs_inputs, most in ((True, 10), (False, 6)):
+        backward[-1] = needs_inputs
+        _, launched = counted(kernel.backward, *backward)
+        assert len(launched) <= most, launched
+
+
+def test_a_cut_repeats_no_more_than_all_launches(device, counted, monkeypatch):
+    from timm_extra_kernels.fourier_cross_attention import kernel
+
+    monkeypatch.setattr(kernel, 'LARGEST_MATRIX', 100)
+    args = SPEC.inputs(Case('cut', dict(B=2, M=5, c=3, S=(3, 19), F=5)), torch.bfloat16, device)
+    cuts = len(chunks(10, 19, 100))
+    outs, forward = counted(kernel.forward, *args)
+    assert cuts == 2 and len(forward) <= 6 * cuts
+    _, backward = counted(kernel.backward, *SPEC.backward_args(torch.ones_like(outs[0]), args, outs))
+    assert len(backward) <= 10 * cuts
+
+
+def test_products_have_the_digits_of_float32(device, monkeypatch):
+    """Where operands of a TF32 product lose what its tensor cores do not read, which the interpreter does not model."""
+    from triton.runtime import interpreter
+
+    from timm_extra_kernels.fourier_cross_attention.prepare import added
+
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def cut_off(handle):
+        bits = handle.data.view(np.uint32) & np.uint32(0xFFFFE000)
+        return interpreter.TensorHandle(bits.view(np.float32), handle.dtype)
+
+    monkeypatch.setattr(
+        interpreter.InterpreterBuilder, 'create_dot', lambda self, a, b, *rest: dot(self, cut_off(a), cut_off(b), *rest)
+    )
+
+    @triton.jit
+    def product(A, B, TO, TF32: tl.constexpr):
+        i, k = tl.arange(0, 64), tl.arange(0, 32)
+        total = tl.zeros([64, 64], tl.float32)
+        for k0 in range(0, 256, 32):
+            a = tl.load(A + i[:, None] * 256 + k0 + k[None, :])
+            b = tl.load(B + (k0 + k)[:, None] * 64 + i[None, :])
+            if TF32:
+                total = added(total, a, b, TF32)
+            else:
+                total = tl.dot(a, b, total, input_precision='tf32')
+        tl.store(TO + i[:, None] * 64 + i[None, :], total)
+
+    a, b = randn((64, 256), torch.float32, device), randn((256, 64), torch.float32, device)
+    exact = a.double() @ b.double()
+    errors = []
+    for tf32 in (True, False):
+        to = torch.empty(64, 64, device=device)
+        product[(1,)](a, b, to, tf32)
+        errors.append((to - exact).abs().max())
+    in_float32 = (a @ b - exact).abs().max()
+    assert errors[0] <= 2 * in_float32 < 0.01 * errors[1]
 
 
 def test_slots_and_chunks():

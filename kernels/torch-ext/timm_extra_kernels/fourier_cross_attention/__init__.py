@@ -28,10 +28,13 @@ def most_channels(dtype: torch.dtype) -> int:
 def _fake(q, content, axes, scale, eps, mask):
     dtype = compute_dtype(q, content, *axes)
     shape = (content.shape[0], *q.shape[1:])
-    return content.new_empty(shape, dtype=dtype), content.new_empty(shape[:-1], dtype=dtype)
+    out, rest = (q.new_empty(s) for s in (shape, 1 if q.dtype == dtype else shape))
+    return out, q.new_empty(shape[:-1], dtype=dtype), rest
 
 
-OPERATORS = Operators(__name__, limits, _fake, outputs=('out', 'lse'), flags=dict(needs_inputs=('content', 'axes')))
+OPERATORS = Operators(
+    __name__, limits, _fake, outputs=('out', 'lse', 'rest'), flags=dict(needs_inputs=('content', 'axes'))
+)
 
 
 def prepare(q, content, axes, scale, eps, mask) -> Tuple[Any, ...]:
@@ -65,7 +68,8 @@ def fourier_cross_attention(
         scale: Factor of the scores.
         eps: Added to the variance in the layer normalisation of tokens, which has no affine; None takes them as they
             are.
-        mask: Boolean (B, *spatial), True where a position takes part. An item without any gives zeros.
+        mask: Boolean (B, *spatial), True where a position takes part; what the others hold, NaN among it, has no
+            influence. An item without any gives zeros.
 
     Returns:
         (B, H, M, C), in the dtype of q.
@@ -73,7 +77,7 @@ def fourier_cross_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    return OPERATORS(*prepare(q, content, axes, scale, eps, mask)).to(q.dtype)
+    return OPERATORS(*prepare(q, content, axes, scale, eps, mask))
 
 
 def _check_grid(q: torch.Tensor, content: torch.Tensor, axes: List[torch.Tensor]) -> None:

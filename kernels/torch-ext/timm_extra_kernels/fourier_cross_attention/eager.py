@@ -29,7 +29,7 @@ def forward(
     scale: float,
     eps: Optional[float],
     mask: Optional[torch.Tensor],
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """softmax(scale · q x̂ᵀ) x̂ over all positions, tile by tile.
 
     Args:
@@ -41,7 +41,8 @@ def forward(
         mask: (B, *spatial), True where a position takes part.
 
     Returns:
-        Output (B, H, M, C) and log-sum-exp of the scores (B, H, M), in the dtype of the arithmetic.
+        Output (B, H, M, C) in the dtype of q, log-sum-exp of the scores (B, H, M) in that of the arithmetic, and
+        what rounding took off the output (B, H, M, C), or one 0 where nothing.
     """
     H, M, C = q.shape[1:]
     B = content.shape[0]
@@ -63,7 +64,11 @@ def forward(
             softmax.sum += sums.add(scores.exp_(), tokens, tile)
         denominator, lse[b0:b1] = softmax.finish()
         out[b0:b1] = sums.features() / denominator
-    return out.view(B, H, M, C), lse.view(B, H, M)
+    out, lse = out.view(B, H, M, C), lse.view(B, H, M)
+    if q.dtype == out.dtype:
+        return out, lse, out.new_zeros(1)
+    rounded = out.to(q.dtype)
+    return rounded, lse, (out - rounded).to(q.dtype)
 
 
 def backward(
@@ -72,6 +77,7 @@ def backward(
     content: torch.Tensor,
     axes: Sequence[torch.Tensor],
     out: torch.Tensor,
+    rest: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
     eps: Optional[float],
@@ -86,6 +92,7 @@ def backward(
         content: As in `forward`.
         axes: As in `forward`.
         out: Output of `forward`.
+        rest: What rounding took off it.
         lse: Log-sum-exp of `forward`.
         scale: As in `forward`.
         eps: As in `forward`.
@@ -100,6 +107,7 @@ def backward(
     grid = _Grid(content, axes, compute_dtype(q, content, *axes), eps, mask)
     rows = (q.to(grid.dtype) * scale).flatten(1, 2)
     grad = grad.to(grid.dtype).flatten(1, 2)  # (B, R, C)
+    out = out.to(grid.dtype) + rest.to(grid.dtype)
     delta = (grad * out.flatten(1, 2)).sum(-1, keepdim=True)  # (B, R, 1)
     lse = lse.flatten(1, 2).unsqueeze(-1)
     lse = lse.masked_fill(lse == float('inf'), 0.0)  # where nothing is attended to
@@ -240,6 +248,9 @@ class _Grid:
         """The tokens of a tile, of some items of the batch."""
         content = self.content[b0:b1, :, tile.lines, tile.along].transpose(1, 2).to(self.dtype) - self.shift
         b, L, c, n = content.shape
+        out = None if self.mask is None else ~self.mask[b0:b1, tile.lines, tile.along]
+        if out is not None:  # whatever a masked position holds, NaN among it, has no influence
+            content.masked_fill_(out[:, :, None], 0.0)
         factors, values = content.new_ones(b, L, c + 4, n), content.new_ones(b, L, c + 3, n)
         if self.eps is None:
             mean, rstd = content.new_zeros(b, L, n), content.new_ones(b, L, n)
@@ -249,8 +260,7 @@ class _Grid:
         values[:, :, -1] = rstd.reciprocal()
         torch.mul(values[:, :, : c + 2], rstd[:, :, None], out=factors[:, :, : c + 2])
         factors[:, :, -1] = rstd.log()
-        if self.mask is not None:
-            out = ~self.mask[b0:b1, tile.lines, tile.along]
+        if out is not None:
             factors[:, :, -1].masked_fill_(out, torch.finfo(self.dtype).min)
         return _Tokens(factors, values)
 

@@ -13,90 +13,13 @@ import triton
 import triton.language as tl
 
 from .._target import FUSION, INTERPRETER, target
-from .operands import (
-    LOG2E,
-    SAFE,
-    Slots,
-    Tables,
-    Weights,
-    batch_stride,
-    batch_strides,
-    bound,
-    centred,
-    chunks,
-    columns_of,
-    features,
-    merged,
-    pointers,
-    slots,
-    whole,
-)
+from .finish import LN2, Softmax, Sums, TableGradients, finish
+from .operands import LOG2E, SAFE, Slots, batch_stride, chunks, slots
+from .prepare import MASKED, Tables, Vectors, fourier_maps_fwd_kernel
 
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-MASKED: tl.constexpr = tl.constexpr(-1e30)  # score of a masked position, in powers of 2
-NOTHING: tl.constexpr = tl.constexpr(-1e20)  # a maximum below this is of masked positions alone
+LOG2_OF_E: tl.constexpr = tl.constexpr(LOG2E)
 PROGRAMS = 1024  # that fill a GPU; fewer are split along rows
 LARGEST_MATRIX = 1 << 26  # elements of queries × columns; a longer last axis is cut
-
-
-@triton.jit
-def _fourier_maps_fwd_kernel(
-    CONTENT, MASK, ROWS, COLUMNS, SHIFT, X, RSTD, sb, sc, sr, sw, mb, mr, mw, c, C, Fr, Fc, rows, W, width, eps,
-    first, split, NORM: tl.constexpr, HAS_MASK: tl.constexpr, HALF: tl.constexpr,
-    BN: tl.constexpr, BC: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    # CONTENT (B, c, rows, W) and MASK (B, rows, W) by their strides; ROWS (rows, 3), COLUMNS (W, 3): statistics
-    # X (B, rows, width, K), RSTD (B, rows, width)
-    blocks = width // BN
-    n = tl.program_id(0) % blocks * BN + tl.arange(0, BN)
-    line = tl.program_id(0) // blocks
-    r = line % rows
-    b = (line // rows).to(tl.int64)
-    inside = n < W
-    if HAS_MASK:
-        inside = inside & (tl.load(MASK + b * mb + r * mr + n * mw, mask=inside, other=0) != 0)
-    shift = tl.load(SHIFT)
-    pixels = CONTENT + b * sb + r.to(tl.int64) * sr + n[:, None].to(tl.int64) * sw
-    k = tl.arange(0, K)
-    extra = k - (c + 4)
-    channel = tl.where(extra < 0, k, first + tl.where(extra < split, extra, extra - split))
-    channel = tl.where(extra < 2 * split, channel, c + 1)  # c is the mean
-    wanted = inside[:, None] & (channel < c)[None, :]
-    values = tl.load(pixels + channel[None, :].to(tl.int64) * sc, mask=wanted, other=0.0).to(tl.float32) - shift
-    if NORM:
-        j = tl.arange(0, BC)
-        some = inside[:, None] & (j < c)[None, :]
-        content = tl.load(pixels + j[None, :].to(tl.int64) * sc, mask=some, other=0.0).to(tl.float32) - shift
-        content = tl.where(some, content, 0.0)
-        total = tl.sum(content, 1)
-        own = total / c
-        mean = (total + tl.load(ROWS + 3 * r) + tl.load(COLUMNS + 3 * n, mask=inside, other=0.0)) / C
-        off_row = tl.load(ROWS + 3 * r + 1) - mean
-        off_col = tl.load(COLUMNS + 3 * n + 1, mask=inside, other=0.0) - mean
-        centred = tl.where(some, content - own[:, None], 0.0)
-        squares = tl.sum(centred * centred, 1) + c * (own - mean) * (own - mean)
-        squares += tl.load(ROWS + 3 * r + 2) + Fr * off_row * off_row
-        squares += tl.load(COLUMNS + 3 * n + 2, mask=inside, other=0.0) + Fc * off_col * off_col
-        rstd = tl.where(inside, 1.0 / tl.sqrt(squares / C + eps), 1.0)
-        values = (values - mean[:, None]) * rstd[:, None]
-        values = tl.where((channel == c)[None, :], (mean * rstd)[:, None], values)
-    else:
-        rstd = tl.full([BN], 1.0, tl.float32)
-        values = tl.where((channel == c)[None, :], 0.0, values)
-    is_rstd = (k == c + 1) | (HALF & (extra == 2 * split))
-    values = tl.where(is_rstd[None, :], rstd[:, None], values)
-    if HALF:
-        rest = ((extra >= 0) & (extra < split)) | (extra == 2 * split)
-        values = tl.where(rest[None, :], values - values.to(tl.bfloat16).to(tl.float32), values)
-        filled = extra <= 2 * split
-    else:
-        filled = extra < 0
-    values = tl.where((k == c + 2)[None, :], 1.0, values)
-    values = tl.where(inside[:, None] & (filled & (k != c + 3))[None, :], values, 0.0)
-    values = tl.where((k == c + 3)[None, :] & (inside == 0)[:, None], MASKED, values)
-    at = line.to(tl.int64) * width + n
-    tl.store(X + at[:, None] * K + k[None, :], values.to(X.dtype.element_ty))
-    tl.store(RSTD + at, rstd)
 
 
 @triton.jit
@@ -131,22 +54,21 @@ def _summed(weights, x, total, FINE: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['ub', 'rb', 'cb', 'kb', 'B', 'R', 'rows', 'blocks', 'per_split'])
 def _fourier_top_fwd_kernel(
-    U, UROW, UCOL, X, RSTD, BOUND, TOP, ub, rb, cb, kb, B, R, rows, W, blocks, per_split, SAFE: tl.constexpr,
+    U, UROW, UCOL, X, RSTD, BOUND, TOP, ub, rb, cb, kb, B, R, rows, blocks, per_split, SAFE: tl.constexpr,
     BM: tl.constexpr, BW: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    # U (B, R, K), UROW (B, rows, R), UCOL (B, R, W), BOUND (B, R); X (B, rows, blocks · BW, K), RSTD the same less K
-    # TOP (splits, blocks, B, R): the largest score, or 0 for queries whose scores cannot be large
-    m, n, block, b, split, r0, r1 = _place(R, rows, blocks, B, per_split, BM, BW)
+    # U (B, R, K), UROW (B, rows, R), UCOL (B, blocks · BW, R), BOUND (B, R); X (B, rows, blocks · BW, K), RSTD the
+    # same less K. Columns behind the last are as masked ones
+    # TOP (B, R): raised to the largest score, but for queries whose scores cannot be large
+    m, n, _, b, _, r0, r1 = _place(R, rows, blocks, B, per_split, BM, BW)
     mm = m < R
-    highest = tl.zeros([BM], tl.float32)
-    if tl.max(tl.load(BOUND + b * kb + m, mask=mm, other=0.0), 0) > SAFE:
+    bound = tl.load(BOUND + b * kb + m, mask=mm, other=0.0)
+    if tl.max(bound, 0) > SAFE:
         k = tl.arange(0, K)
         u = tl.load(U + b * ub + m[:, None] * K + k[None, :], mask=mm[:, None], other=0.0)
-        cols = tl.load(
-            UCOL + b * cb + m[:, None].to(tl.int64) * W + n[None, :], mask=mm[:, None] & (n < W)[None, :], other=0.0
-        )
+        cols = tl.load(UCOL + b * cb + n[None, :].to(tl.int64) * R + m[:, None], mask=mm[:, None], other=0.0)
         tops = tl.full([BM, BW], MASKED, tl.float32)
         for r in range(r0, r1):
             at = (b * rows + r) * blocks * BW + n
@@ -155,24 +77,24 @@ def _fourier_top_fwd_kernel(
             row = tl.load(UROW + b * rb + tl.cast(r, tl.int64) * R + m, mask=mm, other=0.0)
             s = tl.dot(u, tl.trans(x), (cols + row[:, None]) * rstd[None, :], input_precision='ieee')
             tops = tl.maximum(tops, s)
-        highest = tl.maximum(tl.max(tops, 1), NOTHING)
-    tl.store(TOP + ((split * blocks + block) * B + b) * R + m, highest, mask=mm)
+        tl.atomic_max(TOP + b * R + m, tl.max(tops, 1), mask=mm & (bound > SAFE), sem='relaxed')
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=['ub', 'rb', 'cb', 'B', 'R', 'rows', 'blocks', 'per_split', 'slot', 'rest'],
+)
 def _fourier_cross_attention_fwd_kernel(
-    U, UROW, UCOL, X, RSTD, TOP, SUMS, ROWS, COLUMNS, ub, rb, cb, B, R, rows, W, blocks, per_split, slot, rest,
+    U, UROW, UCOL, X, RSTD, TOP, SUMS, ROWS, COLUMNS, ub, rb, cb, unit, B, R, rows, blocks, per_split, slot, rest,
     AHEAD: tl.constexpr, FINE: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    # as above; TOP (B, R); of weights 2^(score − top): SUMS (splits · blocks, B, R, K) with the slots, and with rstd
-    # ROWS (blocks, B, rows, R) and COLUMNS (splits, B, R, W)
+    # as above; TOP (B, R), a unit of which is that many powers of 2; of weights 2^(score − top): SUMS (splits · blocks,
+    # B, K, R) with the slots, and with rstd ROWS (blocks, B, rows, R) and COLUMNS (splits, B, blocks · BW, R)
     m, n, block, b, split, r0, r1 = _place(R, rows, blocks, B, per_split, BM, BW)
     k = tl.arange(0, K)
     mm = m < R
-    tile = mm[:, None] & (n < W)[None, :]
     u = tl.load(U + b * ub + m[:, None] * K + k[None, :], mask=mm[:, None], other=0.0)
-    cols = tl.load(UCOL + b * cb + m[:, None].to(tl.int64) * W + n[None, :], mask=tile, other=0.0)
-    top = tl.load(TOP + b * R + m, mask=mm, other=0.0)
+    cols = tl.load(UCOL + b * cb + n[None, :].to(tl.int64) * R + m[:, None], mask=mm[:, None], other=0.0)
+    top = tl.load(TOP + b * R + m, mask=mm, other=0.0) * unit
     is_rstd = tl.where((k == slot) | (k == rest), 1.0, 0.0)
     along_rows = tl.zeros([BM, BW], tl.float32)
     sums = tl.zeros([BM, K], tl.float32)
@@ -197,27 +119,28 @@ def _fourier_cross_attention_fwd_kernel(
             sums = _summed(p, x, sums, FINE)
             along_columns = tl.sum(weighted, 1)
         tl.store(ROWS + ((block * B + b) * rows + r) * R + m, along_columns, mask=mm)
-    tl.store(COLUMNS + ((split * B + b) * R + m[:, None]) * W + n[None, :], along_rows, mask=tile)
-    tl.store(SUMS + (((split * blocks + block) * B + b) * R + m[:, None]) * K + k[None, :], sums, mask=mm[:, None])
+    tl.store(COLUMNS + ((split * B + b) * blocks * BW + n[None, :]) * R + m[:, None], along_rows, mask=mm[:, None])
+    tl.store(SUMS + (((split * blocks + block) * B + b) * K + k[None, :]) * R + m[:, None], sums, mask=mm[:, None])
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=['ub', 'rb', 'cb', 'B', 'R', 'rows', 'blocks', 'per_split', 'slot', 'rest'],
+)
 def _fourier_cross_attention_bwd_kernel(
-    U, UROW, UCOL, G, GROW, GCOL, X, RSTD, LSE, DELTA, SUMS, ROWS, COLUMNS, ub, rb, cb, B, R, rows, W, blocks,
+    U, UROW, UCOL, G, GROW, GCOL, X, RSTD, LSE, DELTA, SUMS, ROWS, COLUMNS, ub, rb, cb, B, R, rows, blocks,
     per_split, slot, rest,
     FINE: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     # as above, with the gradients of scores for weights; G, GROW, GCOL: the gradient of the output, separated;
-    # LSE in powers of 2 and DELTA (B, R)
+    # LSE and DELTA (B, R)
     m, n, block, b, split, r0, r1 = _place(R, rows, blocks, B, per_split, BM, BW)
     k = tl.arange(0, K)
     mm = m < R
-    tile = mm[:, None] & (n < W)[None, :]
     u = tl.load(U + b * ub + m[:, None] * K + k[None, :], mask=mm[:, None], other=0.0)
     g = tl.load(G + (b * R + m[:, None]) * K + k[None, :], mask=mm[:, None], other=0.0)
-    cols = tl.load(UCOL + b * cb + m[:, None].to(tl.int64) * W + n[None, :], mask=tile, other=0.0)
-    gcols = tl.load(GCOL + (b * R + m[:, None]) * W + n[None, :], mask=tile, other=0.0)
-    lse = tl.load(LSE + b * R + m, mask=mm, other=0.0)
+    cols = tl.load(UCOL + b * cb + n[None, :].to(tl.int64) * R + m[:, None], mask=mm[:, None], other=0.0)
+    gcols = tl.load(GCOL + (b * blocks * BW + n[None, :]) * R + m[:, None], mask=mm[:, None], other=0.0)
+    lse = tl.load(LSE + b * R + m, mask=mm, other=0.0) * LOG2_OF_E
     delta = tl.load(DELTA + b * R + m, mask=mm, other=0.0)
     is_rstd = tl.where((k == slot) | (k == rest), 1.0, 0.0)
     along_rows = tl.zeros([BM, BW], tl.float32)
@@ -242,11 +165,13 @@ def _fourier_cross_attention_bwd_kernel(
             sums = _summed(ds, x, sums, FINE)
             along_columns = tl.sum(weighted, 1)
         tl.store(ROWS + ((block * B + b) * rows + r) * R + m, along_columns, mask=mm)
-    tl.store(COLUMNS + ((split * B + b) * R + m[:, None]) * W + n[None, :], along_rows, mask=tile)
-    tl.store(SUMS + (((split * blocks + block) * B + b) * R + m[:, None]) * K + k[None, :], sums, mask=mm[:, None])
+    tl.store(COLUMNS + ((split * B + b) * blocks * BW + n[None, :]) * R + m[:, None], along_rows, mask=mm[:, None])
+    tl.store(SUMS + (((split * blocks + block) * B + b) * K + k[None, :]) * R + m[:, None], sums, mask=mm[:, None])
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=['ub', 'rb', 'cb', 'db', 'dc', 'dr', 'R', 'rows', 'W', 'blocks', 'c', 'C', 'first', 'split'],
+)
 def _fourier_inputs_bwd_kernel(
     U, UROW, UCOL, G, GROW, GCOL, X, RSTD, LSE, DELTA, DCONTENT, LOST, SLOPE, ub, rb, cb, db, dc, dr, dw,
     R, rows, W, blocks, c, C, first, split, NORM: tl.constexpr, HALF: tl.constexpr, FINE: tl.constexpr,
@@ -275,12 +200,11 @@ def _fourier_inputs_bwd_kernel(
         shared = b * ub + m[:, None] * K
         u = tl.load(U + shared + k[None, :], mask=mm[:, None], other=0.0)  # (BM, K)
         g = tl.load(G + vectors * K + k[None, :], mask=mm[:, None], other=0.0)
-        tile = mm[None, :] & (n < W)[:, None]
-        cols = tl.load(UCOL + b * cb + m[None, :].to(tl.int64) * W + n[:, None], mask=tile, other=0.0)
-        gcols = tl.load(GCOL + (b * R + m[None, :]) * W + n[:, None], mask=tile, other=0.0)
+        cols = tl.load(UCOL + b * cb + n[:, None].to(tl.int64) * R + m[None, :], mask=mm[None, :], other=0.0)
+        gcols = tl.load(GCOL + (b * blocks * BW + n[:, None]) * R + m[None, :], mask=mm[None, :], other=0.0)
         row = tl.load(UROW + b * rb + r.to(tl.int64) * R + m, mask=mm, other=0.0)
         grow = tl.load(GROW + line.to(tl.int64) * R + m, mask=mm, other=0.0)
-        lse = tl.load(LSE + b * R + m, mask=mm, other=float('inf'))
+        lse = tl.load(LSE + b * R + m, mask=mm, other=float('inf')) * LOG2_OF_E
         delta = tl.load(DELTA + b * R + m, mask=mm, other=0.0)
         s = tl.dot(x, tl.trans(u), (cols + row[None, :]) * rstd[:, None], input_precision='ieee')  # (BW, BM)
         dp = tl.dot(x, tl.trans(g), (gcols + grow[None, :]) * rstd[:, None], input_precision='ieee')
@@ -351,93 +275,102 @@ def config(layout: Slots) -> _Config:
 
 
 class _Positions:
-    """Positions of a grid in the form that kernels read, and launches over them.
+    """Columns `begin` to `end` of a grid in the form that kernels read, and launches over them.
 
     Attributes:
-        tables: The position features.
-        x: Slots (B, rows, W rounded up to blocks, K).
-        rstd: (B, rows, W rounded up to blocks) float32.
+        part: Table of the columns.
+        x: Slots (B, rows, columns rounded up to blocks, K).
+        rstd: (B, rows, columns rounded up to blocks) float32.
     """
 
     def __init__(
         self,
         content: torch.Tensor,
-        axes: Sequence[torch.Tensor],
+        tables: Tables,
         eps: Optional[float],
         mask: Optional[torch.Tensor],
         layout: Slots,
+        begin: int,
+        end: int,
     ):
         self.layout, self.normalised, self.config = layout, eps is not None, config(layout)
-        self.tables = tables = Tables.of(axes, self.normalised)
-        content = content.reshape(*content.shape[:2], -1, content.shape[-1])
+        self.tables, self.begin = tables, begin
+        self.part = tables.columns[begin:end]
+        content = _lines(content[..., begin:end])
         self.batch, c, self.rows, self.columns = content.shape
         self.blocks = triton.cdiv(self.columns, self.config.columns)
         width = self.blocks * self.config.columns
         size = (self.batch, self.rows, width)
         self.x = content.new_empty(*size, layout.width, dtype=layout.dtype)
         self.rstd = content.new_empty(size, dtype=torch.float32)
-        maps = content if mask is None else mask.reshape(self.batch, self.rows, self.columns).view(torch.uint8)
-        self.channels = c + tables.rows.shape[1] + tables.columns.shape[1]
+        maps = content if mask is None else _lines(mask[:, None, ..., begin:end])[:, 0].view(torch.uint8)
+        self.channels = c + sum(tables.features)
         wide = triton.next_power_of_2(c) if self.normalised else 1
-        row, column = tables.statistics()
         block = min(self.config.columns, max(16, 1024 // layout.width))
-        _fourier_maps_fwd_kernel[(self.batch * self.rows * width // block,)](
-            content, maps, row, column, tables.shift, self.x, self.rstd, *content.stride(), *maps.stride()[:3],
-            c, self.channels, tables.rows.shape[1], tables.columns.shape[1], self.rows, self.columns, width,
+        fourier_maps_fwd_kernel[(self.batch * self.rows * width // block,)](
+            content, maps, tables.row_statistics, tables.column_statistics[begin:end], tables.shift, self.x, self.rstd,
+            *content.stride(), *maps.stride()[:3], c, self.channels, tables.rows.shape[1],
+            self.part.shape[1], self.rows, self.columns, width,
             eps or 0.0, layout.first, layout.split, NORM=self.normalised, HAS_MASK=mask is not None,
             HALF=layout.half, BN=block, BC=wide, K=layout.width, num_warps=1 if layout.width == 16 else 4, **FUSION,
         )  # fmt: skip
 
-    def separate(self, vectors: torch.Tensor, bias: bool) -> Weights:
-        """Vectors (b, R, C) as weights of slots and products with tables."""
-        return Weights.of(vectors, self.tables, self.layout, bias)
+    def separate(
+        self,
+        given: torch.Tensor,
+        factor: float,
+        out: Optional[Sequence[torch.Tensor]] = None,
+        tops: Optional[torch.Tensor] = None,
+    ) -> Vectors:
+        """As `Vectors.of`."""
+        return Vectors.of(
+            given, factor, self.tables, self.part, self.rstd.shape[2], self.layout, self.normalised, out, tops
+        )
 
-    def tops(self, u: Weights, bounds: torch.Tensor) -> torch.Tensor:
-        """What to take off the scores (B, R) so that their powers of 2 are finite and not all 0."""
-        R = bounds.shape[1]
-        cut, grid, splits = self._cut(R, 'forward')
-        tops = bounds.new_empty(splits, self.blocks, self.batch, R)
+    def raise_tops(self, u: Vectors, tops: torch.Tensor) -> None:
+        """Raise (B, R) to what to take off the scores so that their powers of 2 are finite and not all 0."""
+        R = tops.shape[1]
+        cut, grid, _ = self._cut(R, 'forward')
         _fourier_top_fwd_kernel[grid](
-            *pointers(u), self.x, self.rstd, bounds, tops, *batch_strides(u), batch_stride(bounds),
-            self.batch, R, self.rows, self.columns, self.blocks, cut, SAFE=SAFE, K=self.layout.width,
+            *u.operands, self.x, self.rstd, u.more, tops, *u.strides, batch_stride(u.more),
+            self.batch, R, self.rows, self.blocks, cut, SAFE=SAFE, K=self.layout.width,
             **self.config.options('forward'),
         )  # fmt: skip
-        return tops.amax((0, 1))
 
-    def weigh(self, u: Weights, tops: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sums of 2^(score − top) with the slots (B, R, K), and with rstd per row (B, rows, R) and column (B, R, W)."""
+    def weigh(self, u: Vectors, tops: torch.Tensor, unit: float) -> Sums:
+        """Sums of 2^(score − unit · top), tops (B, R)."""
         cut, grid, splits = self._cut(tops.shape[1], 'forward')
         options = self.config.options('forward')
-        sums, rows, columns = self._partial(tops, splits)
+        sums = self._partial(tops, splits)
         _fourier_cross_attention_fwd_kernel[grid](
-            *pointers(u), self.x, self.rstd, tops, sums, rows, columns, *batch_strides(u),
-            self.batch, tops.shape[1], self.rows, self.columns, self.blocks, cut, *self._rstd_slots(),
+            *u.operands, self.x, self.rstd, tops, sums.slots, sums.rows, sums.columns, *u.strides, unit,
+            self.batch, tops.shape[1], self.rows, self.blocks, cut, *self._rstd_slots(),
             AHEAD=options['num_warps'] == 1, FINE=self.layout.fine, K=self.layout.width, **options,
         )  # fmt: skip
-        return whole(sums), whole(rows), whole(columns)
+        return sums
 
-    def weigh_gradients(self, u: Weights, g: Weights, lse: torch.Tensor, delta: torch.Tensor):
+    def weigh_gradients(self, u: Vectors, g: Vectors, lse: torch.Tensor) -> Sums:
         """The same sums with the gradients of the scores for weights."""
         cut, grid, splits = self._cut(lse.shape[1], 'backward')
-        sums, rows, columns = self._partial(lse, splits)
+        sums = self._partial(lse, splits)
         _fourier_cross_attention_bwd_kernel[grid](
-            *pointers(u), *pointers(g), self.x, self.rstd, lse, delta, sums, rows, columns, *batch_strides(u),
-            self.batch, lse.shape[1], self.rows, self.columns, self.blocks, cut, *self._rstd_slots(),
+            *u.operands, *g.operands, self.x, self.rstd, lse, g.more, sums.slots, sums.rows, sums.columns, *u.strides,
+            self.batch, lse.shape[1], self.rows, self.blocks, cut, *self._rstd_slots(),
             FINE=self.layout.fine, K=self.layout.width, **self.config.options('backward'),
         )  # fmt: skip
-        return whole(sums), whole(rows), whole(columns)
+        return sums
 
-    def input_gradients(self, u: Weights, g: Weights, lse: torch.Tensor, delta: torch.Tensor, content: torch.Tensor):
+    def input_gradients(self, u: Vectors, g: Vectors, lse: torch.Tensor, content: torch.Tensor) -> List[torch.Tensor]:
         """Write the gradient of content (B, c, rows, W); return what the normalisation takes from the tables."""
         layout = self.layout
-        lost, slope = (self.rstd.new_empty(self.batch, self.rows, self.columns) for _ in range(2))
+        lost = [self.rstd.new_empty(self.batch, self.rows, self.columns) for _ in range(2)]
         _fourier_inputs_bwd_kernel[(self.batch * self.rows * self.blocks,)](
-            *pointers(u), *pointers(g), self.x, self.rstd, lse, delta, content, lost, slope, *batch_strides(u),
+            *u.operands, *g.operands, self.x, self.rstd, lse, g.more, content, *lost, *u.strides,
             *content.stride(), lse.shape[1], self.rows, self.columns, self.blocks, layout.channels, self.channels,
             layout.first, layout.split, NORM=self.normalised, HALF=layout.half, FINE=layout.fine, K=layout.width,
             **self.config.options('inputs'),
         )  # fmt: skip
-        return lost, slope
+        return lost
 
     def _rstd_slots(self) -> Tuple[int, int]:
         c, split = self.layout.channels, self.layout.split
@@ -451,14 +384,19 @@ class _Positions:
         splits = triton.cdiv(self.rows, per_split)
         return per_split, (programs * splits,), splits
 
-    def _partial(self, like: torch.Tensor, splits: int) -> List[torch.Tensor]:
+    def _partial(self, like: torch.Tensor, splits: int) -> Sums:
         B, R = like.shape
-        shapes = (
-            (splits * self.blocks, B, R, self.layout.width),
-            (self.blocks, B, self.rows, R),
-            (splits, B, R, self.columns),
-        )
-        return [like.new_empty(shape) for shape in shapes]
+
+        def new(*shape: int) -> torch.Tensor:
+            return like.new_empty(shape, dtype=torch.float32)
+
+        slots = new(splits * self.blocks, B, self.layout.width, R)
+        return Sums(slots, new(self.blocks, B, self.rows, R), new(splits, B, self.rstd.shape[2], R))
+
+
+def _lines(grid: torch.Tensor) -> torch.Tensor:
+    """(B, c, *spatial) as (B, c, rows, W)."""
+    return grid.reshape(*grid.shape[:2], -1, grid.shape[-1])
 
 
 def forward(
@@ -468,26 +406,23 @@ def forward(
     scale: float,
     eps: Optional[float],
     mask: Optional[torch.Tensor],
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `eager.forward`."""
     H, M, C = q.shape[1:]
-    B, layout = content.shape[0], slots(content.shape[1], q.dtype)
-    vectors = centred(q, scale * LOG2E, eps is not None)  # their scores are powers of 2
-    bounds = bound(vectors, eps is not None)
-    total = None
-    for begin, end in chunks(B * H * M, content.shape[-1], LARGEST_MATRIX):
-        part = columns_of(content, axes, mask, begin, end)
-        grid = _Positions(part[0], part[1], eps, part[2], layout)
-        u = grid.separate(vectors, True)
-        tops = grid.tops(u, bounds)
-        sums, rows, columns = grid.weigh(u, tops)
-        here = tops, sums[..., layout.channels + 2], features(sums, rows, columns, grid.tables, layout)
-        total = here if total is None else merged(total, here)
-    tops, denominator, out = total
-    nothing = denominator == 0
-    out = torch.where(nothing.unsqueeze(-1), 0.0, out / denominator.unsqueeze(-1))
-    lse = ((tops + denominator.log2()) / LOG2E).masked_fill(nothing, float('inf'))
-    return out.view(B, H, M, C), lse.view(B, H, M)
+    B, layout, tables = content.shape[0], slots(content.shape[1], q.dtype), Tables(axes, eps is not None)
+    half, parts = q.dtype != torch.float32, chunks(B * H * M, content.shape[-1], LARGEST_MATRIX)
+    out = q.new_empty(B, H, M, C)
+    exact = q.new_empty(B, H, M, C, dtype=torch.float32) if half and len(parts) > 1 else None if half else out
+    rest = q.new_empty(out.shape if half else 1)
+    tops, *lse = (q.new_empty(B, H * M, dtype=torch.float32) for _ in range(3))  # a range writes one of two
+    for i, (begin, end) in enumerate(parts):
+        grid = _Positions(content, tables, eps, mask, layout, begin, end)
+        u = grid.separate(q, scale * LOG2E, tops=tops)  # scores are powers of 2
+        grid.raise_tops(u, tops)
+        lse.reverse()
+        softmax = Softmax(tops, *lse, rest)
+        finish(grid.weigh(u, tops, 1.0), tables, grid.part, layout, exact, out if half else None, 1.0, i > 0, softmax)
+    return out, lse[1].view(B, H, M), rest
 
 
 def backward(
@@ -496,6 +431,7 @@ def backward(
     content: torch.Tensor,
     axes: Sequence[torch.Tensor],
     out: torch.Tensor,
+    rest: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
     eps: Optional[float],
@@ -503,55 +439,20 @@ def backward(
     needs_inputs: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
     """As `eager.backward`."""
-    layout = slots(content.shape[1], q.dtype)
-    vectors, grad = centred(q, scale * LOG2E, eps is not None), centred(grad, 1.0, eps is not None)
-    delta = (grad * out.flatten(1, 2)).sum(-1).contiguous()  # (B, R)
-    lse = (lse.flatten(1, 2) * LOG2E).contiguous()
-    dq, row_grads, column_grads = None, None, []
-    dcontent = content.new_empty(content.shape) if needs_inputs else content.new_empty(0)
-    for begin, end in chunks(lse.numel(), content.shape[-1], LARGEST_MATRIX):
-        part = columns_of(content, axes, mask, begin, end)
-        grid = _Positions(part[0], part[1], eps, part[2], layout)
-        u, g = grid.separate(vectors, True), grid.separate(grad, False)
-        sums, rows, columns = grid.weigh_gradients(u, g, lse, delta)
-        if needs_inputs:
-            lost = grid.input_gradients(u, g, lse, delta, _rows_and_columns(dcontent)[..., begin:end])
-            row, column = _table_gradients(grid, u, g, rows, columns, lse, lost)
-            row_grads = row if row_grads is None else row_grads + row
-            column_grads.append(column)
-        if q.shape[0] == 1:  # fewer products where items share the queries
-            sums, rows, columns = (t.sum(0, keepdim=True) for t in (sums, rows, columns))
-        here = features(sums, rows, columns, grid.tables, layout)
-        dq = here if dq is None else dq + here
-    dq = (dq * scale).view(q.shape).to(q.dtype)
-    if not needs_inputs:
-        return dq, dcontent, []
-    return dq, dcontent, grid.tables.per_axis(row_grads, torch.cat(column_grads), axes)
-
-
-def _rows_and_columns(content: torch.Tensor) -> torch.Tensor:
-    return content.view(*content.shape[:2], -1, content.shape[-1])
-
-
-def _table_gradients(
-    grid: _Positions,
-    u: Weights,
-    g: Weights,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    lse: torch.Tensor,
-    lost: Sequence[torch.Tensor],
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the tables of rows (rows, Fr) and of columns (W, Fc)."""
-    _, row_weights, column_weights = grid.weigh(u, lse)
-    lost, slope = lost
-    gradients = []
-    for ds, p, i, table, others in (
-        (rows, row_weights, 1, grid.tables.rows, (0, 2)),
-        (columns.mT, column_weights.mT, 2, grid.tables.columns, (0, 1)),
-    ):
-        gradient = (ds @ (u.parts[i] / LOG2E)).sum(0) + (p @ g.parts[i]).sum(0)
-        if grid.normalised:
-            gradient = gradient - lost.sum(others)[:, None] - table * slope.sum(others)[:, None]
-        gradients.append(gradient)
-    return gradients[0], gradients[1]
+    layout, tables = slots(content.shape[1], q.dtype), Tables(axes, eps is not None)
+    out = out.contiguous(), rest.contiguous()
+    lse = lse.flatten(1, 2).contiguous()  # (B, R)
+    parts = chunks(lse.numel(), content.shape[-1], LARGEST_MATRIX)
+    dq = q.new_empty(q.shape)
+    total = None if len(parts) == 1 else q.new_empty(q.shape, dtype=torch.float32)
+    dcontent = content.new_empty(content.shape if needs_inputs else 0)
+    inputs = TableGradients(tables, *lse.shape, len(parts), eps is not None) if needs_inputs else None
+    for i, (begin, end) in enumerate(parts):
+        grid = _Positions(content, tables, eps, mask, layout, begin, end)
+        u, g = grid.separate(q, scale * LOG2E), grid.separate(grad, 1.0, out=out)
+        sums = grid.weigh_gradients(u, g, lse)
+        if inputs:
+            lost = grid.input_gradients(u, g, lse, _lines(dcontent[..., begin:end]))
+            inputs.add(i, begin, grid.part, u, g, scale, sums, grid.weigh(u, lse, LOG2E), lost)
+        finish(sums, tables, grid.part, layout, total, dq if end == content.shape[-1] else None, scale, i > 0)
+    return dq, dcontent, inputs.finish(axes) if inputs else []

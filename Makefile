@@ -12,7 +12,7 @@ CLIENTS := .venv-clients
 CLIENTS_INSTALLED := $(CLIENTS)/.installed
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test test-fast test-clients lint format timm-suite bench clean
+.PHONY: demo test test-fast test-clients lint format timm-suite bench bench-gpu clean
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py
 	$(PYTHON) -m venv $(VENV)
@@ -62,3 +62,7 @@ bench: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) build dist output
+
+# on a machine with a GPU: kernel tests, then times beside other libraries, then other tiles
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks gpu --out benchmarks/results $(ARGS)

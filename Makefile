@@ -16,7 +16,7 @@ KERNELS_INSTALLED := $(KERNELS)/.installed
 EXECUTION := kernels/tests/execution
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test test-fast test-clients test-kernels lint format timm-suite bench clean
+.PHONY: demo test test-fast test-clients test-kernels lint format timm-suite bench bench-gpu clean
 
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py
 	$(PYTHON) -m venv $(VENV)
@@ -76,3 +76,7 @@ bench: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) $(KERNELS) build dist output
+
+# on a machine with a GPU: kernel tests, then times beside other libraries, then other tiles
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks gpu --out benchmarks/results $(ARGS)

@@ -1,8 +1,10 @@
 """`python -m benchmarks`: ours against the originals, in turns, with ratios; a wrong result has no time."""
 
 import argparse
+import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import List, Optional
 
@@ -15,11 +17,21 @@ from .results import Result, write
 from .roofline import measured_peak
 from .runner import Row, run_case
 
+NO_GPU = (
+    'torch finds no GPU; with one, this tests the kernels on it, measures them beside other libraries, tries other '
+    'tiles and writes a JSON named after it'
+)
+
 
 def arguments(argv: List[str]) -> argparse.Namespace:
     """Parse a command line."""
     parser = argparse.ArgumentParser('python -m benchmarks', description=__doc__)
-    parser.add_argument('verb', nargs='?', choices=['report'], help='rewrite the report of a folder of results')
+    parser.add_argument(
+        'verb',
+        nargs='?',
+        choices=['report', 'gpu'],
+        help='rewrite the report of a folder; test and measure kernels on a GPU',
+    )
     parser.add_argument('--only', nargs='+', default=[''], metavar='PART', help='cases whose name contains a PART')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--rounds', type=int, default=20, help='most samples of each implementation (%(default)s)')
@@ -27,6 +39,7 @@ def arguments(argv: List[str]) -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, metavar='FOLDER', help='for a JSON named after the processor, and the report'
     )
+    parser.add_argument('--minutes', type=float, default=12.0, help='of gpu: begin nothing after them (%(default)s)')
     parser.add_argument('--list', action='store_true', help='list the cases and their implementations')
     args = parser.parse_args(argv)
     if args.rounds < 1:
@@ -40,14 +53,19 @@ def _printed(row: Row, result: Result) -> str:
     return f'{row["case"]:<44} {row["against"]:<18} {verdict:<13}' + '  '.join(cell for cell in cells if cell != '–')
 
 
-def run(cases: List[Case], device: str, rounds: int, quick: bool, folder: Optional[Path]) -> List[Row]:
-    """Rows of cases, printed and written into a folder as they come."""
+def run(
+    cases: List[Case], device: str, rounds: int, quick: bool, folder: Optional[Path], until: float = math.inf
+) -> List[Row]:
+    """Rows of cases, printed and written into a folder as they come; none is begun after `until`, in monotonic time."""
     about = {case.name: case.about for case in cases}
     result: Result = dict(environment=environment(device), cases=about, rows=[])
     file = folder / f'{slug(result["environment"]["processor"])}.json' if folder and not quick else None
     if file:
         result['peak'] = measured_peak(device)._asdict()
-    for case in cases:
+    for i, case in enumerate(cases):
+        if time.monotonic() > until:
+            print('no time was left for', *(late.name for late in cases[i:]))
+            break
         rows = run_case(case, device, rounds, quick)
         result['rows'] += rows
         print('\n'.join(_printed(row, result) for row in rows), flush=True)
@@ -89,6 +107,13 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
             return 0
         if cases is None:
             from .cases import CASES as cases
+        if args.verb == 'gpu':
+            if not torch.cuda.is_available():
+                raise ValueError(NO_GPU)
+            from .gpu import run_gpu
+
+            settle()
+            return run_gpu(cases, run, args.out or RESULTS, args.minutes)
         chosen = _chosen(args, cases)
     except ValueError as error:
         print(f'benchmarks: {error}', file=sys.stderr)

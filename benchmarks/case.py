@@ -34,6 +34,7 @@ class Implementation:
     make: Callable[[str], 'Call | Ready']  # on a device, 'cpu' or 'cuda'
     baseline: bool = False  # another computation of like purpose: its result is not compared
     package: str = ''  # import name of what it needs
+    peer: bool = False  # another library's: that it refuses, or is wrong, is not our failure
 
     def ready(self, device: str) -> Ready:
         """It with inputs and weights, on a device."""

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import distributions
@@ -18,6 +19,8 @@ PACKAGES = (
     'timm',
     'triton',
     'timm-extra',
+    'ffpa-attn',
+    'flash-attn',
     'transformers',
     'perceiver-pytorch',
     'glom-pytorch',
@@ -57,6 +60,14 @@ def slug(processor: str) -> str:
     return '-'.join(re.findall(r'[a-z0-9]+', plain.lower()))
 
 
+def driver() -> str:
+    """The driver of a GPU, as NVIDIA's tool says; empty where there is none."""
+    if not shutil.which('nvidia-smi'):
+        return ''
+    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    return subprocess.run(command, capture_output=True, text=True).stdout.split('\n')[0].strip()
+
+
 def _commit() -> str:
     here = dict(cwd=Path(__file__).parent, capture_output=True, text=True)
     commit, changes = (subprocess.run(['git', *a.split()], **here).stdout for a in ('rev-parse HEAD', 'status -s'))
@@ -71,6 +82,7 @@ def environment(device: str = 'cpu') -> Dict[str, Any]:
         commit=_commit(),
         processor=processor(device),
         device=device,
+        **(dict(driver=driver(), cuda=torch.version.cuda or torch.version.hip) if device == 'cuda' else {}),
         threads=torch.get_num_threads(),
         load_at_start=round(os.getloadavg()[0], 2),  # processes that ran or waited in the last minute
         memory_gib=round(_memory() / 2**30, 1),

@@ -4,7 +4,7 @@ import math
 import os
 import unittest.mock
 from functools import partial
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 import timm
 import torch
@@ -16,6 +16,7 @@ from timm_extra_kernels._dispatch import tensors
 from timm_extra_kernels._spec import SPECS, OpSpec
 
 from ..case import OURS, Case, Implementation, Ready
+from ..peers import PEERS
 from ..roofline import Work
 
 # Of the largest value, see `relative`: single results agree to several roundings (2⁻²⁴ or 2⁻⁹) of sums that are made
@@ -68,7 +69,19 @@ def _routes(spec: OpSpec) -> Dict[str, Route]:
         'compile': Route('its definition under torch.compile', naive),
         **spec.benchmark.routes,
         **spec.benchmark.forward_routes,
+        **_peers(spec),
     }
+
+
+def _peers(spec: OpSpec) -> Dict[str, Route]:
+    """Other libraries in the place of an operation that is attention."""
+    attention = spec.benchmark.attention
+    return {name: peer.route(attention) for name, peer in PEERS.items()} if attention else {}
+
+
+def _implementation(spec: OpSpec, route: str, make: Callable) -> Implementation:
+    peer = PEERS.get(route)
+    return Implementation(_routes(spec)[route].words, make, package=peer.package if peer else '', peer=peer is not None)
 
 
 def _make(spec: OpSpec, sizes: OpCase, dtype: torch.dtype, step: bool, route: str, device: str) -> Ready:
@@ -100,7 +113,7 @@ def _case(
     step = kwargs.pop('step', False)
     make = partial(partial, _make, spec, sizes, dtype, step)
     implementations = {OURS: Implementation(f'{spec.name}, {words}, {str(dtype).split(".")[1]}', make(OURS))}
-    implementations |= {route: Implementation(_routes(spec)[route].words, make(route)) for route in routes}
+    implementations |= {route: _implementation(spec, route, make(route)) for route in routes}
     return Case(name, implementations, TOLERANCE[dtype], work=counted(spec, sizes, dtype, step), **kwargs)
 
 
@@ -110,7 +123,7 @@ def _kernel_cases(spec: OpSpec) -> List[Case]:
     cases = []
     for size in about.sizes:
         for what in ('forward', 'step'):
-            routes = ['definition', 'compile', *about.routes]
+            routes = ['definition', 'compile', *about.routes, *_peers(spec)]
             if what == 'forward':  # in a step the gradients would be others
                 routes += [name for name, route in about.forward_routes.items() if route.applies(size.sizes)]
             name = f'kernels/{spec.name}/{size.name.replace(",", "").replace(" ", "-")}/{what}'

@@ -87,7 +87,8 @@ def readers():
     """Files that read the list and know no operation by its name."""
     own = {PACKAGE / '__init__.py', Path(_spec.__file__)}
     yield from (path for path in PACKAGE.glob('*.py') if path not in own)
-    yield from (ROOT / 'kernels').glob('*.*')
+    shown = 'CARD.md', 'example.py'  # to readers, by an operation
+    yield from (path for path in (ROOT / 'kernels').glob('*.*') if path.name not in shown)
     yield from (Path(__file__).with_name(name) for name in ('conftest.py', 'gates.py', 'test_ops.py', 'test_spec.py'))
     yield from (Path(__file__).with_name(name) for name in ('test_compile.py', 'triton_aot.py'))
     for name in ('doctor.py', 'info.py'):

@@ -78,6 +78,7 @@ class Benchmark:
         sweep: Further sizes, on a CPU too.
         memory: Inputs for which memory is what counts.
         rounding: Results of a step that are not compared, by their place: little more than rounding.
+        attention: Makes the operator's arguments into q (B, H, M, D), k, v (B, H, N, D), mask (B, N) or None and scale.
     """
 
     sizes: List[Case]
@@ -86,6 +87,7 @@ class Benchmark:
     sweep: Optional[Sweep] = None
     memory: Optional[Case] = None
     rounding: Tuple[int, ...] = ()
+    attention: Optional[Callable[..., Tuple[Any, ...]]] = None
 
 
 def randn(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

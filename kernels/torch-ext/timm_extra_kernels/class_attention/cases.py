@@ -42,6 +42,7 @@ COMPILED = [Case('ceit', dict(B=256, H=6, L=12, D=64)), Case('wide', dict(B=256,
 BENCHMARK = Benchmark(
     COMPILED,
     routes=dict(library=Route(LIBRARY, _library)),
+    attention=lambda q, k, v, scale: (q, k, v, None, scale),
     sweep=Sweep(
         dict(B=8, H=6, L=197, D=64),
         {

@@ -5,7 +5,7 @@ import math
 import torch
 
 from .._cases import LIBRARY, MATMUL, Benchmark, Case, Route, Sweep, Work, randn
-from ..latent_cross_attention.cases import normalised, zero_padded
+from ..latent_cross_attention.cases import as_attention, normalised, zero_padded
 from ..latent_cross_attention.naive import forward as attend
 from .naive import tokens
 
@@ -68,6 +68,7 @@ COMPILED = [
 BENCHMARK = Benchmark(
     COMPILED,
     routes=dict(library=Route(LIBRARY, lambda *args: zero_padded(*_with_tokens(*args)))),
+    attention=lambda *args: as_attention(*_with_tokens(*args)),
     forward_routes=dict(matmul=Route(MATMUL, attend, lambda *args: normalised(*_with_tokens(*args)))),
     sweep=Sweep(
         dict(B=1, M=128, c=3, S=(112, 112), F=33),

@@ -43,6 +43,13 @@ def zero_padded(q, x, scale, eps, mask):
     return out[..., :C]
 
 
+def as_attention(q, x, scale, eps, mask):
+    """The arguments as q, k, v, mask and scale of attention in general."""
+    B, N, C = x.shape
+    x = normalise(x, eps).unsqueeze(1).expand(B, q.shape[1], N, C)
+    return q.expand(B, -1, -1, -1), x, x, mask, scale
+
+
 def normalised(q, x, scale, eps, mask):
     """The arguments for which no normalisation is left to do."""
     return q, normalise(x, eps), scale, None, mask
@@ -69,6 +76,7 @@ COMPILED = [
 BENCHMARK = Benchmark(
     COMPILED,
     routes=dict(library=Route(LIBRARY, zero_padded)),
+    attention=as_attention,
     forward_routes=dict(
         matmul=Route(MATMUL, naive, normalised, applies=lambda sizes: sizes.get('eps', 1e-5) is not None)
     ),

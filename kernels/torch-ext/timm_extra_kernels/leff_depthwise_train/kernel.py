@@ -102,11 +102,13 @@ def tokens_from(c, size, C, ROWS: tl.constexpr):
 
 @triton.jit
 def load_tokens(at, left, C, ROWS: tl.constexpr, STEPS: tl.constexpr):
-    """STEPS times ROWS tokens as they are stored, loaded together: what follows a store waits for its own load."""
+    """STEPS times ROWS tokens as they are stored, loaded together: what follows a store waits for its own load.
+
+    Adding to the pointers of a tile again and again takes Triton's compiler for AMD minutes and all memory.
+    """
     values = ()
     for i in tl.static_range(STEPS):
-        values = values + (tl.load(at, mask=left > i * ROWS, other=0.0),)
-        at += ROWS * C
+        values = values + (tl.load(at + i * (ROWS * C), mask=left > i * ROWS, other=0.0),)
     return values
 
 
@@ -227,8 +229,7 @@ def _leff_depthwise_train_fwd_apply_kernel(
     at = Y + n0 * C + offset
     for i in tl.static_range(STEPS):
         y = gelu((values[i].to(tl.float32) - m[None, :]) * s[None, :] + t[None, :], EXACT)
-        tl.store(at, y.to(Y.dtype.element_ty), mask=left > i * ROWS)
-        at += ROWS * C
+        tl.store(at + i * (ROWS * C), y.to(Y.dtype.element_ty), mask=left > i * ROWS)
 
 
 @any_size
@@ -346,8 +347,7 @@ def _leff_depthwise_train_bwd_apply_kernel(
     for i in tl.static_range(STEPS):
         x = values[i].to(tl.float32) - m[None, :]
         dx = grads[i].to(tl.float32) - each[None, :] - x * slope[None, :]
-        tl.store(at, dx.to(DX.dtype.element_ty), mask=left > i * ROWS)
-        at += ROWS * C
+        tl.store(at + i * (ROWS * C), dx.to(DX.dtype.element_ty), mask=left > i * ROWS)
 
 
 def forward(

@@ -418,7 +418,7 @@ class Vectors:
             given, *(out or (given, given)), tables.rows, columns, *made.operands, made.mean, made.more,
             made.more if tops is None else tops, *given.stride(), factor, M, R, layout.channels, tables.rows.shape[1],
             columns.shape[1], rows, W, width, items, layout.first, layout.split, 1.0 if out is None else 0.0, SAFE,
-            NORM=normalised, HALF=layout.half, GRADIENT=out is not None, BP=block, K=layout.width, num_warps=8,
-            **options, **FUSION,
+            NORM=normalised, HALF=layout.half, GRADIENT=out is not None, TF32=options['TF32'], BM=block, BP=block,
+            BK=16, K=layout.width, num_warps=8, **FUSION,
         )  # fmt: skip
         return made

@@ -72,8 +72,6 @@ def run(
         if file:
             result['environment']['load_at_end'] = round(os.getloadavg()[0], 2)
             write(result, file)
-    if file:
-        write_report(folder)
     return result['rows']
 
 
@@ -105,11 +103,11 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
         if args.verb == 'report':
             print('\n'.join(map(str, write_report(args.out or RESULTS))))
             return 0
+        if args.verb == 'gpu' and not torch.cuda.is_available():
+            raise ValueError(NO_GPU)
         if cases is None:
             from .cases import CASES as cases
         if args.verb == 'gpu':
-            if not torch.cuda.is_available():
-                raise ValueError(NO_GPU)
             from .gpu import run_gpu
 
             settle()
@@ -125,6 +123,8 @@ def main(argv: Optional[List[str]] = None, cases: Optional[List[Case]] = None) -
         return 0
     settle()
     rows = run(chosen, args.device, args.rounds, args.quick, args.out)
+    if args.out and not args.quick:
+        write_report(args.out)
     return 1 if any(row['correct'] is False for row in rows) else 0
 
 

@@ -15,6 +15,7 @@ from timm_extra_kernels._spec import SPECS
 
 from .case import OURS, Case
 from .environment import slug
+from .report import write_report
 from .results import write
 from .tuning import best, tune
 
@@ -58,11 +59,13 @@ def run_gpu(cases: List[Case], run: Callable[..., List[Dict[str, Any]]], folder:
         return 1
     chosen = first_things_first([case for case in cases if case.name.startswith('kernels/')])
     rows = run(chosen, 'cuda', ROUNDS, False, folder, begin + 60 * MEASURED * minutes)
-    if any(row['correct'] is False for row in rows):
+    wrong = any(row['correct'] is False for row in rows)
+    if wrong:
         print('a result is wrong, so no other tiles are tried')
-        return 1
-    _tune(chosen, folder, begin + 60 * minutes)
-    return 0
+    else:
+        _tune(chosen, folder, begin + 60 * minutes)
+    write_report(folder)
+    return 1 if wrong else 0
 
 
 def _tune(cases: List[Case], folder: Path, until: float) -> None:

@@ -1,5 +1,6 @@
 """The command for a GPU: other libraries in the operations' place, its order, its gate, other tiles."""
 
+import json
 import sys
 import time
 from types import ModuleType, SimpleNamespace
@@ -13,7 +14,9 @@ from benchmarks import __main__ as command
 from benchmarks import gpu
 from benchmarks.case import OURS, Case, Implementation, Ready
 from benchmarks.cases.operations import CASES
+from benchmarks.environment import processor
 from benchmarks.peers import PEERS
+from benchmarks.roofline import Work
 from benchmarks.runner import run_case
 from benchmarks.tuning import best, tune
 from timm_extra_kernels._spec import SPECS
@@ -175,3 +178,30 @@ def test_operations_without_tiles_are_left_as_they_are():
     kernel = SimpleNamespace(config=lambda layout: (1, 2))
     ready = Ready(lambda: kernel.config('x'), lambda: torch.ones(1) * kernel.config('x')[0])
     assert list(tune('x', kernel, ready, lambda call: 1.0, 0.1, time.monotonic() + 60)) == []
+
+
+def test_all_of_a_run_is_in_one_file(monkeypatch, tmp_path):
+    kernel = SimpleNamespace(config=lambda role: Tiles(32, 32, 2, 4))
+
+    def ready(device):
+        return Ready(lambda: torch.ones(1), lambda: torch.ones(1) * (kernel.config('fwd').rows > 0))
+
+    implementations = {OURS: Implementation('words', ready), 'plain': Implementation('words', ready)}
+    cases = [Case('other/x', implementations), Case('kernels/tiled/x/forward', implementations)]
+    monkeypatch.setattr(gpu, 'gate', lambda: True)
+    monkeypatch.setattr(gpu, 'SPECS', [SimpleNamespace(name='tiled', kernel=kernel)])
+    monkeypatch.setattr(gpu.torch.cuda, 'get_device_name', processor)
+    monkeypatch.setattr('triton.testing.do_bench', lambda call: 1.0)
+    monkeypatch.setattr(command, 'measured_peak', lambda device: Work(1.0, 1.0, 1.0))
+
+    def on_the_cpu(chosen, device, *args):
+        assert device == 'cuda'
+        return command.run(chosen, 'cpu', *args)
+
+    assert gpu.run_gpu(cases, on_the_cpu, tmp_path, 5.0) == 0
+    (file,) = tmp_path.glob('*.json')
+    result = json.loads(file.read_text())
+    assert [row['case'] for row in result['rows']] == ['kernels/tiled/x/forward']
+    assert len(result['tuning']) == 9 and result['tuning'][0]['present']
+    assert {'processor', 'torch', 'triton', 'ffpa-attn', 'flash-attn'} <= result['environment'].keys()
+    assert '| `kernels/tiled/x/forward` | plain |' in (tmp_path / 'README.md').read_text()

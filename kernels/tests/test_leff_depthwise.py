@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_extra_kernels import _dispatch, leff_depthwise, leff_depthwise_train
 from timm_extra_kernels._cases import Case
-from timm_extra_kernels.leff_depthwise import cases, naive
+from timm_extra_kernels.leff_depthwise import cases, naive, slower
 from timm_extra_kernels.leff_depthwise_train import cases as train_cases
 from timm_extra_kernels.leff_depthwise_train import naive as train_naive
 
@@ -208,3 +208,22 @@ def test_one_compiled_graph_serves_grids_of_any_size():
         x = torch.randn(2, H * W, 5)
         torch.testing.assert_close(compiled(x, H, W), run(x, H, W))
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    'B, grid, dtype, kernel',
+    [
+        (1, (14, 14), torch.bfloat16, True),  # 13 launches of PyTorch are 26 waits, 15 rows fewer
+        (1, (14, 14), torch.float32, False),
+        (1, (9, 9), torch.float32, True),
+        (3, (14, 14), torch.float32, True),  # 144 programs
+        (1, (26, 14), torch.bfloat16, False),
+    ],
+)
+def test_few_programs_that_walk_over_many_rows_take_pytorch(B, grid, dtype, kernel):
+    x = torch.empty(B, grid[0] * grid[1], 1536, dtype=dtype, device='meta')
+    weight = torch.empty(1536, 1, 3, 3, device='meta')
+    reason = slower(x=x, weight=weight, H=grid[0], W=grid[1], processors=132)
+    assert (reason is None) == kernel
+    if not kernel:
+        assert reason == f'48 programs would walk over {grid[0]} rows each and leave some of 132 processors idle'

@@ -281,7 +281,7 @@ def test_products_have_the_digits_of_float32(device, monkeypatch):
     """Where operands of a TF32 product lose what its tensor cores do not read, which the interpreter does not model."""
     from triton.runtime import interpreter
 
-    from timm_extra_kernels.fourier_cross_attention.prepare import added
+    from timm_extra_kernels.fourier_cross_attention.separate import added
 
     dot = interpreter.InterpreterBuilder.create_dot
 

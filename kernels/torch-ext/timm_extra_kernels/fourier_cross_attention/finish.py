@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .._target import FUSION, INTERPRETER, target
 from .operands import Slots, batch_stride
-from .prepare import Tables, Vectors, added, products, row_pointers
+from .separate import Tables, Vectors, added, products, row_pointers
 
 PROGRAMS = 512  # for gradients of tables; fewer are split along items and queries
 

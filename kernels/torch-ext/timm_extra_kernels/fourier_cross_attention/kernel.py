@@ -15,7 +15,7 @@ import triton.language as tl
 from .._target import FUSION, INTERPRETER, target
 from .finish import LN2, Softmax, Sums, TableGradients, finish
 from .operands import LOG2E, SAFE, Slots, batch_stride, chunks, slots
-from .prepare import MASKED, Tables, Vectors, fourier_maps_fwd_kernel
+from .separate import MASKED, Tables, Vectors, fourier_maps_fwd_kernel
 
 LOG2_OF_E: tl.constexpr = tl.constexpr(LOG2E)
 PROGRAMS = 1024  # that fill a GPU; fewer are split along rows

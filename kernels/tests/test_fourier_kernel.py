@@ -14,6 +14,7 @@ from timm_extra_kernels import fourier_cross_attention
 from timm_extra_kernels._cases import Case, randn
 from timm_extra_kernels.fourier_cross_attention import naive
 from timm_extra_kernels.fourier_cross_attention.operands import chunks, slots
+from timm_extra_kernels.fourier_cross_attention.separate import added
 
 SPEC = BY_NAME['fourier_cross_attention']
 SPATIAL = [(37,), (3, 19), (2, 3, 17)]
@@ -277,11 +278,23 @@ def test_a_cut_repeats_no_more_than_all_launches(device, counted, monkeypatch):
     assert len(backward) <= 10 * cuts
 
 
+@triton.jit
+def product(A, B, TO, TF32: tl.constexpr):
+    i, k = tl.arange(0, 64), tl.arange(0, 32)
+    total = tl.zeros([64, 64], tl.float32)
+    for k0 in range(0, 256, 32):
+        a = tl.load(A + i[:, None] * 256 + k0 + k[None, :])
+        b = tl.load(B + (k0 + k)[:, None] * 64 + i[None, :])
+        if TF32:
+            total = added(total, a, b, TF32)
+        else:
+            total = tl.dot(a, b, total, input_precision='tf32')
+    tl.store(TO + i[:, None] * 64 + i[None, :], total)
+
+
 def test_products_have_the_digits_of_float32(device, monkeypatch):
     """Where operands of a TF32 product lose what its tensor cores do not read, which the interpreter does not model."""
     from triton.runtime import interpreter
-
-    from timm_extra_kernels.fourier_cross_attention.separate import added
 
     dot = interpreter.InterpreterBuilder.create_dot
 
@@ -292,19 +305,6 @@ def test_products_have_the_digits_of_float32(device, monkeypatch):
     monkeypatch.setattr(
         interpreter.InterpreterBuilder, 'create_dot', lambda self, a, b, *rest: dot(self, cut_off(a), cut_off(b), *rest)
     )
-
-    @triton.jit
-    def product(A, B, TO, TF32: tl.constexpr):
-        i, k = tl.arange(0, 64), tl.arange(0, 32)
-        total = tl.zeros([64, 64], tl.float32)
-        for k0 in range(0, 256, 32):
-            a = tl.load(A + i[:, None] * 256 + k0 + k[None, :])
-            b = tl.load(B + (k0 + k)[:, None] * 64 + i[None, :])
-            if TF32:
-                total = added(total, a, b, TF32)
-            else:
-                total = tl.dot(a, b, total, input_precision='tf32')
-        tl.store(TO + i[:, None] * 64 + i[None, :], total)
 
     a, b = randn((64, 256), torch.float32, device), randn((256, 64), torch.float32, device)
     exact = a.double() @ b.double()

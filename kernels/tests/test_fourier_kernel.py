@@ -1,7 +1,5 @@
 """The kernels of separable cross-attention where their own reasoning could fail: masks, large scores, many splits."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from timm_extra_kernels import fourier_cross_attention
 from timm_extra_kernels._cases import Case, randn
 from timm_extra_kernels.fourier_cross_attention import naive
 from timm_extra_kernels.fourier_cross_attention.operands import chunks, slots
+from timm_extra_kernels.fourier_cross_attention.separate import added
 
 SPEC = BY_NAME['fourier_cross_attention']
 SPATIAL = [(37,), (3, 19), (2, 3, 17)]
@@ -46,12 +45,12 @@ def test_an_item_without_positions_gives_zeros(spatial, dtype, device, launches,
 
 
 @pytest.mark.parametrize('path', ['kernel', 'eager'])
-@pytest.mark.parametrize('held', [float('nan'), float('inf'), 1e30])
+@pytest.mark.parametrize('held', [float('nan'), float('inf')])
 @pytest.mark.parametrize('eps', [1e-5, None])
 def test_masked_positions_may_hold_anything(path, held, eps, device, request):
     """They have no influence on output and gradients, and a gradient of 0."""
     launches = request.getfixturevalue('launches') if path == 'kernel' else ['eager']
-    sizes = dict(B=2, M=3, c=3, S=(3, 19), F=4, mask=True, eps=eps)
+    sizes = dict(B=2, M=3, c=3, S=(2, 7), F=3, mask=True, eps=eps)
     q, content, axes, scale, eps, mask = SPEC.inputs(Case('masked', sizes), torch.float32, device)
     expected = results(operator, mapped(leaf, (q, content, axes, scale, eps, mask)))
     dirty = torch.where(mask[:, None], content, held)
@@ -198,49 +197,35 @@ def test_what_the_kernels_leave_to_the_eager_form(device, launches):
 
 
 class Launches(TorchDispatchMode):
-    """PyTorch's operators that launch a kernel on a GPU: all but views and empty memory."""
+    """Notes PyTorch's operators that launch a kernel on a GPU: all but views and empty memory."""
 
-    def __init__(self, kernels):
+    def __init__(self, names):
         super().__init__()
-        self.kernels, self.others = kernels, []
+        self.names = names
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         view = any(a.alias_info and not a.alias_info.is_write for a in function._schema.returns)
-        name = function.name().removeprefix('aten::').split('.')[0]
-        # the interpreter copies arguments, the fixture fills memory: neither is of the operation
-        if not view and not name.startswith(('empty', 'new_empty', '_unsafe_view')) and not self.kernels.busy:
-            self.others.append(name)
+        name = function.name()
+        if not view and not name.startswith(('aten::empty', 'aten::new_empty', 'aten::_unsafe_view')):
+            self.names.append(name)
         return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Count the launches of a call, those of kernels and those of PyTorch."""
+    """Names of what a call would launch, of kernels and of PyTorch; the kernels do not run."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
-    class Kernels:
-        names, busy = [], False
-
-    kernels = Kernels()
-    kind = InterpretedFunction if os.environ.get('TRITON_INTERPRET') == '1' else JITFunction
-    run = kind.run
-
-    def noted(self, *args, **kwargs):
-        kernels.names.append(self.__name__)
-        kernels.busy = True
-        try:
-            return run(self, *args, **kwargs)
-        finally:
-            kernels.busy = False
-
-    monkeypatch.setattr(kind, 'run', noted)
+    names = []
+    for kind in (InterpretedFunction, JITFunction):
+        monkeypatch.setattr(kind, 'run', lambda self, *args, **kwargs: names.append(self.__name__))
 
     def count(function, *args):
-        kernels.names.clear()
-        with Launches(kernels) as mode:
+        names.clear()
+        with Launches(names):
             result = function(*args)
-        return result, [*kernels.names, *mode.others]
+        return result, list(names)
 
     return count
 
@@ -277,11 +262,23 @@ def test_a_cut_repeats_no_more_than_all_launches(device, counted, monkeypatch):
     assert len(backward) <= 10 * cuts
 
 
+@triton.jit
+def product(A, B, TO, TF32: tl.constexpr):
+    i, k = tl.arange(0, 64), tl.arange(0, 32)
+    total = tl.zeros([64, 64], tl.float32)
+    for k0 in range(0, 256, 32):
+        a = tl.load(A + i[:, None] * 256 + k0 + k[None, :])
+        b = tl.load(B + (k0 + k)[:, None] * 64 + i[None, :])
+        if TF32:
+            total = added(total, a, b, TF32)
+        else:
+            total = tl.dot(a, b, total, input_precision='tf32')
+    tl.store(TO + i[:, None] * 64 + i[None, :], total)
+
+
 def test_products_have_the_digits_of_float32(device, monkeypatch):
     """Where operands of a TF32 product lose what its tensor cores do not read, which the interpreter does not model."""
     from triton.runtime import interpreter
-
-    from timm_extra_kernels.fourier_cross_attention.separate import added
 
     dot = interpreter.InterpreterBuilder.create_dot
 
@@ -292,19 +289,6 @@ def test_products_have_the_digits_of_float32(device, monkeypatch):
     monkeypatch.setattr(
         interpreter.InterpreterBuilder, 'create_dot', lambda self, a, b, *rest: dot(self, cut_off(a), cut_off(b), *rest)
     )
-
-    @triton.jit
-    def product(A, B, TO, TF32: tl.constexpr):
-        i, k = tl.arange(0, 64), tl.arange(0, 32)
-        total = tl.zeros([64, 64], tl.float32)
-        for k0 in range(0, 256, 32):
-            a = tl.load(A + i[:, None] * 256 + k0 + k[None, :])
-            b = tl.load(B + (k0 + k)[:, None] * 64 + i[None, :])
-            if TF32:
-                total = added(total, a, b, TF32)
-            else:
-                total = tl.dot(a, b, total, input_precision='tf32')
-        tl.store(TO + i[:, None] * 64 + i[None, :], total)
 
     a, b = randn((64, 256), torch.float32, device), randn((256, 64), torch.float32, device)
     exact = a.double() @ b.double()

@@ -240,7 +240,7 @@ def _products(
 
 @triton.jit(
     do_not_specialize=[
-        'sb', 'sc', 'sr', 'mb', 'mr', 'c', 'C', 'Fr', 'Fc', 'rows', 'W', 'width', 'first', 'split',
+        'sb', 'sc', 'sr', 'mb', 'mr', 'mw', 'c', 'C', 'Fr', 'Fc', 'rows', 'W', 'width', 'first', 'split',
     ],
 )  # fmt: skip
 def fourier_maps_fwd_kernel(

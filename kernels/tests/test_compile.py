@@ -1,7 +1,7 @@
 """Every kernel compiles for every target without spills, within its shared memory, and to what is committed.
 
-Compiled here are so many cases and dtypes as launch every kernel once for each target, others for each; all of them
-stand in resources.json.
+Compiled here are so many cases and dtypes as launch every kernel once for each target, others for each; they stand in
+resources.json.
 """
 
 import json

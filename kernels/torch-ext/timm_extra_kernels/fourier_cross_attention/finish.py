@@ -458,7 +458,7 @@ class TableGradients:
             len(p.rows), len(d.columns), len(p.columns), B, R, grads.given.shape[2],
             grads.given.shape[3] - sum(features), *features, len(rows), len(columns), d.columns.shape[2],
             len(self.tables.columns), begin, self.splits, self.per_split, NORM=self.normalised, TF32=self.tf32,
-            MANY_PARTS=_at_once(features, 1, d, p), num_warps=4, num_stages=1, **self.options, **FUSION,
+            MANY_PARTS=_at_once(features, 1, d, p), num_warps=8, num_stages=1, **self.options, **FUSION,
         )  # fmt: skip
 
     def finish(self, axes: Sequence[torch.Tensor]) -> List[torch.Tensor]:

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
+from unittest import mock
 
 import torch
 
+from timm_extra_kernels import _dispatch
 from timm_extra_kernels._spec import SPECS
 
 from .case import OURS, Case
@@ -58,7 +60,8 @@ def run_gpu(cases: List[Case], run: Callable[..., List[Dict[str, Any]]], folder:
         print('gate: red, so nothing is measured')
         return 1
     chosen = first_things_first([case for case in cases if case.name.startswith('kernels/')])
-    rows = run(chosen, 'cuda', ROUNDS, False, folder, begin + 60 * MEASURED * minutes)
+    with mock.patch.object(_dispatch, 'RAISED', (Exception,)):  # no row of ours is PyTorch in the place of a kernel
+        rows = run(chosen, 'cuda', ROUNDS, False, folder, begin + 60 * MEASURED * minutes)
     wrong = any(row['correct'] is False for row in rows)
     if wrong:
         print('a result is wrong, so no other tiles are tried')

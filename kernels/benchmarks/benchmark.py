@@ -95,7 +95,7 @@ class LeFFDepthwise(Benchmark):
         self.x = torch.randn(batch, side * side, channels, **MADE)
         self.weight = torch.randn(channels, 1, 3, 3, **MADE) / 3
         names = ('scale1', 'shift1', 'scale2', 'shift2')
-        self.affines = dict(zip(names, 0.25 * torch.randn(4, channels, **MADE), strict=True))
+        self.affines = dict(zip(names, 0.25 * torch.randn(4, channels, **MADE)))  # noqa: B905 (Python 3.9 has no strict)
         self.bias = torch.zeros(channels, **MADE)
 
     def _run(self) -> None:

@@ -88,6 +88,12 @@ def public(spec, outs):
     return outputs(outs)[: spec.outputs]
 
 
+def kernel_dtype(spec, device):
+    """The first dtype that the operation's kernels take on a device: float32, unless PyTorch has less work with it."""
+    case = spec.cases[0]
+    return next(dtype for dtype in DTYPES if limit(spec, 'forward', spec.inputs(case, dtype, device)) is None)
+
+
 def limit(spec, direction, args):
     """What keeps a call of the 'forward' or 'backward' operator from its kernel on any device, None if nothing does."""
     return unsupported(spec.limits, dict(zip(arguments(getattr(spec.eager, direction)), args, strict=True)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from gates import EACH, leaf, mapped, outputs, tensors
+from gates import EACH, kernel_dtype, leaf, mapped, outputs, tensors
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 CPU = torch.device('cpu')
@@ -71,17 +71,9 @@ TRANSFORMS = {
     'hvp': lambda f, x, v: torch.autograd.functional.hvp(lambda x: f(x).square().sum(), x, v)[1],
 }
 
-# elsewhere functions do without their operators, so that there is one path
-PATHS = [(name, 'eager') for name in TRANSFORMS] + [('functional_call', 'kernels'), ('double backward', 'kernels')]
 
-
-@pytest.mark.parametrize('transform, path', PATHS)
-@pytest.mark.parametrize('spec', EACH)
-def test_transforms_are_right(spec, transform, path, request):
-    if path == 'kernels':
-        request.getfixturevalue('launches')
-    dtype = torch.float64 if path == 'eager' else torch.float32  # kernels know no float64
-    device = request.getfixturevalue('device') if path == 'kernels' else CPU
+def compare(spec, transform, dtype, device):
+    """A transform of the operation beside the same of its naive form in float64."""
     args = spec.inputs(smallest(spec), dtype, device)
     exact = mapped(lambda t: t.double() if t.is_floating_point() else t, args)
 
@@ -92,15 +84,71 @@ def test_transforms_are_right(spec, transform, path, request):
         return outputs(spec.naive.forward(x, *exact[1:]))[0]
 
     run = TRANSFORMS[transform]
-    if transform == 'third derivative' and spec.name.endswith('train'):
-        with pytest.raises(RuntimeError):  # PyTorch's batch norm has none
-            run(naive, exact[0], direction_of(exact[0]))
-        return
     found = run(ours, args[0], direction_of(args[0]))
     expected = run(naive, exact[0], direction_of(exact[0]))
     for a, b in zip(outputs(found), outputs(expected), strict=True):
         error, floor = (a.double() - b).abs().max(), torch.finfo(dtype).eps * b.abs().max()
         assert error <= 500 * floor, f'{error:.3g} of {b.abs().max():.3g}'
+
+
+@pytest.mark.parametrize('transform', TRANSFORMS)
+@pytest.mark.parametrize('spec', EACH)
+def test_transforms_are_right(spec, transform):
+    if transform == 'third derivative' and spec.name.endswith('train'):
+        with pytest.raises(RuntimeError):  # PyTorch's batch norm has none
+            compare(spec, transform, torch.float64, CPU)
+    else:
+        compare(spec, transform, torch.float64, CPU)
+
+
+# elsewhere functions do without their operators, so that there is one path
+@pytest.mark.parametrize('transform', ['functional_call', 'double backward'])
+@pytest.mark.parametrize('spec', EACH)
+def test_transforms_of_kernels_are_right(spec, transform, device, launches):
+    compare(spec, transform, kernel_dtype(spec, device), device)
+    assert launches
+
+
+@pytest.mark.parametrize('spec', EACH)
+def test_transforms_compile_without_a_graph_break(spec):
+    args = spec.inputs(smallest(spec), torch.float32, CPU)
+    operators = spec.package.OPERATORS
+
+    def ours(x):
+        return outputs(operators(x, *args[1:]))[0]
+
+    x = torch.stack([args[0], args[0]])
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(vmap(ours), fullgraph=True, backend='aot_eager')(x), vmap(ours)(x))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('spec', EACH)
+def test_autocast_takes_no_digits_from_transforms(spec):
+    args = spec.inputs(smallest(spec), torch.float32, CPU)
+
+    def ours(x):
+        return outputs(spec.package.OPERATORS(x, *args[1:]))[0]
+
+    for transform in ('jvp', 'double backward'):
+        run = TRANSFORMS[transform]
+        expected = run(ours, args[0], direction_of(args[0]))
+        with torch.autocast('cpu', torch.bfloat16):
+            found = run(ours, args[0], direction_of(args[0]))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('spec', EACH)
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::DeprecationWarning')
+def test_a_traced_call_holds_the_operator(spec):
+    args = spec.inputs(spec.cases[0], torch.float32, CPU)
+
+    def ours(x):
+        return outputs(spec.package.OPERATORS(x, *args[1:]))[0]
+
+    traced = torch.jit.trace(ours, leaf(args[0]), check_trace=False)
+    assert f'{spec.operator.default.namespace}::{spec.name}(' in str(traced.inlined_graph).replace(' ', '')
+    torch.testing.assert_close(traced(args[0]), ours(args[0]))
 
 
 @pytest.mark.parametrize('spec', EACH)

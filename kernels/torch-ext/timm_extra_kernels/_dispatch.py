@@ -4,20 +4,22 @@ import contextlib
 import functools
 import importlib
 import inspect
+import logging
 import os
 import threading
-import warnings
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Hashable, Iterable, Iterator, Optional, Sequence, Tuple
 
 import torch
 
 from ._checks import has_tangent
+from ._target import describe, target
 from ._tiles import without_autocast
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST = 2**31 - 1  # elements of a tensor, and programs along the first axis of a launch
 NEEDED_OF_TRITON = ('jit', 'cdiv', 'constexpr_function', 'language', 'runtime')  # what kernel.py files use
+_logger = logging.getLogger(__name__)
 Limits = Callable[..., Optional[str]]
 RAISED = tuple(getattr(torch, name) for name in ('OutOfMemoryError', 'AcceleratorError') if hasattr(torch, name))
 FAILED: Dict[Hashable, str] = {}  # kinds of calls whose kernel has failed, and how
@@ -65,6 +67,8 @@ def why_not(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
         return reason
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f'compute capability {torch.cuda.get_device_capability(device)} is below (8, 0)'
+    if torch.version.hip is not None and not describe(target(device)).unit:
+        return f'{target(device)} has no matrix cores that the kernels use'
     if (reason := unsupported(limits, named)) is not None or torch.cuda.is_current_stream_capturing():
         return reason
     return cannot_run(device)
@@ -122,13 +126,13 @@ class Dispatcher:
             raise
         except Exception as e:  # a compiler, an assembler or a driver may fail in any way
             FAILED[self._kind(args)] = reason = f'its kernel failed on {device} ({in_a_line(e)})'
-            warnings.warn(f'{self.operator}: {reason}; PyTorch takes calls like this one now', stacklevel=2)
+            _logger.warning('%s: %s; PyTorch takes calls like this one now', self.operator, reason)
             return self.eager(*args)
 
     def _kind(self, args: Sequence[Any]) -> Hashable:
         """What a kernel that fails would fail for again."""
         floating = [t for t in tensors(args) if t.is_floating_point()]
-        return self.operator, floating[0].device, tuple((t.dtype, t.shape[-1:]) for t in floating)
+        return self.operator, floating[0].device, floating[0].shape[-1], tuple(t.dtype for t in floating)
 
 
 def not_faster(slower: Limits, named: Dict[str, Any]) -> Optional[str]:
@@ -149,15 +153,19 @@ def cannot_run(device: torch.device) -> Optional[str]:
         try:
             with _current(device):
                 importlib.import_module('._probe', __package__).run(device)
-        except Exception as e:  # as above
-            failures.append(f'Triton runs no kernel on {device} ({in_a_line(e)})')
+        except Exception as e:
+            failures.append(e)
 
     thread = threading.Thread(target=attempt)  # in which no mode, no transform and no autocast is active
     thread.start()
     thread.join()
-    if failures:
-        warnings.warn(f'timm_extra_kernels: {failures[0]}; PyTorch takes all calls there', stacklevel=2)
-    return failures[0] if failures else None
+    if not failures:
+        return None
+    if isinstance(failures[0], RAISED):
+        raise failures[0]
+    reason = f'Triton runs no kernel on {device} ({in_a_line(failures[0])})'
+    _logger.warning('timm_extra_kernels: %s; PyTorch takes all calls there', reason)
+    return reason
 
 
 def in_a_line(error: BaseException) -> str:

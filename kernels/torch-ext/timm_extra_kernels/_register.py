@@ -10,7 +10,7 @@ from ._autograd import differentiate
 from ._checks import has_tangent
 from ._dispatch import Dispatcher, Limits, arguments, tensors
 from ._ops import add_op_namespace_prefix, ops
-from ._tiles import compute_dtype
+from ._tiles import compute_dtype, without_autocast
 
 DIFFERENTIABLE = (torch.Tensor, Sequence[torch.Tensor])  # annotations of arguments that have a gradient
 _SAVED = object()  # stands for a tensor that autograd keeps
@@ -48,6 +48,7 @@ class Operators:
         slower: Optional[Limits] = None,
     ):
         eager = importlib.import_module('.eager', package)
+        self._naive_form = without_autocast(importlib.import_module('.naive', package).forward)
         self.package, self.fake, self.returned, self.flags = package, fake, returned, flags or {}
         self.arguments, self.backward_arguments = arguments(eager.forward), arguments(eager.backward)
         parameters = inspect.signature(eager.forward).parameters
@@ -66,7 +67,7 @@ class Operators:
         torch.library.register_fake(backward, self._fake_backward)
         self._operator, backward_operator = (getattr(ops, name).default for name in names[:2])
         self._call = differentiate(forward, self._operator, self._backward, self._setup_context)
-        differentiate(backward, backward_operator, self._second_derivatives, self._keep_inputs)
+        differentiate(backward, backward_operator, self._second_backward, self._keep_inputs)
         takes = torch.library.infer_schema(eager.forward, mutates_args=()).rpartition(' -> ')[0]
         torch.library.define(exported, f'{takes} -> ({", ".join(["Tensor"] * returned)})')
         torch.library.impl(exported, 'CompositeImplicitAutograd', self._exported)
@@ -77,7 +78,8 @@ class Operators:
             return getattr(ops, self._exported_name)(*args)
         if _transformed(args):
             return self._naively(args)
-        call = self._operator if torch.compiler.is_compiling() else self._call
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        call = self._operator if recorded else self._call
         return self._of_outputs(call(*args))
 
     def _of_outputs(self, outs: Any) -> Any:
@@ -95,8 +97,7 @@ class Operators:
 
     def _naive(self, args: Sequence[Any]) -> Tuple[torch.Tensor, ...]:
         """Outputs of the naive form, in the dtype of the arithmetic."""
-        naive = importlib.import_module('.naive', self.package)
-        outs = naive.forward(*_in_dtype(compute_dtype(*tensors(args)), args))
+        outs = self._naive_form(*_in_dtype(compute_dtype(*tensors(args)), args))
         return outs if isinstance(outs, tuple) else (outs,)
 
     def _naively(self, args: Sequence[Any]) -> Any:
@@ -142,7 +143,11 @@ class Operators:
         ctx.save_for_backward(*tensors(inputs))
         ctx.values = [_placeholder(value) for value in inputs]
 
-    def _second_derivatives(self, ctx: Any, *grads: Any) -> Tuple[Any, ...]:
+    def _second_backward(self, ctx: Any, *grads: Any) -> Tuple[Any, ...]:
+        with torch.autocast(next(tensors(grads)).device.type, enabled=False):
+            return self._second_derivatives(ctx, grads)
+
+    def _second_derivatives(self, ctx: Any, grads: Sequence[Any]) -> Tuple[Any, ...]:
         """Gradients of the backward operator, from the naive form.
 
         What it takes of the outputs of `forward` is a function of the arguments, and counts as such.

@@ -12,6 +12,7 @@ from timm_extra.layers.linear import is_linear
 from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
 from timm_extra_kernels.fourier_cross_attention import most_channels
+from timm_extra_kernels.fourier_cross_attention.operands import slots
 
 from .fourier import grid_tokens
 
@@ -71,10 +72,11 @@ def _separable_per_score(channels: int, dtype: torch.dtype, device: str) -> floa
     """What a score of the separable route costs, in multiplications."""
     if device != 'cuda':
         return 2 * (channels + 1) + SEPARABLE_PASSES
-    if channels > most_channels(dtype):
+    if dtype == torch.float64 or channels > most_channels(dtype):
         return math.inf  # without a kernel every pass goes through memory
-    slots = max(16, 1 << (channels + 6).bit_length())  # channels of a position in the kernel's two products
-    return 2 * slots + SEPARABLE_OPERATIONS * (1 if dtype == torch.float32 else MATRIX_UNITS)
+    layout = slots(channels, dtype)  # of a position, in the kernel's products
+    products = layout.width * (3 if layout.fine else 2)
+    return products + SEPARABLE_OPERATIONS * (1 if dtype == torch.float32 else MATRIX_UNITS)
 
 
 @register_notrace_module  # the route depends on shapes

@@ -116,11 +116,16 @@ def test_kernels_give_every_gradient_memory_and_dtype_of_its_own(op, dtype, para
     torch.library.opcheck(
         spec.backward_operator.default, tuple(backward), test_utils=('test_schema', 'test_faketensor')
     )
-    found, expected = spec.backward_operator(*backward), spec.eager.backward(*backward)
-    for a, b in zip(found, expected, strict=True):
+    exact_args = mapped(lambda t: t.double(), args)
+    exact = spec.eager.backward(*spec.backward_args(grad.double(), exact_args, spec.eager.forward(*exact_args)))
+    found, eager = spec.backward_operator(*backward), spec.eager.backward(*backward)
+    for a, b, c in zip(found, eager, exact, strict=True):
         assert a.dtype == b.dtype and a.is_contiguous()
-        bound = 8 * torch.finfo(dtype).eps * max(1.0, float(b.abs().max()))
-        assert float((a - b).abs().max()) <= bound
+        # rounding of the result, and of the terms of a sum over all tokens, which are of order 1 and may cancel
+        floor = (
+            4 * torch.finfo(dtype).eps * max(1.0, c.abs().max()) + x[..., 0].numel() * torch.finfo(torch.float32).eps
+        )
+        assert (a - c).abs().max() <= 2 * (b - c).abs().max() + floor
 
 
 class Dispatched(TorchDispatchMode):

@@ -18,7 +18,8 @@ import timm_extra
 from timm_extra_kernels import explain, linear
 from timm_extra_kernels.linear import processors
 
-NOT_OF_IMAGES = {'perceiver_audio', 'perceiver_pointcloud'}  # tested in tests/models/test_perceiver_modalities.py
+# tested in tests/models/perceiver/test_modalities.py and test_flow.py
+NOT_OF_IMAGES = {'perceiver_audio', 'perceiver_io_flow', 'perceiver_pointcloud'}
 LATENT_ONLY = {'perceiver'}  # modules whose intermediates are not on a grid, as the suite's feature tests need them
 OURS = {
     n

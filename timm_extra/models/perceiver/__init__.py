@@ -12,6 +12,7 @@ from .perceiver import (
     perceiver_io_base,
     perceiver_io_base_conv,
     perceiver_io_base_learned,
+    perceiver_io_flow,
     perceiver_io_small,
     perceiver_pointcloud,
     perceiver_small,
@@ -19,7 +20,7 @@ from .perceiver import (
     test_perceiver_io,
 )
 from .positions import Positions
-from .stem import STEMS, Conv1x1Stem, ConvStem, PatchStem, PixelStem, PointStem, Stem, TokenStem
+from .stem import STEMS, Conv1x1Stem, ConvStem, FramesStem, PatchStem, PixelStem, PointStem, Stem, TokenStem
 
 __all__ = [
     'STEMS',
@@ -27,6 +28,7 @@ __all__ = [
     'ConvStem',
     'CrossAttention',
     'CrossAttentionBlock',
+    'FramesStem',
     'Inputs',
     'PatchStem',
     'Perceiver',
@@ -46,6 +48,7 @@ __all__ = [
     'perceiver_io_base',
     'perceiver_io_base_conv',
     'perceiver_io_base_learned',
+    'perceiver_io_flow',
     'perceiver_io_small',
     'perceiver_pointcloud',
     'perceiver_small',

@@ -9,7 +9,7 @@ from torch import nn
 from .._build import StateDict, check_fit, unwrap
 from .._size import trained_grid
 from .positions import resample_positions
-from .stem import GridStem
+from .stem import FramesStem, GridStem
 
 # Regular expressions over whole keys, applied one after the other.
 HF_KEYS = (
@@ -20,6 +20,7 @@ HF_KEYS = (
     (r'perceiver\.decoder\.decoder\.final_layer\.(.*)', r'head.\1'),
     (r'perceiver\.decoder\.decoder\.output_position_encodings\.position_embeddings', r'query'),
     (r'perceiver\.input_preprocessor\.convnet_1x1\.(.*)', r'stem.conv.\1'),
+    (r'perceiver\.input_preprocessor\.conv_after_patches\.(.*)', r'stem.conv.\1'),
     (r'perceiver\.input_preprocessor\.convnet\.conv\.(.*)', r'stem.conv.\1'),
     (r'perceiver\.input_preprocessor\.convnet\.batchnorm\.(.*)', r'stem.bn.\1'),
     (r'perceiver\.input_preprocessor\.position_embeddings\.position_embeddings', r'stem.pos_embed'),
@@ -94,7 +95,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
         keys = ', '.join(map(str, list(state_dict)[:5]))
         raise ValueError(
             f'not a Perceiver checkpoint: it begins with the keys {keys}; known are those of timm_extra, of '
-            "transformers' image classifiers and of perceiver-pytorch's Perceiver and PerceiverIO"
+            "transformers' image classifiers and optical flow, and of perceiver-pytorch's Perceiver and PerceiverIO"
         )
     if getattr(model, 'decoder', True) is None:  # Perceiver IO that reads the latents
         state_dict = {k: v for k, v in state_dict.items() if k != 'query' and not k.startswith('decoder.')}
@@ -137,14 +138,26 @@ def _from_hf(state_dict: StateDict, model: nn.Module) -> StateDict:
             parts = [out.pop(f'{prefix}.attn.{name}.{kind}') for name in 'qkv']
             out[f'{prefix}.attn.qkv.{kind}'] = torch.cat(parts)
     stem = model.stem
+    weight = out.get('stem.conv.weight')
+    if isinstance(stem, FramesStem) and weight is not None and weight.ndim == 2:
+        out['stem.conv.weight'] = _of_frames(weight, stem.num_frames)
     axes = len(stem.max_resolution)
     if axes:
         order = _fourier_order(stem.out_chans, axes, stem.num_bands)
+        of_tokens = r'cross_attends\.\d+\.attn\.(norm_kv\.\w+|[kv]\.weight)'
+        if getattr(model, 'query_type', '') == 'inputs':
+            of_tokens += r'|decoder\.(norm1\.\w+|attn\.q\.weight)'
         for key, value in out.items():
-            by_input = re.fullmatch(r'cross_attends\.\d+\.attn\.(norm_kv\.\w+|[kv]\.weight)', key)
-            if by_input and value.shape[-1] == len(order):  # else it is of another variant, which is refused
+            if re.fullmatch(of_tokens, key) and value.shape[-1] == len(order):  # else it is of another, and refused
                 out[key] = value[..., order]
     return out
+
+
+def _of_frames(weight: torch.Tensor, frames: int) -> torch.Tensor:
+    """A linear map of neighbourhoods, in the order of frames, rows, columns and colours, as a convolution's kernel."""
+    if weight.shape[1] % (9 * frames):
+        return weight  # of another number, which is refused
+    return weight.unflatten(1, (frames, 3, 3, -1)).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 def _fourier_order(channels: int, axes: int, bands: int) -> torch.Tensor:

@@ -9,11 +9,17 @@ these models have. `compat='hf'` computes what transformers computes, `compat='l
 https://github.com/lucidrains/perceiver-pytorch (MIT) does.
 """
 
+import math
 from functools import partial
 from typing import Any, Dict, Final, List, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from timm.layers import (
     _assert,
     get_device_dtype,
@@ -40,9 +46,11 @@ from .._size import input_size, record_input_size
 from .blocks import STYLES, CrossAttentionBlock, LatentTransformer, SelfAttentionBlock, Style
 from .checkpoint_filter import checkpoint_filter_fn
 from .cross_attention import Inputs, tokens_alone
+from .decoder import QUERIES, decode
+from .fourier import fourier_table, grid_tokens
 from .older_folders import arguments_of_folder
-from .positions import Positions
-from .stem import STEM_OPTIONS, STEMS, PixelStem, build_stem
+from .positions import Positions, checked_resolution, resample_positions
+from .stem import STEM_OPTIONS, STEMS, GridStem, PixelStem, build_stem
 
 __all__ = ['Perceiver', 'PerceiverIO']
 
@@ -59,9 +67,10 @@ class Perceiver(nn.Module):
         in_chans: Channels of the inputs; for points the 3 coordinates and further features together.
         num_classes: Classes of the head; 0 for none.
         global_pool: 'avg' (mean of the latents), or '' (all latents); None for the first.
-        stem: 'pixels', 'conv1x1', 'conv', 'patches', 'points' or 'tokens'.
+        stem: 'pixels', 'conv1x1', 'conv', 'patches', 'frames', 'points' or 'tokens'.
         stem_chs: Channels of the stem's convolution.
         patch_size: Inputs per patch along each axis, or along all, for 'patches'.
+        num_frames: Frames of an input, for 'frames'.
         grey_chans: Repeat a single input channel to that many, as weights for colour images need it; 0 for no.
         pos_embed: 'fourier', 'learned' or 'none'.
         num_bands: Frequencies of the Fourier features per axis.
@@ -111,6 +120,7 @@ class Perceiver(nn.Module):
         stem: str = 'pixels',
         stem_chs: int = 64,
         patch_size: Union[int, Sequence[int]] = (),
+        num_frames: int = 2,
         grey_chans: int = 0,
         pos_embed: str = 'fourier',
         num_bands: int = 64,
@@ -170,7 +180,7 @@ class Perceiver(nn.Module):
             img_size,
             in_chans,
             Positions(pos_embed, num_bands, max_resolution, pos_dim, pos_proj_dim, dynamic_img_size),
-            options=dict(stem_chs=stem_chs, patch_size=patch_size, grey_chans=grey_chans),
+            options=dict(stem_chs=stem_chs, patch_size=patch_size, num_frames=num_frames, grey_chans=grey_chans),
             same_padding=style.same_padding,
             **dd,
         )
@@ -342,7 +352,7 @@ class Perceiver(nn.Module):
         _assert(output_fmt == 'NLC', 'Output format must be NLC: latents are not on a grid.')
         take_indices, max_index = feature_take_indices(self.num_blocks, indices)
         stop = max_index + 1 if stop_early and intermediates_only else self.num_blocks
-        z, intermediates = self._run(x, mask, take_indices, stop)
+        z, intermediates = self._run(self.stem(x, mask)[0], x.shape[0], take_indices, stop)
         if intermediates_only:
             return intermediates
         return z, intermediates
@@ -394,13 +404,12 @@ class Perceiver(nn.Module):
         return z
 
     def _run(
-        self, x: torch.Tensor, mask: Optional[torch.Tensor], take_indices: List[int], stop: int
+        self, inputs: Inputs, batch: int, take_indices: List[int], stop: int
     ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
-        inputs, _ = self.stem(x, mask)
         z = self.latents.unsqueeze(0)
         if not torch.jit.is_scripting():
-            z = shared(z, x.shape[0], self.cross_attends[0])
+            z = shared(z, batch, self.cross_attends[0])
         intermediates: List[torch.Tensor] = []
         for i, stage in enumerate(self.stages):
             if i < stop:
@@ -413,8 +422,11 @@ class Perceiver(nn.Module):
 
     def forward_features(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Inputs to latents (B, M, D); inputs and mask as in `forward`."""
+        return self._latents_of(self.stem(x, mask)[0], x.shape[0])
+
+    def _latents_of(self, inputs: Inputs, batch: int) -> torch.Tensor:
         no_intermediates: List[int] = []
-        return self._run(x, mask, no_intermediates, self.num_blocks)[0]
+        return self._run(inputs, batch, no_intermediates, self.num_blocks)[0]
 
     def forward_head(self, z: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Latents (B, M, D) to logits (B, num_classes), or to pooled features (B, D) with `pre_logits`."""
@@ -457,16 +469,27 @@ class PerceiverIO(Perceiver):
 
     Args:
         num_cross_attends: Blocks that begin with a cross-attend, the first ones.
+        query_type: Queries of the decoder: 'learned' vectors, one or several outputs for the whole input; 'grid', one
+            for each position of the input (each pixel, whatever the stem makes of them), of its position alone;
+            'inputs', one for each token, the token itself with its position, as in DeepMind's optical flow.
         num_queries: Learned queries Q of the decoder; with 0 every call must bring its own.
-        query_dim: Channels of the queries; `latent_dim` when None.
+        query_dim: Channels of learned queries, or of learned positions on a grid; `latent_dim` when None.
+        query_pos_embed: Positions of 'grid', 'fourier' (with `num_bands`) or 'learned'; these are for other sizes only
+            with `dynamic_img_size`.
+        query_max_resolution: Of these Fourier features, as `max_resolution`; `img_size` when None.
         decoder_residual: Add the queries to what the decoder gathers.
         decoder_mlp: Give the decoder a feed-forward.
+        out_scale: Factor of outputs on a grid.
         **kwargs: All other arguments of `Perceiver`; `global_pool` is 'token' (decoded queries, the default), 'avg'
             (mean of the latents) or '' (all latents). There is no decoder without 'token'.
 
     Raises:
         ValueError: Arguments are out of range or exclude each other; the message names them.
     """
+
+    query_type: Final[str]
+    query_resolution: List[float]
+    query_grid: List[int]
 
     pools = ('', 'avg', 'token')
     default_pool = 'token'
@@ -475,28 +498,60 @@ class PerceiverIO(Perceiver):
         self,
         *,
         num_cross_attends: int = 1,
+        query_type: str = 'learned',
         num_queries: int = 1,
         query_dim: Optional[int] = None,
+        query_pos_embed: str = 'fourier',
+        query_max_resolution: Union[float, Sequence[float], None] = None,
         decoder_residual: bool = True,
         decoder_mlp: bool = True,
+        out_scale: float = 1.0,
         **kwargs: Any,
     ):
         if num_queries < 0:
             raise ValueError(f'num_queries must not be negative, got {num_queries}')
-        self._decoder_args = (num_queries, query_dim, decoder_residual, decoder_mlp)  # `_add_decoder` is called within
+        if query_type not in QUERIES:
+            raise ValueError(f'query_type must be one of {QUERIES}, got {query_type!r}')
+        if query_pos_embed not in ('fourier', 'learned'):
+            raise ValueError(f"query_pos_embed must be 'fourier' or 'learned', got {query_pos_embed!r}")
+        # `_add_decoder` is called within
+        self._decoder_args = (num_queries, query_dim, query_pos_embed, query_max_resolution)
+        self._decoder_parts = (decoder_residual, decoder_mlp)
+        self.query_type, self.out_scale = query_type, out_scale
         super().__init__(num_cross_attends=num_cross_attends, **kwargs)
 
     def _add_decoder(self, style: Style, options: Dict[str, Any]) -> None:
-        num_queries, query_dim, residual, mlp = self._decoder_args
+        num_queries, query_dim, pos_embed, resolution = self._decoder_args
+        residual, mlp = self._decoder_parts
+        stem = self.stem
+        self.query: Optional[nn.Parameter] = None
+        self.query_resolution, self.query_grid = [], list(stem.img_size)
         self.head_hidden_size = self.num_features if query_dim is None else query_dim
-        self.query = None
+        if self.query_type == 'learned':
+            if style.decoder_residual is not None:
+                residual = style.decoder_residual
+        elif self.query_type == 'inputs':
+            num_queries, self.head_hidden_size = 0, stem.out_chans
+        elif not isinstance(stem, GridStem):
+            raise ValueError(
+                f"query_type='grid' needs inputs on a grid, which stem={stem.kind!r} has not: take 'inputs'"
+            )
+        elif pos_embed == 'fourier':
+            resolution = stem.img_size if resolution is None else resolution
+            self.query_resolution = checked_resolution(resolution, stem.num_axes)
+            num_queries, self.head_hidden_size = 0, stem.num_axes * (2 * stem.num_bands + 1)
+        else:
+            num_queries = math.prod(stem.img_size)
         if num_queries:
             self.query = nn.Parameter(self.latents.new_zeros(num_queries, self.head_hidden_size))
-        if style.decoder_residual is not None:
-            residual = style.decoder_residual
         if not mlp:
             options['mlp_ratio'] = 0.0
         self.decoder = CrossAttentionBlock(self.head_hidden_size, self.num_features, residual=residual, **options)
+
+    def _init_head(self) -> None:
+        super()._init_head()
+        if self.query_type != 'learned' and not isinstance(self.head, nn.Identity):
+            nn.init.zeros_(self.head.weight)  # as DeepMind's of optical flow
 
     def _set_pool(self, global_pool: str) -> None:
         if global_pool == 'token' and self.decoder is None:
@@ -517,11 +572,27 @@ class PerceiverIO(Perceiver):
         if global_pool is not None:
             update_model_args(self, global_pool=self.global_pool)
 
+    def set_input_size(self, img_size: Union[int, Sequence[int], None] = None) -> None:
+        """Change the nominal size, as `Perceiver` does, and resample learned positions of queries."""
+        super().set_input_size(img_size)
+        new = list(self.stem.img_size)
+        if self.query is not None and self.query_type == 'grid' and new != self.query_grid:
+            query = resample_positions(self.query.detach(), self.query_grid, new)
+            self.query = nn.Parameter(query.contiguous(), requires_grad=self.query.requires_grad)
+        self.query_grid = new
+        if self.query_resolution:  # frequencies stay those of the weights
+            update_model_args(self, query_max_resolution=list(self.query_resolution))
+
     def forward_head(
         self, z: torch.Tensor, pre_logits: bool = False, queries: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
-        """Latents (B, M, D) to logits, or to decoded features with `pre_logits`; shapes as in `forward`."""
+        """Latents (B, M, D) to outputs, or to decoded features with `pre_logits`; shapes as in `forward`.
+
+        Queries on a grid are those of the nominal size. Inputs as queries are not known here: they are to be given.
+        """
         if self.decoder is not None:
+            if queries is None and self.query_type == 'grid':
+                return self._decode_grid(z, self._grid_queries(self.query_grid, z), self.query_grid, pre_logits)
             q = given_or_learned(queries, self.query)
             if not torch.jit.is_scripting():
                 q = shared(q, z.shape[0], self.decoder)
@@ -533,20 +604,69 @@ class PerceiverIO(Perceiver):
         z = self.head_drop(z)
         return z if pre_logits else self.head(z)
 
+    def _grid_queries(self, grid: List[int], z: torch.Tensor) -> Inputs:
+        """Queries of the positions of a grid, as content and features of each axis or as tokens."""
+        axes: List[torch.Tensor] = []
+        query = self.query
+        if query is not None:
+            if grid != self.query_grid:
+                _assert(
+                    self.stem.dynamic_img_size,
+                    f'Outputs are {grid}, learned positions of queries are for {self.query_grid}: use '
+                    'dynamic_img_size=True or set_input_size().',
+                )
+                query = resample_positions(query, self.query_grid, grid)
+            return Inputs(query.unsqueeze(0), axes, None)
+        for i, resolution in enumerate(self.query_resolution):
+            axes.append(fourier_table(grid[i], self.stem.num_bands, resolution, z.device, z.dtype))
+        shape = grid.copy()
+        shape.insert(0, 0)
+        shape.insert(0, 1)
+        return Inputs(z.new_zeros(shape), axes, None)
+
+    def _decode_grid(self, z: torch.Tensor, queries: Inputs, grid: List[int], pre_logits: bool = False) -> torch.Tensor:
+        """Latents (B, M, D) to outputs (B, num_classes, *grid), or to decoded features (B, C, *grid)."""
+        if torch.jit.is_scripting():
+            q = grid_tokens(queries.content, queries.axes) if len(queries.axes) > 0 else queries.content
+            out = self.head_drop(self.decoder(q, tokens_alone(z)))
+            out = out if pre_logits else self.head(out)
+        else:
+            out = self._decode(z, queries, pre_logits)
+        if not pre_logits and self.out_scale != 1.0:
+            out = out * self.out_scale
+        shape = grid.copy()
+        shape.insert(0, out.shape[2])
+        shape.insert(0, out.shape[0])
+        return out.transpose(1, 2).reshape(shape)
+
+    @torch.jit.ignore
+    def _decode(self, z: torch.Tensor, queries: Inputs, pre_logits: bool) -> torch.Tensor:
+        head = [self.head_drop] if pre_logits else [self.head_drop, self.head]
+        return decode(self.decoder, queries, z, head, self.grad_checkpointing)
+
     def forward(
         self, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
-        """Inputs to logits.
+        """Inputs to outputs.
 
         Args:
             x: (B, in_chans, *img_size), for points and tokens (B, N, in_chans).
             mask: Boolean (B, *grid), True where an input takes part. An item without any attends to nothing.
-            queries: (Q, query_dim) or (B, Q, query_dim) to decode by instead of the learned ones.
+            queries: (Q, query_dim) or (B, Q, query_dim) to decode by instead of the model's own.
 
         Returns:
-            (B, num_classes), or (B, Q, num_classes) with `queries` or several learned ones.
+            (B, num_classes); (B, Q, num_classes) with `queries` or several learned ones; (B, num_classes, *img_size)
+            with `query_type='grid'`; (B, num_classes, *grid), or (B, num_classes, N) for points and tokens, with
+            'inputs'.
         """
-        return self.forward_head(self.forward_features(x, mask), False, queries)
+        if self.query_type == 'learned' or queries is not None or self.decoder is None:
+            return self.forward_head(self.forward_features(x, mask), False, queries)
+        inputs, grid = self.stem(x, mask)
+        z = self._latents_of(inputs, x.shape[0])
+        if self.query_type == 'inputs':
+            return self._decode_grid(z, inputs, grid)
+        grid = list(x.shape[x.ndim - self.stem.num_axes :])
+        return self._decode_grid(z, self._grid_queries(grid, z), grid)
 
 
 def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:
@@ -659,6 +779,15 @@ default_cfgs = generate_default_cfgs(
             hf_hub_id='deepmind/vision-perceiver-conv', first_conv='stem.conv'
         ),
         'perceiver_io_small': _io_cfg(),
+        'perceiver_io_flow.deepmind_autoflow': _deepmind(
+            hf_hub_id='deepmind/optical-flow-perceiver',
+            input_size=(3, 368, 496),
+            num_classes=2,
+            crop_pct=1.0,
+            mean=IMAGENET_INCEPTION_MEAN,
+            std=IMAGENET_INCEPTION_STD,
+            first_conv='stem.conv',
+        ),
         'perceiver_audio': _other(input_size=(1, 1, 61440), num_classes=527),
         'perceiver_pointcloud': _other(input_size=(1, 2048, 3), num_classes=40),
         'test_perceiver': _cfg(),
@@ -707,6 +836,28 @@ def perceiver_io_small(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """A quarter of the latents' area and half of the blocks."""
     model_args = dict(max_resolution=224, num_latents=256, latent_dim=512, num_blocks=4)
     return _create_perceiver(PerceiverIO, 'perceiver_io_small', pretrained, model_args, kwargs)
+
+
+@register_model
+def perceiver_io_flow(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
+    """DeepMind's optical flow: two frames (B, 3, 2, H, W) to the flow of the first (B, 2, H, W) in pixels, x and y.
+
+    Frames are normalised to −1 … 1, by the mean and standard deviation of the configuration. Any size is one pass.
+    """
+    model_args = dict(
+        img_size=(368, 496),
+        stem='frames',
+        max_resolution=(368, 496),
+        num_latents=2048,
+        latent_dim=512,
+        num_blocks=1,
+        block_depth=24,
+        num_heads=16,
+        query_type='inputs',
+        decoder_residual=False,
+        out_scale=20 / 100,  # the decoder's `rescale_factor` of 100, and 20 pixels for a flow of 1 in training
+    )
+    return _create_perceiver(PerceiverIO, 'perceiver_io_flow', pretrained, model_args, kwargs)
 
 
 @register_model

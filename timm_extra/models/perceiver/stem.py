@@ -171,12 +171,14 @@ class GridStem(Stem):
             raise ValueError(f'grey_chans repeats one channel, got in_chans={in_chans}')
         self.grey_chans = grey_chans
         self.content_chans = grey_chans or in_chans
+        self.num_frames = 0  # that stand beside each other in the channels of a token
 
     def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
         """Prepare inputs for cross-attention.
 
         Args:
             x: (B, in_chans, *spatial); with one axis also (B, in_chans, 1, samples), as timm's image shapes need it.
+                For 'frames' (B, in_chans, num_frames, height, width).
             mask: Boolean (B, *grid), True where an input takes part.
 
         Returns:
@@ -187,10 +189,14 @@ class GridStem(Stem):
         """
         if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
             x = x.squeeze(2)
-        _assert(
-            x.ndim == self.num_axes + 2,
-            f'Input must be (batch, channels, {self.num_axes} spatial axes), got {x.ndim} dimensions.',
-        )
+        if self.num_frames > 0:
+            _assert(x.ndim == 5, f'Input must be (batch, channels, frames, height, width), got {x.ndim} dimensions.')
+            _assert(x.shape[2] == self.num_frames, f'Input has {x.shape[2]} frames, model takes {self.num_frames}.')
+        else:
+            _assert(
+                x.ndim == self.num_axes + 2,
+                f'Input must be (batch, channels, {self.num_axes} spatial axes), got {x.ndim} dimensions.',
+            )
         _assert(x.shape[1] == self.in_chans, f'Input has {x.shape[1]} channels, model takes {self.in_chans}.')
         _assert(x[:1, :1].numel() > 0 or x.shape[0] == 0, 'Input has an empty spatial axis.')
         if self.grey_chans > 0:
@@ -381,6 +387,52 @@ class PatchStem(GridStem):
         return self.fold(x)
 
 
+class FramesStem(GridStem):
+    """Neighbourhoods of 3×3 pixels in all frames side by side, mapped linearly: a token for each pixel.
+
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`; `img_size` is of one frame.
+        stem_chs: Channels after the map.
+        num_frames: Frames of an input.
+
+    Raises:
+        ValueError: Inputs have other than two axes, or there are no frames.
+    """
+
+    kind = 'frames'
+    first_conv = 'stem.conv'
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        stem_chs: int = 64,
+        num_frames: int = 2,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        dd = {'device': device, 'dtype': dtype}
+        if self.num_axes != 2:
+            raise ValueError(f"stem='frames' is for images, got an img_size of {self.num_axes} numbers")
+        if num_frames < 1:
+            raise ValueError(f'num_frames must be at least 1, got {num_frames}')
+        self.num_frames = num_frames
+        self._set_size(img_size)
+        self.conv = nn.Conv2d(num_frames * self.content_chans, stem_chs, 3, padding=1, **dd)
+        self._add_positions(stem_chs, positions, **dd)
+
+    def input_size(self) -> Tuple[int, ...]:
+        """Shape of one input of the nominal size, without the batch."""
+        return (self.in_chans, self.num_frames, *self.img_size)
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.transpose(1, 2).flatten(1, 2)  # (B, T·C, height, width), frame by frame
+        return self.conv(x.contiguous(memory_format=torch.channels_last))  # tokens side by side, without a copy
+
+
 class TokenStem(Stem):
     """Finished tokens, with learned positions or none.
 
@@ -482,7 +534,7 @@ class PointStem(TokenStem):
 
 # A new stem has its class above and in this list, and its own arguments in `Perceiver.__init__` with the same defaults
 # (`build_stem` compares them) and in `options` there.
-STEMS = {cls.kind: cls for cls in (PixelStem, Conv1x1Stem, ConvStem, PatchStem, PointStem, TokenStem)}
+STEMS = {cls.kind: cls for cls in (PixelStem, Conv1x1Stem, ConvStem, PatchStem, FramesStem, PointStem, TokenStem)}
 _PARAMETERS = {kind: inspect.signature(cls).parameters for kind, cls in STEMS.items()}
 _DEFAULTS = {name: p.default for parameters in _PARAMETERS.values() for name, p in parameters.items()}
 _COMMON = {*inspect.signature(Stem).parameters, 'same_padding', 'device', 'dtype'}

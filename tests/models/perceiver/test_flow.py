@@ -1,0 +1,151 @@
+"""Optical flow against DeepMind's own numbers and transformers, with weights through the filter."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from transformers import PerceiverConfig, PerceiverForOpticalFlow
+
+import timm_extra  # noqa: F401
+from tests.models.perceiver.test_golden import block, drawn
+from tests.models.perceiver.test_transformers import in_float64, with_tanh  # noqa: F401, a fixture
+from tests.reference.perceiver import randomize
+from timm_extra.models.perceiver import checkpoint_filter_fn
+
+GOLDEN = json.loads((Path(__file__).with_name('golden_flow.json')).read_text())
+SMALL = dict(num_latents=10, latent_dim=32, num_heads=4, block_depth=2)
+
+
+def published(latents, dim, depth, chs, channels):
+    """Names and shapes of a checkpoint of optical flow in the layout of transformers."""
+    shapes = dict(block('perceiver.encoder.cross_attention', dim, channels))
+    for i in range(depth):
+        shapes.update(block(f'perceiver.encoder.self_attends.{i}', dim))
+    shapes.update(block('perceiver.decoder.decoder.decoding_cross_attention', channels, dim))
+    shapes['perceiver.embeddings.latents'] = (latents, dim)
+    for name, shape in {
+        'input_preprocessor.conv_after_patches': (chs, 54),
+        'decoder.decoder.final_layer': (2, channels),
+    }.items():
+        shapes[f'perceiver.{name}.weight'], shapes[f'perceiver.{name}.bias'] = shape, shape[:1]
+    return shapes
+
+
+@pytest.mark.parametrize('route', ['separable', 'plain', None])
+@pytest.mark.parametrize('case', GOLDEN['cases'], ids=lambda case: case['name'])
+def test_deepminds_numbers(case, route):
+    height, width = case['size']
+    model = timm.create_model(
+        'perceiver_io_flow', img_size=(16, 20), max_resolution=(16, 20), num_bands=5, stem_chs=8, cross_route=route,
+        dtype=torch.float64, **SMALL,
+    ).eval()  # fmt: skip
+    given = {k: drawn(k, v) for k, v in published(10, 32, 2, 8, model.stem.out_chans).items()}
+    model.load_state_dict(checkpoint_filter_fn(given, model))
+    random = np.random.RandomState(zlib.crc32(f'frames {height}x{width}'.encode()))
+    frames = torch.from_numpy(random.standard_normal((case['batch'], 2, height, width, 3))).permute(0, 4, 1, 2, 3)
+    with torch.no_grad():
+        flow = model(frames)
+    expected = torch.tensor(case['flow'], dtype=torch.float64).permute(0, 3, 1, 2)
+    torch.testing.assert_close(flow, expected, rtol=0, atol=1e-8)
+
+
+def neighbourhoods(frames):
+    """What transformers takes (B, 2, 27, H, W) of frames (B, 3, 2, H, W)."""
+    B, _, T, H, W = frames.shape
+    windows = F.pad(frames, (1, 1, 1, 1)).unfold(3, 3, 1).unfold(4, 3, 1)  # (B, 3, 2, H, W, 3, 3)
+    return windows.permute(0, 2, 5, 6, 1, 3, 4).reshape(B, T, 27, H, W)
+
+
+def pair(size, **kwargs):
+    """transformers' model for a size with random weights, and ours with the same."""
+    torch.manual_seed(0)
+    config = PerceiverConfig(
+        train_size=list(size), num_latents=10, d_latents=32, num_self_attends_per_block=2, num_self_attention_heads=4,
+        num_cross_attention_heads=1, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    other = randomize(PerceiverForOpticalFlow(config).eval())
+    overlay = dict(state_dict=other.state_dict(), hf_hub_id=None)
+    kwargs = dict(dict(compat='hf', **SMALL), **kwargs)
+    ours = timm.create_model(
+        'perceiver_io_flow', pretrained=True, pretrained_cfg_overlay=overlay, img_size=size, max_resolution=size,
+        **kwargs,
+    )  # fmt: skip
+    return other, ours.eval()
+
+
+@pytest.mark.parametrize('route', ['separable', 'plain', None])
+@pytest.mark.parametrize('size', [(16, 24), (13, 1)])
+def test_same_flow_and_gradients_as_transformers(size, route, in_float64):  # noqa: F811
+    other, ours = pair(size, cross_route=route)
+    frames = torch.randn(2, 3, 2, *size)
+    ours_frames, others_frames = (frames.clone().requires_grad_() for _ in range(2))
+    flow = ours(ours_frames)
+    expected = 20 * other(neighbourhoods(others_frames)).logits.permute(0, 3, 1, 2)  # its unit is 20 pixels
+    torch.testing.assert_close(flow, expected, rtol=0, atol=1e-6)
+    assert expected.std() > 0.05
+    grad = torch.randn_like(flow)
+    flow.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(ours_frames.grad, others_frames.grad, rtol=0, atol=1e-5)
+    of_names = {k: p.grad for k, p in other.named_parameters()}
+    theirs = checkpoint_filter_fn(of_names, ours)
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(p.grad, theirs[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_deepminds_mode_differs_by_the_activation_alone(in_float64):  # noqa: F811
+    other, ours = pair((16, 24), compat=None)
+    frames = torch.randn(1, 3, 2, 16, 24)
+    with torch.no_grad():
+        before = 20 * other(neighbourhoods(frames)).logits.permute(0, 3, 1, 2)
+        with_tanh(other)
+        after = 20 * other(neighbourhoods(frames)).logits.permute(0, 3, 1, 2)
+        flow = ours(frames)
+    torch.testing.assert_close(flow, after, rtol=0, atol=1e-6)
+    assert (flow - before).abs().max() > 1e-5
+
+
+def test_published_widths():
+    with torch.device('meta'):
+        model = timm.create_model('perceiver_io_flow')
+    assert model.input_size == (3, 2, 368, 496)
+    assert model.pretrained_cfg['mean'] == model.pretrained_cfg['std'] == (0.5, 0.5, 0.5)
+    given = {k: torch.empty(v, device='meta') for k, v in published(2048, 512, 24, 64, 322).items()}
+    converted = checkpoint_filter_fn(given, model)
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize('size', [(1, 1), (7, 30), (40, 9)])
+def test_any_size_with_the_same_weights(size):
+    model = timm.create_model('perceiver_io_flow', num_bands=5, stem_chs=8, **SMALL).eval()
+    assert model(torch.randn(2, 3, 2, *size)).shape == (2, 2, *size)
+    assert not model(torch.randn(1, 3, 2, *size)).any()  # DeepMind's output layer begins at zero
+
+
+def test_frames_of_another_shape_are_refused():
+    model = timm.create_model('perceiver_io_flow', num_bands=5, stem_chs=8, **SMALL)
+    with pytest.raises(AssertionError, match=r'\(batch, channels, frames, height, width\), got 4 dimensions'):
+        model(torch.randn(1, 3, 16, 16))
+    with pytest.raises(AssertionError, match='Input has 3 frames, model takes 2'):
+        model(torch.randn(1, 3, 3, 16, 16))
+    with pytest.raises(ValueError, match="stem='frames' is for images, got an img_size of 1 numbers"):
+        timm.create_model('perceiver_io_flow', img_size=(16,))
+    with pytest.raises(ValueError, match='num_frames must be at least 1, got 0'):
+        timm.create_model('perceiver_io_flow', num_frames=0)
+
+
+def test_grey_frames_from_weights_of_colours():
+    other, colours = pair((8, 12))
+    overlay = dict(state_dict=other.state_dict(), hf_hub_id=None)
+    grey = timm.create_model(
+        'perceiver_io_flow', pretrained=True, pretrained_cfg_overlay=overlay, img_size=(8, 12), max_resolution=(8, 12),
+        in_chans=1, compat='hf', **SMALL,
+    ).eval()  # fmt: skip
+    frames = torch.randn(1, 1, 2, 8, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(grey(frames), colours(frames.expand(-1, 3, -1, -1, -1)), rtol=0, atol=1e-5)

@@ -3,7 +3,7 @@
 from typing import List
 
 from ..case import Case
-from . import ceit, glom, linear, operations, perceiver, pretraining, start
+from . import ceit, flow, glom, linear, operations, perceiver, pretraining, start
 
-MODULES = (start, ceit, perceiver, glom, linear, pretraining, operations)
+MODULES = (start, ceit, perceiver, flow, glom, linear, pretraining, operations)
 CASES: List[Case] = [case for module in MODULES for case in module.CASES]

@@ -39,6 +39,8 @@ KINDS = {
     ),
     'tokens': ('test_perceiver', dict(TOKENS, num_classes=4), None, 'tokens of 6×5'),
     'queries': ('test_perceiver_io', dict(PIXELS, num_queries=7, num_classes=4), None, '4 values for each'),
+    'pixels': ('test_perceiver_io', dict(PIXELS, query_type='grid', num_classes=4), None, '4 values for each'),
+    'flow': ('perceiver_io_flow', dict(SMALL, img_size=(8, 12)), None, 'video of 3×2×8×12'),
     'own queries': ('test_perceiver_io', dict(PIXELS, num_queries=0, num_classes=4), None, '4 values for each'),
 }
 

@@ -125,7 +125,8 @@ def _read(folder: Path) -> _Saved:
     with torch.device('meta'):
         model = timm.create_model(f'local-dir:{folder}').eval()
     query_dim = 0
-    if getattr(model, 'decoder', None) is not None and getattr(model, 'query', 0) is None:
+    decodes = getattr(model, 'decoder', None) is not None and getattr(model, 'query_type', '') == 'learned'
+    if decodes and model.query is None:
         query_dim = model.head_hidden_size  # a Perceiver IO without queries of its own
     try:
         params, gmacs = count(model)

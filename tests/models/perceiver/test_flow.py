@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
-from transformers import PerceiverConfig, PerceiverForOpticalFlow
 
 import timm_extra  # noqa: F401
 from tests.models.perceiver.test_golden import block, drawn
 from tests.models.perceiver.test_transformers import in_float64, with_tanh  # noqa: F401, a fixture
-from tests.reference.perceiver import randomize
+from tests.reference.perceiver import flow_with_weights_of, neighbourhoods, transformers_flow
 from timm_extra.models.perceiver import checkpoint_filter_fn
 
 GOLDEN = json.loads((Path(__file__).with_name('golden_flow.json')).read_text())
@@ -54,28 +52,11 @@ def test_deepminds_numbers(case, route):
     torch.testing.assert_close(flow, expected, rtol=0, atol=1e-8)
 
 
-def neighbourhoods(frames):
-    """What transformers takes (B, 2, 27, H, W) of frames (B, 3, 2, H, W)."""
-    B, _, T, H, W = frames.shape
-    windows = F.pad(frames, (1, 1, 1, 1)).unfold(3, 3, 1).unfold(4, 3, 1)  # (B, 3, 2, H, W, 3, 3)
-    return windows.permute(0, 2, 5, 6, 1, 3, 4).reshape(B, T, 27, H, W)
-
-
 def pair(size, **kwargs):
-    """transformers' model for a size with random weights, and ours with the same."""
-    torch.manual_seed(0)
-    config = PerceiverConfig(
-        train_size=list(size), num_latents=10, d_latents=32, num_self_attends_per_block=2, num_self_attention_heads=4,
-        num_cross_attention_heads=1, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    other = randomize(PerceiverForOpticalFlow(config).eval())
-    overlay = dict(state_dict=other.state_dict(), hf_hub_id=None)
-    kwargs = dict(dict(compat='hf', **SMALL), **kwargs)
-    ours = timm.create_model(
-        'perceiver_io_flow', pretrained=True, pretrained_cfg_overlay=overlay, img_size=size, max_resolution=size,
-        **kwargs,
-    )  # fmt: skip
-    return other, ours.eval()
+    """transformers' model for a size, and ours with its weights."""
+    config = dict(num_latents=10, d_latents=32, num_self_attends_per_block=2, num_self_attention_heads=4)
+    other = transformers_flow(size, **config)
+    return other, flow_with_weights_of(other, **dict(dict(compat='hf', **SMALL), **kwargs))
 
 
 @pytest.mark.parametrize('route', ['separable', 'plain', None])
@@ -141,11 +122,7 @@ def test_frames_of_another_shape_are_refused():
 
 def test_grey_frames_from_weights_of_colours():
     other, colours = pair((8, 12))
-    overlay = dict(state_dict=other.state_dict(), hf_hub_id=None)
-    grey = timm.create_model(
-        'perceiver_io_flow', pretrained=True, pretrained_cfg_overlay=overlay, img_size=(8, 12), max_resolution=(8, 12),
-        in_chans=1, compat='hf', **SMALL,
-    ).eval()  # fmt: skip
+    grey = flow_with_weights_of(other, in_chans=1, compat='hf', **SMALL)
     frames = torch.randn(1, 1, 2, 8, 12)
     with torch.no_grad():
         torch.testing.assert_close(grey(frames), colours(frames.expand(-1, 3, -1, -1, -1)), rtol=0, atol=1e-5)

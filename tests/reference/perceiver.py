@@ -1,4 +1,4 @@
-"""transformers' Perceiver IO with random weights, of images and optical flow: what tests and benchmarks compare with."""
+"""transformers' Perceiver IO with random weights: what tests and benchmarks compare with."""
 
 from typing import Any, Tuple
 

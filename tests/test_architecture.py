@@ -1,4 +1,4 @@
-"""Imports point one way: kernels ← layers ← models ← pretrain, hub, inference, plot ← finetune ← cli."""
+"""Imports point one way: kernels ← layers ← models ← pretrain, hub, inference, flow ← plot ← finetune ← cli."""
 
 import sys
 
@@ -15,6 +15,7 @@ MAY_IMPORT = {
     'timm_extra._files': ((), ()),
     'timm_extra._nearest': ((), ()),
     'timm_extra._device': ((), ('torch',)),
+    'timm_extra._progress': ((), ('tqdm',)),
     'timm_extra.layers': (('timm_extra_kernels',), ('torch', 'einops', 'timm.layers')),
     'timm_extra.models': (
         ('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra._nearest', 'timm_extra.layers'),
@@ -39,12 +40,19 @@ MAY_IMPORT = {
         ('torch', 'numpy', 'PIL', 'yaml', 'safetensors', 'timm', 'tqdm'),
     ),
     'timm_extra.inference': (
-        ('timm_extra._files', 'timm_extra._device', 'timm_extra.models', 'timm_extra.images', 'timm_extra.inputs'),
-        ('torch', 'timm', 'onnxruntime', 'onnxscript', 'tqdm'),
+        (
+            *('timm_extra._files', 'timm_extra._device', 'timm_extra._progress'),
+            *('timm_extra.models', 'timm_extra.images', 'timm_extra.inputs'),
+        ),
+        ('torch', 'timm', 'onnxruntime', 'onnxscript'),
+    ),
+    'timm_extra.flow': (
+        ('timm_extra._files', 'timm_extra._device', 'timm_extra._progress', 'timm_extra.images'),
+        ('torch', 'numpy', 'timm', 'av'),
     ),
     'timm_extra.plot': (
-        ('timm_extra._files', 'timm_extra.layers', 'timm_extra.models', 'timm_extra.images'),
-        ('torch', 'timm', 'matplotlib'),
+        ('timm_extra._files', 'timm_extra.layers', 'timm_extra.models', 'timm_extra.images', 'timm_extra.flow'),
+        ('torch', 'timm', 'PIL', 'matplotlib'),
     ),
     'timm_extra.finetune': (
         (
@@ -68,6 +76,7 @@ MAY_IMPORT = {
                 'timm_extra.pretrain',
                 'timm_extra.finetune',
                 'timm_extra.inference',
+                'timm_extra.flow',
                 'timm_extra.plot',
                 'timm_extra.demo',
                 'timm_extra.doctor',

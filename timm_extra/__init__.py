@@ -22,6 +22,7 @@ _LAZY = (
     'demo',
     'doctor',
     'finetune',
+    'flow',
     'hub',
     'images',
     'inference',

@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 
+from tests.flow.standin import create_standin
 from timm_extra import cli, hub
 from timm_extra.models import info
 
@@ -51,6 +52,7 @@ def folder(tmp_path_factory):
     model = timm.create_model('test_ceit', num_classes=2, img_size=32)
     hub.save(model, root / 'model')
     torch.save(model.state_dict(), root / 'weights.pth')
+    torch.save(create_standin().state_dict(), root / 'flow.pth')
     return root
 
 
@@ -67,6 +69,8 @@ LINES = [
     predict photos photo.png --model local-dir:model --topk 2 --device cpu --json
     predict photo.png --model test_ceit --checkpoint weights.pth --model-kwargs img_size=32 --mean 0.5 0.5 0.5 --std 1
     predict photo.png --model test_ceit --checkpoint weights.pth --input-size 3 32 32 --batch-size 1
+    flow photo.png photo.png --model standin_flow --checkpoint flow.pth --output out --max-flow 2 --device cpu
+    flow photos/train/class0 --model standin_flow --checkpoint flow.pth --output out --json
     plot attention photo.png --model local-dir:model --output out.png
     plot islands photo.png --model test_glom --iters 2 --threshold 0.5 --output out.png
     convert weights.pth out --model test_ceit --model-kwargs img_size=32 --labels photos

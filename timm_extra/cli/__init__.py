@@ -11,11 +11,11 @@ from typing import Any, List, Optional
 from timm_extra._nearest import nearest
 from timm_extra.training.accelerator import in_first_process
 
-from . import convert, demo, doctor, export, finetune, models, plot, predict, pretrain, probe, pull, push, run
+from . import convert, demo, doctor, export, finetune, flow, models, plot, predict, pretrain, probe, pull, push, run
 from ._messages import as_flags
 from ._parser import Parser
 
-MODULES = (models, run, demo, finetune, pretrain, probe, predict, plot, convert, push, pull, export, doctor)
+MODULES = (models, run, demo, finetune, pretrain, probe, predict, flow, plot, convert, push, pull, export, doctor)
 EPILOG = """`python -m timm_extra COMMAND` equals `timm-extra COMMAND`; with a script, `timm-extra run SCRIPT`:
   python -m timm_extra train.py --model ceit_small --data-dir imagenet
   torchrun --nproc_per_node=8 -m timm_extra train.py --model ceit_small --data-dir imagenet"""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from dataclasses import fields
-from typing import Any, Callable, Dict, Type, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Callable, Dict, Optional, Type, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ._parser import Pairs
 
@@ -83,8 +83,9 @@ def output_argument(parser: argparse.ArgumentParser, help: str, **options) -> No
     parser.add_argument('--output', type=named, help=help, **options)
 
 
-def name_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--model', required=True, help='timm model name, local-dir:FOLDER or hf-hub:OWNER/NAME')
+def name_arguments(parser: argparse.ArgumentParser, default: Optional[str] = None) -> None:
+    help = 'timm model name, local-dir:FOLDER or hf-hub:OWNER/NAME' + (f' ({default})' if default else '')
+    parser.add_argument('--model', required=default is None, default=default, help=help)
     parser.add_argument(
         '--pretrained', action='store_true', help='load the pretrained weights; local-dir: and hf-hub: always do'
     )

@@ -8,6 +8,7 @@ from torch import nn
 
 from timm_extra._device import find_device
 from timm_extra._files import PathLike
+from timm_extra._progress import progress_bar
 from timm_extra.images import find_files
 from timm_extra.inputs import Inputs, inputs_of
 from timm_extra.models.info import class_labels
@@ -89,7 +90,7 @@ def predict(
 
 
 def _predict(model, files, inputs, labels, topk, batch_size, progress) -> Iterator[Prediction]:
-    bar = _bar(len(files), inputs.kind.one) if progress else None
+    bar = progress_bar(len(files), inputs.kind.one) if progress else None
     like = next(model.parameters())
     for begin in range(0, len(files), batch_size):
         read = [_read(file, inputs) for file in files[begin : begin + batch_size]]
@@ -121,11 +122,3 @@ def _read(file: PathLike, inputs: Inputs) -> Tuple[Optional[torch.Tensor], Optio
         return inputs.read(file), None
     except ValueError as e:
         return None, str(e)
-
-
-def _bar(total: int, unit: str):
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        return None  # a bar is no reason to fail
-    return tqdm(total=total, unit=unit, mininterval=0.5, leave=False)

@@ -1,0 +1,182 @@
+"""What a small Perceiver IO learns of optical flow in minutes, beside estimators that learn nothing.
+
+It is trained on pairs of known motion (`flow_pairs`) and measured on pairs of other photos, beside scikit-image's TV-L1
+and ILK and OpenCV's DIS with their own settings. Motion grows to its full size in the first part of the training.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+import timm_extra  # noqa: F401
+from timm_extra.flow import end_point_error, flow_loss
+from timm_extra.images import input_config
+from timm_extra.training.progress import Progress
+
+from ..environment import environment
+from .flow_pairs import FlowPairs, Motion, Pair, load_photos
+
+SIZE = (64, 64)
+MODEL: Dict[str, Any] = dict(
+    img_size=SIZE, max_resolution=SIZE, num_bands=32, num_latents=256, latent_dim=192, num_heads=4, block_depth=6
+)
+RECIPE: Dict[str, Any] = dict(batch_size=8, lr=1e-3, weight_decay=0.01, clip_grad=1.0, warmup=0.03, growing=0.4)
+NUM_TEST, TEST_SEED = 200, 1
+ESTIMATORS = {'scikit-image': 'skimage', 'opencv-python-headless': 'cv2'}  # package and module
+
+
+def batch(pairs: List[Pair]) -> Pair:
+    """Pairs as one, with an axis in front."""
+    return Pair(*map(torch.stack, zip(*pairs, strict=True)))
+
+
+def check_estimators() -> None:
+    """Fail before the training on what is compared with it at the end.
+
+    Raises:
+        ModuleNotFoundError: A package is missing.
+    """
+    missing = [package for package, module in ESTIMATORS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(f'the estimators beside the model need packages: pip install {" ".join(missing)}')
+
+
+def grey(image: torch.Tensor) -> np.ndarray:
+    """RGB (3, H, W) in 0 to 1 as luminance (H, W)."""
+    return (image * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0).numpy()
+
+
+def tvl1(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    """scikit-image's TV-L1, (2, H, W) with x first."""
+    from skimage.registration import optical_flow_tvl1
+
+    return optical_flow_tvl1(grey(first), grey(second))[::-1].copy()
+
+
+def ilk(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    """scikit-image's iterative Lucas-Kanade, (2, H, W) with x first."""
+    from skimage.registration import optical_flow_ilk
+
+    return optical_flow_ilk(grey(first), grey(second))[::-1].copy()
+
+
+def dis(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    """OpenCV's dense inverse search, (2, H, W) with x first."""
+    import cv2
+
+    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    images = [(255 * grey(image)).round().astype(np.uint8) for image in (first, second)]
+    return estimator.calc(*images, None).transpose(2, 0, 1).copy()
+
+
+OTHERS: Dict[str, Callable[[torch.Tensor, torch.Tensor], np.ndarray]] = {'TV-L1': tvl1, 'ILK': ilk, 'DIS': dis}
+
+
+def errors(flow: torch.Tensor, pairs: Pair) -> Dict[str, float]:
+    """End-point error in pixels of flow (B, 2, H, W), where pixels stay visible and everywhere."""
+    valid = float(end_point_error(flow, pairs.flow, pairs.valid))
+    return dict(visible=round(valid, 3), all=round(float(end_point_error(flow, pairs.flow)), 3))
+
+
+class Normalised(nn.Module):
+    """A model of flow for frames in 0 to 1."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        config = input_config(model)
+        for name in ('mean', 'std'):
+            self.register_buffer(name, torch.tensor(config[name]).view(-1, 1, 1, 1))
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.model((frames - self.mean) / self.std)
+
+
+@torch.inference_mode()
+def estimate(model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
+    """Flow (B, 2, H, W) of frames (B, 3, 2, H, W), a few at a time."""
+    model.eval()
+    return torch.cat([model(part) for part in frames.split(10)])
+
+
+def train(model: nn.Module, photos: List[torch.Tensor], minutes: float, seed: int) -> Dict[str, Any]:
+    """Train for a time by AdamW, under a cosine of the time that has passed.
+
+    Returns:
+        `steps`, `seconds`, and the `curve`: in every twentieth part of the time the mean loss in pixels.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE['lr'], weight_decay=RECIPE['weight_decay'])
+    begin, step, curve, losses = time.monotonic(), 0, [], []
+    full = Motion()
+    model.train()
+    with Progress(100) as progress:
+        while (passed := (time.monotonic() - begin) / (60 * minutes)) < 1:
+            motion = full.scaled(min(1.0, 0.1 + 0.9 * passed / RECIPE['growing']))
+            count = RECIPE['batch_size']
+            pairs = FlowPairs(photos, (step + 1) * count, SIZE, seed, motion)
+            pairs = batch([pairs[step * count + i] for i in range(count)])
+            rate = min(1.0, passed / RECIPE['warmup']) * (1 + math.cos(math.pi * passed)) / 2
+            for group in optimizer.param_groups:
+                group['lr'] = RECIPE['lr'] * max(rate, 1e-3)
+            loss = flow_loss(model(pairs.frames), pairs.flow)  # where pixels vanish, too
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), RECIPE['clip_grad'])
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            losses.append((passed, float(loss), float(pairs.flow.norm(dim=1).mean())))
+            while progress.done < int(100 * passed):
+                progress.update()
+            progress.show(f'loss {losses[-1][1]:.3f} px of {losses[-1][2]:.3f}')
+    for part in range(20):
+        found = [(loss, zero) for passed, loss, zero in losses if part <= 20 * passed < part + 1]
+        if found:
+            loss, zero = np.mean(found, axis=0)
+            curve.append(dict(time=(part + 1) / 20, loss=round(float(loss), 3), zero=round(float(zero), 3)))
+    return dict(steps=step, seconds=round(time.monotonic() - begin), curve=curve)
+
+
+def table(result: Dict[str, Any]) -> str:
+    """End-point errors as a table of Markdown."""
+    lines = ['| | pixels that stay visible | all pixels |', '|---|---|---|']
+    lines += [f'| {name} | {e["visible"]:.2f} | {e["all"]:.2f} |' for name, e in result['end_point_error'].items()]
+    return '\n'.join(lines)
+
+
+def run(args: argparse.Namespace) -> Dict[str, Any]:
+    """Train, and measure everything on the same pairs."""
+    torch.manual_seed(args.seed)
+    model = Normalised(timm.create_model('perceiver_io_flow', **MODEL))
+    found = train(model, load_photos('train'), args.minutes, 1000 + args.seed)
+    test = batch([*FlowPairs(load_photos('test'), NUM_TEST, SIZE, TEST_SEED)])
+    result = {'zero flow': errors(torch.zeros_like(test.flow), test)}
+    result['perceiver_io_flow, small'] = errors(estimate(model, test.frames), test)
+    for name, other in OTHERS.items():
+        flow = [other(first, second) for first, second in test.frames.permute(0, 2, 1, 3, 4)]
+        result[name] = errors(torch.from_numpy(np.stack(flow)).float(), test)
+    about = dict(model=MODEL, recipe=RECIPE, minutes=args.minutes, seed=args.seed, num_test=NUM_TEST)
+    params = sum(p.numel() for p in model.parameters())
+    return dict(environment=environment(), **about, params=params, **found, end_point_error=result)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser('python -m benchmarks.learning.flow', description=__doc__.splitlines()[0])
+    parser.add_argument('--minutes', type=float, default=40, help='of training (%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of weights and pairs (%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for flow.json')
+    args = parser.parse_args()
+    check_estimators()
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = run(args)
+    (args.out / 'flow.json').write_text(json.dumps(result, indent=1) + '\n')
+    print(table(result))
+    print(f'{args.out}/flow.json')

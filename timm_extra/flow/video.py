@@ -1,0 +1,154 @@
+"""Frames of a video: of a file, or images in a folder in the order of their names."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence
+
+import torch
+from timm.utils.misc import natural_key
+
+from timm_extra._files import PathLike
+from timm_extra.images import as_tensor, find_images, read_image
+
+CHANNELS = 3
+QUARTER_TURN = 90  # degrees
+
+
+class Frame(NamedTuple):
+    """A frame of a video.
+
+    Attributes:
+        name: That of its file without the extension; of a frame in a video file the file's, and a number from 0.
+        source: What messages call it.
+        pixels: (3, H, W) RGB, float32 in 0 to 1.
+    """
+
+    name: str
+    source: str
+    pixels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames that are read one after the other, each time anew.
+
+    Attributes:
+        path: Folder or file; None of two images.
+        total: Number of frames; None where a file does not say.
+        images: Files of the frames, where each has one.
+    """
+
+    path: Optional[Path]
+    total: Optional[int]
+    images: Sequence[Path] = ()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Read the frames.
+
+        Raises:
+            ValueError: One cannot be read; the message names the file.
+        """
+        if not self.images:
+            yield from _decoded(self.path)
+        for file in self.images:
+            yield Frame(file.stem, str(file), read_pixels(file))
+
+    def is_frame(self, name: str) -> bool:
+        """Whether a frame of a video file may have that name."""
+        begin, _, number = name.rpartition('-')
+        return begin == self.path.stem and number.isdecimal()
+
+
+def open_frames(paths: Sequence[PathLike]) -> Video:
+    """Two images, or a video that is ready to be read.
+
+    Args:
+        paths: Two image files, or one video as `open_video` takes it.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ModuleNotFoundError: As in `open_video`.
+        ValueError: There are none or more than two, or as in `open_video`.
+    """
+    if len(paths) == 1:
+        return open_video(paths[0])
+    if len(paths) != 2:
+        raise ValueError(f'give two images, or one video or folder of frames, got {len(paths)} files')
+    images = [Path(path) for path in paths]
+    for path in images:
+        if not path.exists():
+            raise FileNotFoundError(f'no image at {str(path)!r}')
+    return Video(None, 2, images)
+
+
+def open_video(path: PathLike) -> Video:
+    """A video that is ready to be read.
+
+    Args:
+        path: Folder of images, which are frames in the order of their names (2 before 10; what lies in its folders does
+            not count), or file of any format that FFmpeg reads, by PyAV.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ModuleNotFoundError: It is a file, and PyAV is not installed.
+        ValueError: It has no frames, two images in the folder have the same name, or the file is no video.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f'no video or folder at {str(path)!r}')
+    if not path.is_dir():
+        with _opened(path) as container:
+            return Video(path, container.streams.video[0].frames or None)
+    images = [file for file in find_images([path]).files if file.parent == path]
+    images.sort(key=lambda file: (natural_key(file.name), file.name))
+    if not images:
+        raise ValueError(f'no images in {path} itself, only in its folders')
+    names: Dict[str, Path] = {}
+    for file in images:
+        if names.setdefault(file.stem, file) != file:
+            raise ValueError(f'{names[file.stem]} and {file} would be one frame, as they have the same name')
+    return Video(path, len(images), images)
+
+
+def read_pixels(path: PathLike) -> torch.Tensor:
+    """The image in a file as (3, H, W) RGB, float32 in 0 to 1.
+
+    Raises:
+        ValueError: There is none that can be read; the message names the file.
+    """
+    image = read_image(path)
+    try:
+        return unit_pixels(as_tensor(image, CHANNELS))
+    except ValueError as e:
+        raise ValueError(f'{path} cannot be read: {e}') from e
+
+
+def unit_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels as `as_tensor` gives them as float32 in 0 to 1."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def _decoded(path: Path) -> Iterator[Frame]:
+    """Frames of a video file, turned as it says."""
+    with _opened(path) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            pixels = torch.from_numpy(frame.to_ndarray(format='rgb24')).permute(2, 0, 1)
+            pixels = pixels.rot90(round(frame.rotation / QUARTER_TURN), (1, 2))  # as phones state it, counter-clockwise
+            yield Frame(f'{path.stem}-{number:05}', f'frame {number} of {path}', unit_pixels(pixels))
+
+
+@contextmanager
+def _opened(path: Path):
+    """A file as PyAV's container, whose errors name it."""
+    try:
+        import av
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError('videos need PyAV: pip install "timm-extra[video]"') from e
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f'{path} has no pictures')
+            yield container
+    except av.FFmpegError as e:
+        raise ValueError(f'{path} cannot be read: {e.strerror}') from e

@@ -1,0 +1,171 @@
+"""Optical flow in the colours of the field: the hue is the direction, the saturation the length."""
+
+from pathlib import Path
+from typing import Iterator, NamedTuple, Optional
+
+import torch
+from PIL import Image
+from torch import nn
+
+from timm_extra._files import PathLike, atomic_file, atomic_folder, check_output
+from timm_extra.flow import Video, VideoFlow, estimate_video_flow, known_flow, write_flo
+
+# steps between red, yellow, green, cyan, blue, magenta and red again, as many as the eye distinguishes
+STEPS = (15, 6, 4, 11, 13, 6)
+CORNERS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0))
+BEYOND = 0.75  # brightness of flow that is longer than the maximum
+FLOAT32 = 1e-6  # what rounding of the components can add to a length
+
+
+def colour_wheel() -> torch.Tensor:
+    """Colours of the 55 directions, (55, 3), in 0 to 255."""
+    parts = []
+    for steps, begin, end in zip(STEPS, CORNERS, CORNERS[1:], strict=False):
+        begin, end = torch.tensor(begin), torch.tensor(end)
+        moved = (255 * torch.arange(steps) // steps)[:, None]  # in whole numbers, as the reference has it
+        parts.append(begin + (end - begin).sign() * moved)
+    return torch.cat(parts).float()
+
+
+def flow_colours(flow: torch.Tensor, max_flow: Optional[float] = None) -> torch.Tensor:
+    """Colours of optical flow: no motion is white, to the right red, down yellow, to the left cyan, up violet.
+
+    The wheel of Baker et al. (A Database and Evaluation Methodology for Optical Flow, ICCV 2007), as in
+    `colorcode.cpp` of https://vision.middlebury.edu/flow/code/flow-code/: flow beyond the maximum has the full colour,
+    darker by a quarter, and unknown flow is black. `torchvision.utils.flow_to_image` gives the same colours to ±1, but
+    knows neither of the two, and adds float32's epsilon to the maximum, which shows where that is below 1e-4.
+
+    Args:
+        flow: (2, H, W) in pixels, x to the right and y down; unknown where `timm_extra.flow.known_flow` says so.
+        max_flow: Length in pixels that has the full colour; that of the longest known flow when None.
+
+    Returns:
+        (3, H, W) RGB, uint8.
+
+    Raises:
+        ValueError: The shape is another, or the maximum is not positive.
+    """
+    if flow.ndim != 3 or flow.shape[0] != 2:
+        raise ValueError(f'flow must be (2, H, W), got {tuple(flow.shape)}')
+    _check_max_flow(max_flow)
+    known = known_flow(flow)
+    flow = torch.where(known, flow.detach(), 0).double()
+    length = torch.linalg.vector_norm(flow, dim=0)
+    if max_flow is None:
+        max_flow = float(length.max()) or 1.0
+    length = (length / max_flow).unsqueeze(-1)
+    beyond = length > 1 + FLOAT32
+    wheel = colour_wheel().to(flow)
+    place = (torch.atan2(-flow[1], -flow[0]) / torch.pi + 1) / 2 * (len(wheel) - 1)
+    below = place.floor().long()
+    between = (place - below).unsqueeze(-1)
+    hue = ((1 - between) * wheel[below] + between * wheel[(below + 1) % len(wheel)]) / 255  # (H, W, 3)
+    colours = torch.where(beyond, BEYOND * hue, 1 - length.clamp(max=1) * (1 - hue))
+    return (255 * colours * known.unsqueeze(-1)).floor().byte().permute(2, 0, 1)
+
+
+def write_flow_image(flow: torch.Tensor, path: PathLike, max_flow: Optional[float] = None) -> Path:
+    """Write optical flow in the colours of `flow_colours` as an image file.
+
+    Args:
+        flow: As in `flow_colours`, like `max_flow`.
+        path: File to write, of the kind that its extension names; PNG keeps the colours.
+        max_flow: Likewise.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: As in `flow_colours`.
+    """
+    path = Path(path)
+    image = Image.fromarray(flow_colours(flow, max_flow).permute(1, 2, 0).cpu().numpy())
+    with atomic_file(path) as aside:
+        image.save(aside)
+    return path
+
+
+class FlowFiles(NamedTuple):
+    """What is known of the flow between two frames, and where it was written.
+
+    Attributes:
+        first: Frame whose pixels move: its file, or its number in a video.
+        second: The next one.
+        flo: File of the flow.
+        png: Picture of it.
+        mean: Mean length in pixels.
+        longest: The longest in pixels.
+    """
+
+    first: str
+    second: str
+    flo: str
+    png: str
+    mean: float
+    longest: float
+
+
+def plot_flow(
+    model: nn.Module,
+    video: Video,
+    folder: PathLike,
+    *,
+    max_flow: Optional[float] = None,
+    device: str = 'auto',
+    progress: bool = False,
+    force: bool = False,
+) -> Iterator[FlowFiles]:
+    """Estimate the flow between successive frames and write each as `.flo` and PNG, named as its first frame.
+
+    Args:
+        model: As in `timm_extra.flow.estimate_video_flow`, like `device` and `progress`.
+        video: What `timm_extra.flow.open_frames` or `open_video` gives.
+        folder: Folder to write to, made if absent.
+        max_flow: As in `flow_colours`.
+        device: Likewise.
+        progress: Likewise.
+        force: Replace files that exist.
+
+    Returns:
+        One entry for each pair of successive frames, in order, as they are written.
+
+    Raises:
+        FileExistsError: A file to write is there; before anything is computed.
+        NotADirectoryError: The folder is a file.
+        ValueError: As in `flow_colours` and `estimate_video_flow`.
+    """
+    _check_max_flow(max_flow)
+    folder = Path(folder)
+    _check_folder(folder, video, force)
+    found = estimate_video_flow(model, video, device=device, progress=progress)
+    return (_write(pair, folder, max_flow) for pair in found)
+
+
+def _check_max_flow(max_flow: Optional[float]) -> None:
+    if max_flow is not None and not 0 < max_flow < float('inf'):
+        raise ValueError(f'`max_flow` must be positive and finite, got {max_flow}')
+
+
+def _check_folder(folder: Path, video: Video, force: bool) -> None:
+    """Refuse files that would be written over."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is a file, not a folder to write to')
+    if not folder.exists():
+        return
+    if video.images:
+        names = [image.stem for image in video.images[:-1]]
+        there = [folder / f'{name}{suffix}' for name in names for suffix in ('.flo', '.png')]
+    else:  # of a number of frames that its file need not say
+        there = [file for file in sorted(folder.iterdir()) if video.is_frame(file.stem)]
+    for file in there:
+        check_output(file, force)
+
+
+def _write(pair: VideoFlow, folder: Path, max_flow: Optional[float]) -> FlowFiles:
+    name = pair.first.name
+    with atomic_folder(folder) as aside:
+        write_flo(pair.flow, aside / f'{name}.flo')
+        write_flow_image(pair.flow, aside / f'{name}.png', max_flow)
+    files = (str(folder / f'{name}{suffix}') for suffix in ('.flo', '.png'))
+    length = torch.linalg.vector_norm(pair.flow, dim=0)
+    return FlowFiles(pair.first.source, pair.second.source, *files, float(length.mean()), float(length.max()))

@@ -1,0 +1,179 @@
+"""Semantic segmentation by a Perceiver IO with a query for each pixel, beside a small U-Net of equal time.
+
+Scenes are generated: disks, squares, triangles and rings of any size, colour and texture, one over the other, on a
+textured background and under noise. The class of a pixel is the shape it belongs to, so that colour says nothing.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import timm
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, interpolate
+
+import timm_extra  # noqa: F401
+from timm_extra.training.progress import Progress
+
+from ..environment import environment
+
+SIZE = 64
+CLASSES = ('background', 'disk', 'square', 'triangle', 'ring')
+MODEL: Dict[str, Any] = dict(
+    img_size=SIZE, stem='frames', num_frames=1, stem_chs=48, num_bands=16, max_resolution=SIZE, query_type='inputs',
+    num_latents=128, latent_dim=128, num_heads=4, num_blocks=2, block_depth=3, num_classes=len(CLASSES),
+)  # fmt: skip
+RECIPE: Dict[str, Any] = dict(batch_size=16, lr=1e-3, weight_decay=0.01, clip_grad=1.0, warmup=0.03)
+NUM_TEST, TEST_SEED = 400, 1
+
+
+def scene(seed: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """A scene (3, SIZE, SIZE) in about −1 to 1, and the class of each pixel (SIZE, SIZE)."""
+    random = torch.Generator().manual_seed(seed)
+
+    def between(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=random)
+
+    def surface() -> torch.Tensor:
+        coarse = between(-0.35, 0.35, 1, 3, *[int(n) for n in torch.randint(3, 17, (2,), generator=random)])
+        return between(-0.8, 0.8, 3, 1, 1) + interpolate(coarse, (SIZE, SIZE), mode='bilinear')[0]
+
+    image, labels = surface(), torch.zeros(SIZE, SIZE, dtype=torch.long)
+    y, x = torch.meshgrid(torch.arange(SIZE).float(), torch.arange(SIZE).float(), indexing='ij')
+    for _ in range(int(torch.randint(2, 7, (), generator=random))):
+        kind = int(torch.randint(1, len(CLASSES), (), generator=random))
+        inside = _shape(CLASSES[kind], x, y, *between(6, SIZE - 6, 2), between(6, 16, ()), between(0, 2 * math.pi, ()))
+        image, labels = torch.where(inside, surface(), image), labels.masked_fill(inside, kind)
+    return image + 0.08 * torch.randn(image.shape, generator=random), labels
+
+
+def _shape(kind: str, x, y, centre_x, centre_y, radius, angle) -> torch.Tensor:
+    """Which pixels a shape covers."""
+    dx, dy = x - centre_x, y - centre_y
+    u, v = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
+    distance = torch.hypot(u, v)
+    if kind == 'square':
+        return torch.maximum(u.abs(), v.abs()) < 0.85 * radius
+    if kind == 'triangle':
+        third = 2 * math.pi / 3
+        sides = [u * math.cos(i * third) + v * math.sin(i * third) for i in range(3)]
+        return torch.stack(sides).amax(0) < 0.55 * radius
+    return distance < radius if kind == 'disk' else (distance < radius) & (distance > 0.55 * radius)
+
+
+def scenes(first: int, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Scenes of successive seeds (count, 3, SIZE, SIZE) and their classes (count, SIZE, SIZE)."""
+    images, labels = zip(*(scene(seed) for seed in range(first, first + count)), strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+class UNet(nn.Module):
+    """The baseline: three resolutions, two convolutions at each on the way down and up."""
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        widths = [width, 2 * width, 4 * width]
+        self.down = nn.ModuleList(_convolutions(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.up = nn.ModuleList(_convolutions(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.head = nn.Conv2d(width, len(CLASSES), 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to (B, classes, H, W)."""
+        kept: List[torch.Tensor] = []
+        for i, block in enumerate(self.down):
+            x = block(x if i == 0 else nn.functional.max_pool2d(x, 2))
+            kept.append(x)
+        for block, beside in zip(self.up, kept[-2::-1], strict=True):
+            x = block(torch.cat([interpolate(x, beside.shape[2:]), beside], dim=1))
+        return self.head(x)
+
+
+def _convolutions(chs: int, out_chs: int) -> nn.Sequential:
+    layers: List[nn.Module] = []
+    for given in (chs, out_chs):
+        layers += [nn.Conv2d(given, out_chs, 3, padding=1, bias=False), nn.BatchNorm2d(out_chs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class OneFrame(nn.Module):
+    """A Perceiver IO that takes images, whose stem takes frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = timm.create_model('perceiver_io_small', **MODEL)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to (B, classes, H, W)."""
+        return self.model(x.unsqueeze(2))
+
+
+MODELS = {'Perceiver IO': OneFrame, 'U-Net': UNet}
+
+
+def train(model: nn.Module, minutes: float, seed: int) -> Dict[str, Any]:
+    """Train for a time by AdamW, under a cosine of the time that has passed; scenes are new in every step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE['lr'], weight_decay=RECIPE['weight_decay'])
+    begin, step, count = time.monotonic(), 0, RECIPE['batch_size']
+    model.train()
+    with Progress(100) as progress:
+        while (passed := (time.monotonic() - begin) / (60 * minutes)) < 1:
+            rate = min(1.0, passed / RECIPE['warmup']) * (1 + math.cos(math.pi * passed)) / 2
+            for group in optimizer.param_groups:
+                group['lr'] = RECIPE['lr'] * max(rate, 1e-3)
+            images, labels = scenes((seed + 1) * 10**7 + step * count, count)
+            loss = cross_entropy(model(images), labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), RECIPE['clip_grad'])
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            while progress.done < int(100 * passed):
+                progress.update()
+            progress.show(f'loss {float(loss):.3f}')
+    return dict(steps=step, seconds=round(time.monotonic() - begin))
+
+
+@torch.inference_mode()
+def mean_iou(model: nn.Module) -> Dict[str, Any]:
+    """Intersection over union of each class over all pixels of the test scenes in per cent, and their mean."""
+    model.eval()
+    counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.long)
+    for first in range(0, NUM_TEST, 50):
+        images, labels = scenes(TEST_SEED * 10**6 + first, 50)
+        found = model(images).argmax(1)
+        cells = labels.flatten() * len(CLASSES) + found.flatten()
+        counts += torch.bincount(cells, minlength=counts.numel()).view_as(counts)
+    both = counts.diagonal().double()
+    iou = 100 * both / (counts.sum(0) + counts.sum(1) - both)
+    return dict(
+        miou=round(float(iou.mean()), 2), iou=dict(zip(CLASSES, [round(float(v), 2) for v in iou], strict=True))
+    )
+
+
+def run(args: argparse.Namespace) -> Dict[str, Any]:
+    """Train and measure both."""
+    runs = []
+    for name, make in MODELS.items():
+        torch.manual_seed(args.seed)
+        model = make()
+        params = sum(p.numel() for p in model.parameters())
+        runs.append(dict(model=name, params=params, **train(model, args.minutes, args.seed), **mean_iou(model)))
+    about = dict(arguments=MODEL, recipe=RECIPE, minutes=args.minutes, seed=args.seed, num_test=NUM_TEST)
+    return dict(environment=environment(), **about, runs=runs)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser('python -m benchmarks.learning.segmentation', description=__doc__.splitlines()[0])
+    parser.add_argument('--minutes', type=float, default=10, help='of training for each (%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of weights and scenes (%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for segmentation.json')
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = run(args)
+    (args.out / 'segmentation.json').write_text(json.dumps(result, indent=1) + '\n')
+    for one in result['runs']:
+        print(f'{one["model"]}: mIoU {one["miou"]:.1f} % with {one["params"]:,} parameters after {one["steps"]} steps')

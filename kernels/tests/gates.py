@@ -1,5 +1,9 @@
 """What the tests of the operations share: all their cases, results with gradients, and the gate for errors."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +13,9 @@ from timm_extra_kernels._spec import SPECS
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EACH = [pytest.param(spec, id=spec.name) for spec in SPECS]
 BY_NAME = {spec.name: spec for spec in SPECS}
+KERNELS = [pytest.param(spec, id=spec.name) for spec in SPECS if spec.has_kernel]
 ALL = [pytest.param(spec, case, id=f'{spec.name}-{case.name}') for spec in SPECS for case in spec.cases]
+ALL_KERNELS = [param for param in ALL if param.values[0].has_kernel]
 
 
 def tensors(args):
@@ -97,3 +103,30 @@ def kernel_dtype(spec, device):
 def limit(spec, direction, args):
     """What keeps a call of the 'forward' or 'backward' operator from its kernel on any device, None if nothing does."""
     return unsupported(spec.limits, dict(zip(arguments(getattr(spec.eager, direction)), args, strict=True)))
+
+
+# The peak that getrusage knows is at least that of the process which started this one.
+PEAK = """
+import re
+from pathlib import Path
+
+
+def status(field):
+    return int(re.search(rf'{field}:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024
+
+
+def peak(call):
+    Path('/proc/self/clear_refs').write_text('5')
+    before = status('VmRSS')
+    call()
+    return status('VmHWM') - before
+"""
+
+
+def printed_by(code):
+    """Lines of numbers that code prints in a process of its own; `peak(call)` is the memory, in MiB, of a call."""
+    if not Path('/proc/self/clear_refs').exists():
+        pytest.skip('memory is measured on Linux alone')
+    done = subprocess.run([sys.executable, '-c', PEAK + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [[float(number) for number in line.split()] for line in done.stdout.splitlines()]

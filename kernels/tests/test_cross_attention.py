@@ -1,11 +1,10 @@
 """Both cross-attentions against a dense reference in float64, forward and gradients."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
 import torch
+from gates import printed_by
 
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
 from timm_extra_kernels.latent_cross_attention.naive import forward as naive
@@ -252,25 +251,19 @@ def test_no_items():
 
 
 MEMORY = """
-import resource, torch
+import torch
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
 axes = [torch.randn(512, 30) for _ in range(2)]
 content, q = torch.randn(1, 1, 512, 512), torch.randn(1, 1, 1000, 61).requires_grad_()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fourier_cross_attention(q, content, axes, scale=0.3).sum().backward()
-separable = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(peak(lambda: fourier_cross_attention(q, content, axes, scale=0.3).sum().backward()))
 x = torch.randn(1, 512 * 512, 61)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-latent_cross_attention(q, x, scale=0.3).sum().backward()
-print(separable, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak(lambda: latent_cross_attention(q, x, scale=0.3).sum().backward()))
 """
 
 
 def test_memory_does_not_grow_with_the_number_of_scores():
     """A matrix of all scores would need 1 GB, the tokens alone 61 MiB."""
-    pytest.importorskip('resource')
-    done = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, check=True)
-    separable, latent = (int(kib) / 1024 for kib in done.stdout.split())
+    (separable,), (latent,) = printed_by(MEMORY)
     assert separable < 60
     assert latent < 60
 

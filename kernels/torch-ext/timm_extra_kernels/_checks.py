@@ -41,6 +41,32 @@ def check_queries(op: str, q: torch.Tensor, name: str, inputs: torch.Tensor) -> 
     check_floating(op, **{'q': q, name: inputs})
 
 
+def check_grid(op: str, name: str, vectors: torch.Tensor, content: torch.Tensor, axes: Sequence[torch.Tensor]) -> None:
+    """Refuse content that is no grid, tables that do not fit it, and vectors of other channels than both together.
+
+    Raises:
+        ValueError: Says which shape, dtype or device does not fit.
+    """
+    if not 1 <= content.ndim - 2 <= 3:
+        raise ValueError(f'{op}: content must be (B, c, *1 to 3 axes), got {tuple(content.shape)}')
+    if any(size == 0 for size in content.shape[2:]):  # numel() would fix sizes of an export
+        raise ValueError(f'{op}: content {tuple(content.shape)} is empty')
+    shapes = [tuple(t.shape) for t in axes]
+    if any(t.ndim != 2 for t in axes) or [s[0] for s in shapes] != list(content.shape[2:]):
+        raise ValueError(
+            f'{op}: axes must be one table (size, features) per spatial axis of content {tuple(content.shape)}, '
+            f'got {shapes}'
+        )
+    if any(t.device != content.device or not t.is_floating_point() for t in axes):
+        raise ValueError(
+            f'{op}: tables must be floating-point on {content.device}, '
+            f'got {[(str(t.dtype), str(t.device)) for t in axes]}'
+        )
+    channels = content.shape[1] + sum(s[1] for s in shapes)
+    if vectors.shape[-1] != channels:
+        raise ValueError(f'{op}: {name} has {vectors.shape[-1]} channels, content and tables together have {channels}')
+
+
 def check_mask(op: str, mask: Optional[torch.Tensor], shape: Sequence[int], device: torch.device) -> None:
     """Refuse a mask that is not boolean, of that shape and on that device.
 

@@ -1,10 +1,10 @@
 """Cross-attention from few queries to a grid of inputs with position features that depend on one axis each."""
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 
-from .._checks import check_mask, check_queries
+from .._checks import check_grid, check_mask, check_queries
 from .._register import Operators
 from .._tiles import compute_dtype
 
@@ -41,7 +41,9 @@ def prepare(q, content, axes, scale, eps, mask) -> Tuple[Any, ...]:
     """Check the arguments of `fourier_cross_attention` and bring them into the operator's order."""
     check_queries('fourier_cross_attention', q, 'content', content)
     axes = list(axes)
-    _check_grid(q, content, axes)
+    check_grid('fourier_cross_attention', 'q', q, content, axes)
+    if not content.shape[1]:
+        raise ValueError(f'fourier_cross_attention: content {tuple(content.shape)} is empty')
     check_mask('fourier_cross_attention', mask, (content.shape[0], *content.shape[2:]), content.device)
     return q, content, axes, float(scale), eps, mask
 
@@ -78,26 +80,3 @@ def fourier_cross_attention(
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
     return OPERATORS(*prepare(q, content, axes, scale, eps, mask))
-
-
-def _check_grid(q: torch.Tensor, content: torch.Tensor, axes: List[torch.Tensor]) -> None:
-    if not 1 <= content.ndim - 2 <= 3:
-        raise ValueError(f'fourier_cross_attention: content must be (B, c, *1 to 3 axes), got {tuple(content.shape)}')
-    if any(size == 0 for size in content.shape[1:]):  # numel() would fix sizes of an export
-        raise ValueError(f'fourier_cross_attention: content {tuple(content.shape)} is empty')
-    shapes = [tuple(t.shape) for t in axes]
-    if any(t.ndim != 2 for t in axes) or [s[0] for s in shapes] != list(content.shape[2:]):
-        raise ValueError(
-            f'fourier_cross_attention: axes must be one table (size, features) per spatial axis of content '
-            f'{tuple(content.shape)}, got {shapes}'
-        )
-    if any(t.device != content.device or not t.is_floating_point() for t in axes):
-        raise ValueError(
-            f'fourier_cross_attention: tables must be floating-point on {content.device}, '
-            f'got {[(str(t.dtype), str(t.device)) for t in axes]}'
-        )
-    channels = content.shape[1] + sum(s[1] for s in shapes)
-    if q.shape[-1] != channels:
-        raise ValueError(
-            f'fourier_cross_attention: q has {q.shape[-1]} channels, content and tables together have {channels}'
-        )

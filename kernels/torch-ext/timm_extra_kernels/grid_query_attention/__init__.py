@@ -1,0 +1,106 @@
+"""Attention of a grid's positions, as queries with features that depend on one axis each, to few keys."""
+
+from typing import Any, Optional, Sequence, Tuple
+
+import torch
+
+from .._checks import check_floating, check_grid, check_mask
+from .._register import Operators
+from .._tiles import compute_dtype
+
+__all__ = ['grid_query_attention']
+LOWEST = -1e30  # the bias of keys that take no part: finite, so that an item without any is not NaN
+
+
+def limits(*, k: torch.Tensor) -> Optional[str]:
+    """What the kernels cannot do."""
+    return 'there is no kernel'
+
+
+def _fake(k, v, content, axes, bias, scale, eps):
+    positions = 1
+    for size in content.shape[2:]:
+        positions = positions * size
+    return v.new_empty((*v.shape[:2], positions, v.shape[3]))
+
+
+OPERATORS = Operators(
+    __name__, limits, _fake, flags=dict(needs_keys=('k', 'v', 'bias'), needs_queries=('content', 'axes'))
+)
+
+
+def prepare(k, v, content, axes, bias, scale, eps, mask) -> Tuple[Any, ...]:
+    """Check the arguments of `grid_query_attention` and bring them into the operator's order.
+
+    Keys that take no part become zeros with a bias far below every score, and their values zeros.
+    """
+    name, axes = 'grid_query_attention', list(axes)
+    _check_keys(k, v, bias)
+    check_floating(name, k=k, content=content)
+    check_grid(name, 'k', k, content, axes)
+    if content.shape[0] not in (1, k.shape[0]):
+        raise ValueError(f'{name}: content has a batch of {content.shape[0]}, k of {k.shape[0]}')
+    check_mask(name, mask, (k.shape[0], k.shape[2]), k.device)
+    if bias is None:
+        bias = k.new_zeros(k.shape[:3])
+    if mask is not None:
+        out = ~mask[:, None]  # (B, 1, M)
+        k, v = (t.masked_fill(out[..., None], 0.0) for t in (k, v))  # 0 · NaN would not be 0
+        bias = bias.to(compute_dtype(k, v, content, *axes, bias)).masked_fill(out, LOWEST)
+    return k, v, content, axes, bias, float(scale), None if eps is None else float(eps)
+
+
+def grid_query_attention(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    content: torch.Tensor,
+    axes: Sequence[torch.Tensor],
+    *,
+    bias: Optional[torch.Tensor] = None,
+    scale: float,
+    eps: Optional[float] = 1e-5,
+    mask: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Attend from the layer-normalised positions [content, features of axis 1, …] of a grid to keys.
+
+    The queries are never built, and no matrix of all scores exists: the score of a query and a key costs about as many
+    multiplications as content has channels. Exact, for any tables. Cross-attention with a projection of the queries,
+    one of the values and one of the output becomes this when they are folded into keys and values. Arithmetic is in
+    float32, or float64 where a tensor is.
+
+    Args:
+        k: Keys (B, H, M, C), C = c + ΣFᵢ in the order of the queries' channels.
+        v: Values (B, H, M, D).
+        content: (B or 1, c, *spatial), 1 to 3 spatial axes; with 1 all items share it. Without channels (c = 0) queries
+            consist of position features alone.
+        axes: One table (Sᵢ, Fᵢ) per spatial axis, as Fourier features of the positions along it.
+        bias: Added to the scores of each key (B, H, M), as what a shift of the queries' normalisation leaves of them.
+        scale: Factor of the products of queries and keys.
+        eps: Added to the variance in the layer normalisation of queries, which has no affine; None takes them as they
+            are.
+        mask: Boolean (B, M), True where a key takes part; what the others hold, NaN among it, has no influence. An item
+            without any gives zeros.
+
+    Returns:
+        softmax(scale · x̂ kᵀ + bias) v (B, H, N, D), N the product of the spatial sizes, in the dtype of v.
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit; the message names it.
+    """
+    return OPERATORS(*prepare(k, v, content, axes, bias, scale, eps, mask))
+
+
+def _check_keys(k: torch.Tensor, v: torch.Tensor, bias: Optional[torch.Tensor]) -> None:
+    name = 'grid_query_attention'
+    if k.ndim != 4 or v.ndim != 4 or k.shape[:3] != v.shape[:3]:
+        raise ValueError(
+            f'{name}: k must be (B, H, M, C) and v (B, H, M, D), got {tuple(k.shape)} and {tuple(v.shape)}'
+        )
+    if any(size == 0 for size in (*k.shape[1:3], v.shape[3])):
+        raise ValueError(f'{name}: k {tuple(k.shape)} has no keys, or v {tuple(v.shape)} no channels')
+    check_floating(name, k=k, v=v)
+    if bias is None:
+        return
+    if tuple(bias.shape) != tuple(k.shape[:3]):
+        raise ValueError(f'{name}: bias must be {tuple(k.shape[:3])} for k {tuple(k.shape)}, got {tuple(bias.shape)}')
+    check_floating(name, k=k, bias=bias)

@@ -1,0 +1,28 @@
+"""Attention of a grid's positions, content and features built in full, to keys."""
+
+from typing import Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..fourier_cross_attention.naive import tokens
+
+
+def forward(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    content: torch.Tensor,
+    axes: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    scale: float,
+    eps: Optional[float],
+) -> torch.Tensor:
+    """softmax(scale · x̂ kᵀ + bias) v.
+
+    k is (B, H, M, C), v (B, H, M, D), content (B or 1, c, *spatial), axes one table (Sᵢ, Fᵢ) per spatial axis and bias
+    (B, H, M); C = c + ΣFᵢ. Returns (B, H, N, D), N the product of the spatial sizes.
+    """
+    x = tokens(content, axes)  # (B or 1, N, C)
+    if eps is not None:
+        x = F.layer_norm(x, x.shape[-1:], None, None, eps)
+    return (x.unsqueeze(1) @ k.mT * scale + bias.unsqueeze(2)).softmax(-1) @ v

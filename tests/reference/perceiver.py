@@ -85,7 +85,7 @@ def transformers_flow(size: Tuple[int, int], **config: Any) -> nn.Module:
     torch.manual_seed(0)
     published = dict(num_latents=2048, d_latents=512, num_blocks=1, num_self_attends_per_block=24)
     heads = dict(num_self_attention_heads=16, num_cross_attention_heads=1, attention_probs_dropout_prob=0.0)
-    config = transformers.PerceiverConfig(train_size=list(size), **dict(published, **heads, **config))
+    config = transformers.PerceiverConfig(train_size=list(size), **{**published, **heads, **config})
     return randomize(transformers.PerceiverForOpticalFlow(config).eval())
 
 

@@ -131,7 +131,7 @@ class Operators:
     def _backward(self, ctx: Any, grad: torch.Tensor, *_: Any) -> Tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         values = [_restored(value, saved) for value in ctx.values]
-        if _transformed([grad]) or torch._C._functorch.is_legacy_batchedtensor(grad):
+        if _transformed([grad]) or _batched(grad):
             return self._naive_backward(grad, dict(zip(self.backward_arguments[1:], values)))
         results = getattr(ops, self._backward_name)(grad, *values, *ctx.flags)
         grads = {**dict.fromkeys(self.arguments), **dict(zip(self.differentiable, results))}
@@ -208,6 +208,11 @@ def _cut(tensor: torch.Tensor) -> torch.Tensor:
 def _transformed(args: Sequence[Any]) -> bool:
     """Whether a transform of `torch.func` is active, or a tensor has a tangent: operators have no rules for them."""
     return torch._C._are_functorch_transforms_active() or has_tangent(tensors(args))
+
+
+def _batched(grad: torch.Tensor) -> bool:
+    """Whether a gradient is several, as `torch.autograd` has them with `is_grads_batched=True`: no transform is active."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _in_dtype(dtype: torch.dtype, args: Any) -> List[Any]:

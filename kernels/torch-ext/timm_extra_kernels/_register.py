@@ -211,7 +211,7 @@ def _transformed(args: Sequence[Any]) -> bool:
 
 
 def _batched(grad: torch.Tensor) -> bool:
-    """Whether a gradient is several, as `torch.autograd` has them with `is_grads_batched=True`: no transform is active."""
+    """Whether a gradient stands for several, as with `is_grads_batched=True`, where no transform is active."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 

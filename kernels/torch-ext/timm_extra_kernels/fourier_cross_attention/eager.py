@@ -397,6 +397,8 @@ class _InputGradients:
             lost = torch.stack([a - slope * mean, slope])  # (2, b, L, n)
             self.lines[:, tile.lines] += lost.sum((1, 3))
             self.along[:, tile.along] += lost.sum((1, 2))
+        if self.grid.mask is not None:  # 0 also where a query or a gradient of the output is NaN
+            gradient = gradient.masked_fill(~self.grid.mask[b0:b1, tile.lines, tile.along][:, :, None], 0.0)
         self.content[b0:b1, :, tile.lines, tile.along] = gradient.transpose(1, 2)
 
     def add_tables(self, queries: _Rows, grads: _Rows, sums: _Sums, weights: _Sums) -> None:

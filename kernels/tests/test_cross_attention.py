@@ -138,6 +138,38 @@ def test_masked_latent_inputs_have_no_influence(value, eps):
     assert not found[0][2][~mask].any()
 
 
+def nan_where_masked(where, eps, device, dtype):
+    """Gradients at masked inputs, of both operations, when a query or the gradient of the output is NaN."""
+    q, content, *axes = (t.detach().to(device, dtype) for t in inputs((2, 9), 1, False))
+    mask = some_mask('some', 2, (2, 9)).to(device)
+    grad = torch.ones_like(q)
+    (q if where == 'query' else grad)[0, 0, 1, 2] = float('nan')
+    content, x = (t.requires_grad_() for t in (content, tokens(content, axes)))
+    out = fourier_cross_attention(q.requires_grad_(), content, axes, scale=0.3, eps=eps, mask=mask)
+    of_content = torch.autograd.grad(out, (q, content), grad)
+    out = latent_cross_attention(q, x, scale=0.3, eps=eps, mask=mask.flatten(1))
+    of_x = torch.autograd.grad(out, (q, x), grad)
+    for of_q, of_inputs in (of_content, of_x):
+        assert of_q.isnan().any() and of_inputs[0].isnan().any()
+        assert not of_q[1].isnan().any() and not of_inputs[1].isnan().any()
+    return of_content[1].movedim(1, -1)[~mask], of_x[1][~mask.flatten(1)]
+
+
+@pytest.mark.parametrize('eps', [1e-5, None])
+@pytest.mark.parametrize('where', ['query', 'gradient'])
+def test_masked_inputs_get_a_gradient_of_0_even_of_nan(where, eps):
+    for gradient in nan_where_masked(where, eps, 'cpu', torch.float32):
+        assert gradient.numel() and not gradient.any()
+
+
+@pytest.mark.parametrize('eps', [1e-5, None])
+@pytest.mark.parametrize('where', ['query', 'gradient'])
+def test_masked_inputs_get_a_gradient_of_0_even_of_nan_in_kernels(where, eps, device, launches):
+    for gradient in nan_where_masked(where, eps, device, torch.bfloat16):
+        assert gradient.numel() and not gradient.any()
+    assert any('fourier' in name for name in launches) and any('latent' in name for name in launches)
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     q, content, *axes = (t.detach().to(dtype) for t in inputs((13, 17), 2, False))

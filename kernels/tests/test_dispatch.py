@@ -121,6 +121,31 @@ def test_a_machine_that_runs_no_kernel_is_found_out_once(failure, monkeypatch, c
     assert reasons.pop().startswith(f'Triton runs no kernel on cuda:3 ({type(FAILURES[failure]()).__name__}')
 
 
+@pytest.mark.parametrize(
+    'capability, probed, runs',
+    [((9, 0), None, True), ((9, 0), 'Triton runs no kernel on cuda:3 (no compiler)', False), ((7, 5), None, False)],
+)
+def test_what_chooses_between_operations_knows_where_no_kernel_runs(capability, probed, runs, monkeypatch):
+    monkeypatch.delenv('TIMM_EXTRA_FUSED', raising=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+    monkeypatch.setattr(_dispatch, 'cannot_run', lambda device: probed)
+    device = torch.device('cuda', 3)
+    assert _dispatch.runs_kernels(device) == runs
+    assert not _dispatch.runs_kernels(torch.device('cpu'))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('fused', ['0', '1'])
+def test_what_chooses_between_operations_can_be_compiled(fused, monkeypatch):
+    monkeypatch.setenv('TIMM_EXTRA_FUSED', fused)
+    device = torch.device('cuda', 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: x + _dispatch.runs_kernels(device), backend='eager', fullgraph=True)
+    assert compiled(torch.zeros(())) == int(fused)
+
+
 def test_memory_that_runs_out_in_the_probe_says_nothing_of_kernels(monkeypatch):
     from timm_extra_kernels import _probe
 

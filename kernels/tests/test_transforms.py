@@ -36,6 +36,28 @@ def third_derivative(f, x, direction):
     return torch.autograd.grad((second * direction).sum(), x)[0]
 
 
+def pullback(f, x):
+    """What takes the gradient of the output to that of x, and an output's gradient."""
+    x = leaf(x)
+    out = f(x)
+    return lambda g: torch.autograd.grad(out, x, g, retain_graph=True)[0], out.detach()
+
+
+def dual_gradient(f, x, direction):
+    pull, g = pullback(f, x)
+    return dual(pull, g, direction_of(g))
+
+
+def jvp_of_the_gradient(f, x, direction):
+    pull, g = pullback(f, x)
+    return jvp(pull, (g,), (direction_of(g),))
+
+
+def vmap_of_the_gradient(f, x, direction):
+    pull, g = pullback(f, x)
+    return vmap(pull)(torch.stack([g, direction_of(g)]))
+
+
 def direction_of(like):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
@@ -68,6 +90,10 @@ TRANSFORMS = {
     'forward mode': dual,
     'double backward': double_backward,
     'third derivative': third_derivative,
+    'forward mode of the gradient alone': dual_gradient,
+    'jvp of the gradient alone': jvp_of_the_gradient,
+    'vmap of the gradient alone': vmap_of_the_gradient,
+    'vectorised jacobian': lambda f, x, v: torch.autograd.functional.jacobian(f, x, vectorize=True),
     'hvp': lambda f, x, v: torch.autograd.functional.hvp(lambda x: f(x).square().sum(), x, v)[1],
 }
 

@@ -59,6 +59,15 @@ def why_not(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
         named: Arguments of the operator by name, tensors and lists of tensors among them.
     """
     device = next(tensors(named.values())).device
+    if (reason := _no_kernels(device)) is not None:
+        return reason
+    if (reason := unsupported(limits, named)) is not None or torch.cuda.is_current_stream_capturing():
+        return reason
+    return cannot_run(device)
+
+
+def _no_kernels(device: torch.device) -> Optional[str]:
+    """The part of `why_not` that holds for all calls on a device, but for what trying a kernel shows."""
     if device.type != 'cuda':
         return f'the tensors are on {device}'
     if not kernels_enabled():
@@ -69,9 +78,19 @@ def why_not(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
         return f'compute capability {torch.cuda.get_device_capability(device)} is below (8, 0)'
     if torch.version.hip is not None and not describe(target(device)).unit:
         return f'{target(device)} has no matrix cores that the kernels use'
-    if (reason := unsupported(limits, named)) is not None or torch.cuda.is_current_stream_capturing():
-        return reason
-    return cannot_run(device)
+    return None
+
+
+@torch.compiler.assume_constant_result
+def runs_kernels(device: torch.device) -> bool:
+    """Whether kernels run on a device: for what chooses between operations.
+
+    Args:
+        device: Of tensors. A GPU that is not there, as fake tensors may have, counts as one on which they run.
+    """
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        return kernels_enabled() and no_triton() is None
+    return _no_kernels(device) is None and (torch.cuda.is_current_stream_capturing() or cannot_run(device) is None)
 
 
 def unsupported(limits: Limits, named: Dict[str, Any]) -> Optional[str]:

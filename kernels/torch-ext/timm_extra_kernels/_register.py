@@ -131,6 +131,8 @@ class Operators:
     def _backward(self, ctx: Any, grad: torch.Tensor, *_: Any) -> Tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         values = [_restored(value, saved) for value in ctx.values]
+        if _transformed([grad]) or _batched(grad):
+            return self._naive_backward(grad, dict(zip(self.backward_arguments[1:], values)))
         results = getattr(ops, self._backward_name)(grad, *values, *ctx.flags)
         grads = {**dict.fromkeys(self.arguments), **dict(zip(self.differentiable, results))}
         for wanted, names in zip(ctx.flags, self.flags.values()):
@@ -138,6 +140,20 @@ class Operators:
                 known = dict(zip(self.backward_arguments[1:], values))
                 grads.update((name, _no_gradient(known[name])) for name in names)
         return tuple(grads.values())
+
+    def _naive_backward(self, grad: torch.Tensor, known: Dict[str, Any]) -> Tuple[Any, ...]:
+        """Gradients of the naive form, for a transform that goes through the gradient of the output alone."""
+
+        def forward(*given: torch.Tensor) -> torch.Tensor:
+            found = iter(given)
+            named = {name: _each(lambda _: next(found), known[name]) for name in self.differentiable}
+            return self._naive([{**known, **named}[name] for name in self.arguments])[0]
+
+        with torch.autocast(grad.device.type, enabled=False):
+            out, pull = torch.func.vjp(forward, *tensors(known[name] for name in self.differentiable))
+            found = iter(pull(grad.to(out.dtype)))
+        grads = {name: _each(lambda t: next(found), known[name]) for name in self.differentiable}
+        return tuple({**dict.fromkeys(self.arguments), **grads}.values())
 
     def _keep_inputs(self, ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*tensors(inputs))
@@ -155,7 +171,7 @@ class Operators:
         saved, create_graph = iter(ctx.saved_tensors), torch.is_grad_enabled()
         known = dict(zip(self.backward_arguments, (_restored(value, saved) for value in ctx.values)))
         with torch.enable_grad():
-            known.update((name, _cut(known[name])) for name in ('grad', *self.differentiable))
+            known.update((name, _each(_cut, known[name])) for name in ('grad', *self.differentiable))
             of = [list(tensors([known[name]])) for name in self.differentiable]
             out = self._naive([known[name] for name in self.arguments])[0]
             flat = [t for ts in of for t in ts]
@@ -179,16 +195,24 @@ class Operators:
         return tuple(results.values())
 
 
-def _cut(value: Any) -> Any:
-    """Tensors, or a list of them, as ones of their own: gradients with respect to them end there."""
-    if isinstance(value, list):
-        return [_cut(t) for t in value]
-    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+def _each(function: Callable, value: Any) -> Any:
+    """What a function makes of a tensor, or of each in a list."""
+    return [function(t) for t in value] if isinstance(value, list) else function(value)
+
+
+def _cut(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of its own: gradients with respect to it end there."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def _transformed(args: Sequence[Any]) -> bool:
     """Whether a transform of `torch.func` is active, or a tensor has a tangent: operators have no rules for them."""
     return torch._C._are_functorch_transforms_active() or has_tangent(tensors(args))
+
+
+def _batched(grad: torch.Tensor) -> bool:
+    """Whether a gradient stands for several, as with `is_grads_batched=True`, where no transform is active."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _in_dtype(dtype: torch.dtype, args: Any) -> List[Any]:

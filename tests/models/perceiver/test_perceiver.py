@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import timm_extra  # noqa: F401
 from timm_extra import hub
 from timm_extra.models.perceiver import Inputs, Perceiver, PerceiverIO
+from timm_extra_kernels import _dispatch
 
 MODELS = ['test_perceiver', 'test_perceiver_io']
 LEARNED = dict(stem='conv1x1', stem_chs=12, pos_embed='learned', pos_dim=10, pos_proj_dim=12, img_size=24)
@@ -97,25 +98,35 @@ def test_the_route_is_chosen_by_cost():
 
 
 @pytest.mark.parametrize(
-    'name, dtype, on_gpu',
+    'name, dtype, on_gpu, without_kernels',
     [
-        ('perceiver_io_base', torch.bfloat16, 'separable'),
-        ('perceiver_io_base', torch.float16, 'separable'),
-        ('perceiver_io_base', torch.float32, 'separable'),
-        ('perceiver_io_base_conv', torch.bfloat16, 'separable'),
-        ('perceiver_io_base_conv', torch.float16, 'folded'),  # more channels than the kernel takes
-        ('perceiver_io_base_learned', torch.bfloat16, 'folded'),
+        ('perceiver_io_base', torch.bfloat16, 'separable', 'plain'),
+        ('perceiver_io_base', torch.float16, 'separable', 'plain'),
+        ('perceiver_io_base', torch.float32, 'separable', 'separable'),
+        ('perceiver_io_base', torch.float64, 'separable', 'separable'),
+        ('perceiver_io_base_conv', torch.bfloat16, 'separable', 'plain'),
+        ('perceiver_io_base_conv', torch.float16, 'folded', 'plain'),  # more channels than the kernel takes
+        ('perceiver_io_base_learned', torch.bfloat16, 'folded', 'plain'),
+        ('perceiver_io_base_learned', torch.float32, 'folded', 'folded'),
     ],
 )
-def test_on_a_gpu_the_cost_is_what_its_kernels_do(name, dtype, on_gpu):
+def test_on_a_gpu_the_cost_is_that_of_its_kernels_or_of_pytorch(name, dtype, on_gpu, without_kernels, monkeypatch):
+    """PyTorch does what has no kernel in float32, score by score through memory."""
     with torch.device('meta'):
         model = timm.create_model(name)
         inputs, _ = model.stem(torch.empty(1, 3, 224, 224))
+    attn = model.cross_attends[0].attn
     with FakeTensorMode():  # of a GPU that is not there
         content = torch.empty(inputs.content.shape, device='cuda')
         axes = [torch.empty(table.shape, device='cuda') for table in inputs.axes]
-        attn = model.cross_attends[0].attn
-        assert attn.choose_route(512, Inputs(content, axes, None), dtype) == on_gpu
+        inputs = Inputs(content, axes, None)
+        monkeypatch.delenv('TIMM_EXTRA_FUSED', raising=False)
+        assert attn.choose_route(512, inputs, dtype) == on_gpu
+        with monkeypatch.context() as off:
+            off.setenv('TIMM_EXTRA_FUSED', '0')
+            assert attn.choose_route(512, inputs, dtype) == without_kernels
+        monkeypatch.setattr(_dispatch, 'no_triton', lambda: 'triton is not installed')
+        assert attn.choose_route(512, inputs, dtype) == without_kernels
 
 
 def test_attention_dropout_takes_the_plain_route_in_training():

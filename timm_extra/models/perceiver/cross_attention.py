@@ -11,8 +11,10 @@ from torch import nn
 from timm_extra.layers.linear import is_linear
 from timm_extra.layers.shortcuts import may_shortcut
 from timm_extra_kernels import fourier_cross_attention, latent_cross_attention
+from timm_extra_kernels._dispatch import runs_kernels
 from timm_extra_kernels.fourier_cross_attention import most_channels
 from timm_extra_kernels.fourier_cross_attention.operands import slots
+from timm_extra_kernels.latent_cross_attention import FORWARD
 
 from .fourier import grid_tokens
 
@@ -24,6 +26,9 @@ SEPARABLE_PASSES = 60
 # matrix units do in the time of one in float32 (NVIDIA A100 and H100: 16 and 15, AMD MI300X: 8)
 SEPARABLE_OPERATIONS = 7
 MATRIX_UNITS = 16
+# Where PyTorch does it there, in float32: the multiplications for which there is time while the 40 and 32 bytes of each
+# score move through memory, 10 for a byte on an NVIDIA H100
+SEPARABLE_MOVED, FOLDED_MOVED = 400, 320
 OPEN_SIZE = 4096  # what a size that an export leaves open counts as
 
 
@@ -68,15 +73,31 @@ def _counted(size: int) -> int:
     return size
 
 
-def _separable_per_score(channels: int, dtype: torch.dtype, device: str) -> float:
-    """What a score of the separable route costs, in multiplications."""
-    if device != 'cuda':
+def _separable_per_score(channels: int, dtype: torch.dtype, device: torch.device) -> float:
+    """What a score of the separable route costs, in multiplications of the dtype."""
+    if device.type != 'cuda':
         return 2 * (channels + 1) + SEPARABLE_PASSES
-    if dtype == torch.float64 or channels > most_channels(dtype):
-        return math.inf  # without a kernel every pass goes through memory
+    if dtype == torch.float64 or channels > most_channels(dtype) or not runs_kernels(device):
+        return _in_float32(2 * (channels + 1) + SEPARABLE_MOVED, dtype)
     layout = slots(channels, dtype)  # of a position, in the kernel's products
     products = layout.width * (3 if layout.fine else 2)
     return products + SEPARABLE_OPERATIONS * (1 if dtype == torch.float32 else MATRIX_UNITS)
+
+
+def _folded_per_score(channels: int, dtype: torch.dtype, device: torch.device) -> float:
+    """The same of the folded route."""
+    if device.type != 'cuda' or (_is_half(dtype) and channels <= FORWARD and runs_kernels(device)):
+        return 2 * channels
+    return _in_float32(2 * channels + FOLDED_MOVED, dtype)
+
+
+def _in_float32(multiplications: float, dtype: torch.dtype) -> float:
+    """Multiplications of float32, or float64 for itself, in those of the dtype."""
+    return multiplications * (MATRIX_UNITS if _is_half(dtype) else 1)
+
+
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16)
 
 
 @register_notrace_module  # the route depends on shapes
@@ -203,10 +224,10 @@ class CrossAttention(nn.Module):
         N = math.prod(sizes)
         plain = 2 * N * d * (C + M)
         folding = 2 * M * d * C
-        folded = 2 * M * N * H * C + folding
+        folded = M * N * H * _folded_per_score(C, dtype, content.device) + folding
         if axes:
             tables = sum(size * t.shape[1] for size, t in zip(sizes, axes, strict=True))
-            per_score = _separable_per_score(content.shape[1], dtype, content.device.type)
+            per_score = _separable_per_score(content.shape[1], dtype, content.device)
             cost = M * N * H * per_score + 2 * M * H * tables + folding
             if cost <= folded and cost <= plain:
                 return 'separable'

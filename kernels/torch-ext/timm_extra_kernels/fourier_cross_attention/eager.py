@@ -311,13 +311,16 @@ class _InputGradients(GridGradients):
             ds: dS · rstd.
         """
         summed = _over_rows(queries, ds) + _over_rows(grads, p)  # (b, L, c + 4, n)
-        self.add(b0, b1, tile, summed[:, :, :-4])
+        gradient = summed[:, :, :-4]
         if self.grid.eps is not None:
             content, mean = tokens.values[:, :, :-3], tokens.values[:, :, -3]
             a = -summed[:, :, -4] / self.grid.channels
             b = logs.mul_(ds).sum(2) - summed[:, :, -2] + (1 - tokens.factors[:, :, -1]) * summed[:, :, -1]
             slope = tokens.rstd * b / self.grid.channels
-            self.add(b0, b1, tile, -self.normalised(tile, content, mean, a, slope))
+            gradient = gradient - self.normalised(tile, content, mean, a, slope)
+        if self.grid.mask is not None:  # 0 also where a query or a gradient of the output is NaN
+            gradient = gradient.masked_fill(~self.grid.mask[b0:b1, tile.lines, tile.along][:, :, None], 0.0)
+        self.add(b0, b1, tile, gradient)
 
     def add_tables(self, queries: _Rows, grads: _Rows, sums: _Sums, weights: _Sums) -> None:
         """What the tables get through scores and values, from the sums along their axes."""

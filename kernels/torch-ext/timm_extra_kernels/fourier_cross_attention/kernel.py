@@ -231,6 +231,8 @@ def _fourier_inputs_bwd_kernel(
         at = line.to(tl.int64) * W + n
         tl.store(LOST + at, -rstd * mean * slope, mask=inside)
         tl.store(SLOPE + at, rstd * rstd * slope, mask=inside)
+    bias = tl.load(X + (line.to(tl.int64) * blocks * BW + n) * K + c + 3).to(tl.float32)
+    total = tl.where((bias == 0.0)[:, None], total, 0.0)  # of masked positions also where a query is NaN
     to = DCONTENT + b * db + r.to(tl.int64) * dr + n[:, None].to(tl.int64) * dw + k[None, :].to(tl.int64) * dc
     tl.store(to, total.to(DCONTENT.dtype.element_ty), mask=(n < W)[:, None] & (k < c)[None, :])
 

@@ -1,5 +1,6 @@
 """Attention of a grid's positions, as queries with features that depend on one axis each, to few keys."""
 
+import math
 from typing import Any, Optional, Sequence, Tuple
 
 import torch
@@ -18,10 +19,7 @@ def limits(*, k: torch.Tensor) -> Optional[str]:
 
 
 def _fake(k, v, content, axes, bias, scale, eps):
-    positions = 1
-    for size in content.shape[2:]:
-        positions = positions * size
-    return v.new_empty((*v.shape[:2], positions, v.shape[3]))
+    return v.new_empty((*v.shape[:2], math.prod(content.shape[2:]), v.shape[3]))
 
 
 OPERATORS = Operators(

@@ -231,7 +231,8 @@ def test_memory_does_not_grow_with_the_number_of_positions():
     [
         (dict(k=torch.zeros(2, 4, 10)), r'k must be \(B, H, M, C\) and v \(B, H, M, D\), got \(2, 4, 10\) and'),
         (dict(v=torch.zeros(2, 1, 3, 6)), r'got \(2, 1, 4, 10\) and \(2, 1, 3, 6\)'),
-        (dict(k=torch.zeros(2, 1, 0, 10), v=torch.zeros(2, 1, 0, 6)), r'k \(2, 1, 0, 10\) has no keys'),
+        (dict(k=torch.zeros(2, 1, 0, 10), v=torch.zeros(2, 1, 0, 6)), r'k \(2, 1, 0, 10\) is empty'),
+        (dict(v=torch.zeros(2, 1, 4, 0)), r'v \(2, 1, 4, 0\) is empty'),
         (dict(k=torch.zeros(2, 1, 4, 9)), 'k has 9 channels, content and tables together have 10'),
         (dict(k=torch.zeros(2, 1, 4, 10, dtype=torch.long)), 'k must be of a floating-point dtype, got torch.int64'),
         (dict(v=torch.zeros(2, 1, 4, 6, device='meta')), 'k is on cpu, v on meta'),

@@ -1,8 +1,9 @@
 """Attention of a grid's positions to keys, in plain PyTorch and bounded memory.
 
 A query is x = [content, f₁(i), f₂(j), …]: each position feature depends on one axis alone. With x̂ = (x − mean) · rstd
+and keys that were multiplied by the scale
 
-    score  = rstd · (content·k₀ + f₁(i)·k₁ + f₂(j)·k₂ + … − mean · Σk + bias / rstd)
+    score = rstd · (content·k₀ + f₁(i)·k₁ + f₂(j)·k₂ + … − mean · Σk + bias / rstd)
 
 so that a query costs as many multiplications per key as it has content channels, and queries never exist.
 
@@ -284,9 +285,8 @@ class _QueryGradients(GridGradients):
         """
         self.add_lines(tile.lines, (by_line @ keys.lines).sum(0))
         b, sizes = queries.mean.shape[0], queries.sizes
-        summed = (
-            (keys.rows @ ds.mT).unflatten(0, (b, -1)).sum(1).unflatten(-1, sizes).transpose(1, 2)
-        )  # (b, L, c + 2, n)
+        summed = (keys.rows @ ds.mT).unflatten(0, (b, -1)).sum(1)  # (b, c + 2, L·n)
+        summed = summed.unflatten(-1, sizes).transpose(1, 2)  # (b, L, c + 2, n)
         self.add(*items, tile, summed[:, :, :-2])
         if self.grid.eps is not None:
             a = -summed[:, :, -2] / self.grid.channels

@@ -229,8 +229,8 @@ class _KeySums:
 
     def __init__(self, keys: _Keys, grid: Grid):
         self.grid = grid
-        self.rows, self.lines, self.along, self.v = (
-            t.new_zeros(t.shape) for t in (keys.rows, keys.lines, keys.along, keys.v)
+        self.rows, self.lines, self.along, self.vt = (
+            t.new_zeros(t.shape) for t in (keys.rows, keys.lines, keys.along, keys.vt)
         )
 
     def add_tile(
@@ -245,7 +245,7 @@ class _KeySums:
             ds: Gradients of the scores, times rstd.
             by_line: Sums of these along lines (b·H, L, M).
         """
-        self.v.baddbmm_(p.mT, grad)
+        self.vt.baddbmm_(grad.mT, p)
         self.rows.baddbmm_(queries.rows, ds)
         self.lines += by_line.mT @ queries.features
 
@@ -256,7 +256,7 @@ class _KeySums:
     def finish(self, scale: float) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients of keys (b·H, M, C), values (b·H, M, D) and biases (b·H, M)."""
         own, mean, bias = self.rows.mT.split([self.rows.shape[1] - 2, 1, 1], -1)
-        return (torch.cat([own, self.lines, self.along], -1) - mean) * scale, self.v, bias.squeeze(-1)
+        return (torch.cat([own, self.lines, self.along], -1) - mean) * scale, self.vt.mT, bias.squeeze(-1)
 
 
 class _QueryGradients(GridGradients):

@@ -13,6 +13,13 @@ GPU = torch.cuda.is_available()  # the tool says 'cuda' wherever PyTorch was bui
 MADE = dict(device='cuda', dtype=torch.float16) if GPU else dict(device='cpu', dtype=torch.float32)
 
 
+def on_grid(content: torch.Tensor, axes: list) -> torch.Tensor:
+    """Content (B, c, H, W) and features (H, F) and (W, F) of each position (B, H·W, c + 2F)."""
+    B, _, *sizes = content.shape
+    rows, columns = (t.expand(B, *sizes, -1) for t in (axes[0][:, None], axes[1][None]))
+    return torch.cat([content.movedim(1, -1), rows, columns], -1).flatten(1, 2)
+
+
 def attend(q: torch.Tensor, x: torch.Tensor, scale: float) -> torch.Tensor:
     """Attention to normalised tokens (B, N, C) that are keys and values."""
     x = F.layer_norm(x, x.shape[-1:])[:, None]
@@ -78,10 +85,27 @@ class FourierCrossAttention(Benchmark):
         self.out = self.kernel.fourier_cross_attention(self.q, self.image, self.axes, scale=261**-0.5)
 
     def verify_perceiver_base(self) -> torch.Tensor:
-        batch, _, side, _ = self.image.shape
-        rows, columns = (t.expand(batch, side, side, -1) for t in (self.axes[0][:, None], self.axes[1][None]))
-        tokens = torch.cat([self.image.movedim(1, -1), rows, columns], -1).flatten(1, 2)
-        return attend(self.q, tokens, 261**-0.5)
+        return attend(self.q, on_grid(self.image, self.axes), 261**-0.5)
+
+
+class GridQueryAttention(Benchmark):
+    """Pixels with position features, which are not built, attend to a Perceiver IO's latents."""
+
+    seed = 0
+
+    def setup(self) -> None:
+        height, width = (368, 496) if GPU else (46, 62)
+        self.k, self.v = torch.randn(2, 1, 1, 2048, 322, **MADE)
+        self.content = torch.randn(1, 64, height, width, **MADE)
+        self.axes = [torch.randn(size, 129, **MADE) for size in (height, width)]
+
+    def benchmark_flow(self) -> None:
+        self.out = self.kernel.grid_query_attention(self.k, self.v, self.content, self.axes, scale=322**-0.5)
+
+    def verify_flow(self) -> torch.Tensor:
+        x = on_grid(self.content, self.axes)
+        q = F.layer_norm(x, x.shape[-1:])[:, None]
+        return (q @ self.k.mT * 322**-0.5).softmax(-1) @ self.v
 
 
 class LeFFDepthwise(Benchmark):

@@ -84,6 +84,27 @@ def test_an_offset_costs_no_digits(spatial):
     assert (ours - exact).abs().max() <= 5 * error
 
 
+def test_products_large_enough_for_any_library_keep_float32():
+    """On some processors they go through another library than small ones."""
+    given = [t.detach().float() for t in inputs((32, 33), heads=1, B=1, M=512, D=64)]
+
+    def results(function, dtype):
+        k, v, content, bias, *axes = leaves = [t.to(dtype).requires_grad_() for t in given]
+        out = function(k, v, content, axes, bias)
+        grad = torch.linspace(-1, 1, out.numel()).view(out.shape)
+        return out, *torch.autograd.grad(out, leaves, grad.to(dtype))
+
+    def ours(k, v, content, axes, bias):
+        return grid_query_attention(k, v, content, axes, bias=bias, scale=0.3)
+
+    def plain(*args):
+        return dense(*args, 0.3, 1e-5)
+
+    exact = results(plain, torch.float64)
+    for a, b, c in zip(results(ours, torch.float32), results(plain, torch.float32), exact, strict=True):
+        assert (a - c).abs().max() <= 5 * (b - c).abs().max()
+
+
 def test_large_scores_do_not_overflow():
     k, v, content, bias, *axes = (t.detach().float() for t in inputs((13, 17)))
     exact = dense(*(t.double() for t in (k * 200, v, content)), [t.double() for t in axes], bias.double(), 1.0, 1e-5)
@@ -162,8 +183,21 @@ def test_strided_inputs_and_gradients():
     ops, args = torch.ops.timm_extra, (k, v, content, axes, bias, 0.3, 1e-5)
     torch.library.opcheck(ops.grid_query_attention, args)
     grad = torch.randn(2, 15, 2, 4, dtype=torch.float64).transpose(1, 2)
-    for flags in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(ops.grid_query_attention_backward, (grad, *args, *flags))
+    torch.library.opcheck(ops.grid_query_attention_backward, (grad, *args, True, False))
+
+
+def test_compiled_with_a_mask_without_a_graph_break():
+    k, v, content, bias, *axes = given = inputs((5, 3))
+    mask = some_mask('one item empty')
+
+    def loss(k, v, content, axes, bias, mask):
+        return grid_query_attention(k, v, content, axes, bias=bias, scale=0.3, mask=mask).square().sum()
+
+    args = k, v, content, axes, bias, mask
+    compiled = torch.compile(loss, fullgraph=True, backend='aot_eager')
+    found, known = (torch.autograd.grad(function(*args), given) for function in (compiled, loss))
+    for a, b in zip(found, known, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_no_items():
@@ -175,7 +209,7 @@ MEMORY = """
 import torch
 from timm_extra_kernels import grid_query_attention
 k, v = torch.randn(1, 1, 100, 62).requires_grad_(), torch.randn(1, 1, 100, 1).requires_grad_()
-for shape in ((256, 256), (256, 256), (512, 512), (256 * 256,), (512 * 512,)):
+for shape in ((128, 128), (128, 128), (384, 384), (128 * 128,), (384 * 384,)):
     axes = [torch.randn(size, 60 // len(shape)) for size in shape]
     content = torch.randn(1, 2, *shape)
     out = []
@@ -185,11 +219,11 @@ for shape in ((256, 256), (256, 256), (512, 512), (256 * 256,), (512 * 512,)):
 
 
 def test_memory_does_not_grow_with_the_number_of_positions():
-    """A matrix of all scores would need 100 MiB, the queries 62 MiB, as the table of the one axis does."""
+    """A matrix of all scores would need 56 MiB, the queries 35 MiB, as the table of the one axis does."""
     _, *two_axes, small, large = printed_by(MEMORY)
     for fewer, more in (two_axes, (small, large)):
-        assert more[0] < fewer[0] + 20, 'forward'
-        assert more[1] < fewer[1] + 20, 'backward'
+        assert more[0] < fewer[0] + 15, 'forward'
+        assert more[1] < fewer[1] + 15, 'backward'
 
 
 @pytest.mark.parametrize(
@@ -197,7 +231,8 @@ def test_memory_does_not_grow_with_the_number_of_positions():
     [
         (dict(k=torch.zeros(2, 4, 10)), r'k must be \(B, H, M, C\) and v \(B, H, M, D\), got \(2, 4, 10\) and'),
         (dict(v=torch.zeros(2, 1, 3, 6)), r'got \(2, 1, 4, 10\) and \(2, 1, 3, 6\)'),
-        (dict(k=torch.zeros(2, 1, 0, 10), v=torch.zeros(2, 1, 0, 6)), r'k \(2, 1, 0, 10\) has no keys'),
+        (dict(k=torch.zeros(2, 1, 0, 10), v=torch.zeros(2, 1, 0, 6)), r'k \(2, 1, 0, 10\) is empty'),
+        (dict(v=torch.zeros(2, 1, 4, 0)), r'v \(2, 1, 4, 0\) is empty'),
         (dict(k=torch.zeros(2, 1, 4, 9)), 'k has 9 channels, content and tables together have 10'),
         (dict(k=torch.zeros(2, 1, 4, 10, dtype=torch.long)), 'k must be of a floating-point dtype, got torch.int64'),
         (dict(v=torch.zeros(2, 1, 4, 6, device='meta')), 'k is on cpu, v on meta'),

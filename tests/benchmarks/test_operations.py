@@ -70,7 +70,13 @@ def test_this_processor_is_measured():
 
 
 @pytest.mark.parametrize(
-    'name', ['class_attention/l/12', 'fourier_cross_attention/pixels/784', 'latent_cross_attention/n/1024']
+    'name',
+    [
+        'class_attention/l/12',
+        'fourier_cross_attention/pixels/784',
+        'grid_query_attention/pixels/784',
+        'latent_cross_attention/n/1024',
+    ],
 )
 def test_a_case_of_an_operation_agrees_with_its_definition(name):
     rows = run_case(BY_CASE[f'ops/{name}'], 'cpu', 1, quick=True)

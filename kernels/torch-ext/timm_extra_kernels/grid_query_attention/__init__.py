@@ -1,5 +1,6 @@
 """Attention of a grid's positions, as queries with features that depend on one axis each, to few keys."""
 
+import math
 from typing import Any, Optional, Sequence, Tuple
 
 import torch
@@ -9,7 +10,7 @@ from .._register import Operators
 from .._tiles import compute_dtype
 
 __all__ = ['grid_query_attention']
-LOWEST = -1e30  # the bias of keys that take no part: finite, so that an item without any is not NaN
+LOWEST = -1e20  # the bias of keys that take no part: finite times any deviation, so that an item without any is not NaN
 
 
 def limits(*, k: torch.Tensor) -> Optional[str]:
@@ -18,10 +19,7 @@ def limits(*, k: torch.Tensor) -> Optional[str]:
 
 
 def _fake(k, v, content, axes, bias, scale, eps):
-    positions = 1
-    for size in content.shape[2:]:
-        positions = positions * size
-    return v.new_empty((*v.shape[:2], positions, v.shape[3]))
+    return v.new_empty((*v.shape[:2], math.prod(content.shape[2:]), v.shape[3]))
 
 
 OPERATORS = Operators(
@@ -96,8 +94,9 @@ def _check_keys(k: torch.Tensor, v: torch.Tensor, bias: Optional[torch.Tensor]) 
         raise ValueError(
             f'{name}: k must be (B, H, M, C) and v (B, H, M, D), got {tuple(k.shape)} and {tuple(v.shape)}'
         )
-    if any(size == 0 for size in (*k.shape[1:3], v.shape[3])):
-        raise ValueError(f'{name}: k {tuple(k.shape)} has no keys, or v {tuple(v.shape)} no channels')
+    for label, tensor in (('k', k), ('v', v)):
+        if any(size == 0 for size in tensor.shape[1:]):
+            raise ValueError(f'{name}: {label} {tuple(tensor.shape)} is empty')
     check_floating(name, k=k, v=v)
     if bias is None:
         return

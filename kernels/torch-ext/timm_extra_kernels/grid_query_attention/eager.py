@@ -1,8 +1,9 @@
 """Attention of a grid's positions to keys, in plain PyTorch and bounded memory.
 
 A query is x = [content, f₁(i), f₂(j), …]: each position feature depends on one axis alone. With x̂ = (x − mean) · rstd
+and keys that were multiplied by the scale
 
-    score  = rstd · (content·k₀ + f₁(i)·k₁ + f₂(j)·k₂ + … − mean · Σk + bias / rstd)
+    score = rstd · (content·k₀ + f₁(i)·k₁ + f₂(j)·k₂ + … − mean · Σk + bias / rstd)
 
 so that a query costs as many multiplications per key as it has content channels, and queries never exist.
 
@@ -47,16 +48,15 @@ def forward(
     B, H, M, D = v.shape
     grid = Grid(content, axes, compute_dtype(k, v, content, *axes, bias), eps)
     out = v.new_empty(B, H, *grid.content.shape[2:], D)
-    memories = [Memory(grid.shift) for _ in range(3)]
+    memories = [Memory(grid.shift) for _ in range(2)]
     for (b0, b1), columns in _tiles(grid, B, H * M):
         keys = _Keys(k[b0:b1], v[b0:b1], bias[b0:b1], grid, scale)
         for along, lines in columns:
             features = grid.table(2, along) @ keys.along.mT  # (b·H, n, M)
             for tile in (Tile(part, along) for part in lines):
                 scores = keys.scores(_queries(grid, tile, b0, b1, H), features, memories[0])
-                found = _product(_softmax(scores, memories[1]), keys.v, keys.vt, memories[2])  # (b·H, L·n, D)
                 place = out[b0:b1, :, tile.lines, tile.along]
-                place.copy_(found.view(place.shape))
+                _multiply(_softmax(scores, memories[1]), keys.v, keys.vt, place)
     return out.flatten(2, 3)
 
 
@@ -102,16 +102,18 @@ def backward(
         sums = _KeySums(keys, grid) if needs_keys else None
         for along, lines in columns:
             features = grid.table(2, along) @ keys.along.mT  # (b·H, n, M)
-            over_lines = features.new_zeros(features.shape)
+            over_lines = torch.zeros_like(features) if len(lines) > 1 else None
             for tile in (Tile(part, along) for part in lines):
                 queries = _queries(grid, tile, b0, b1, H)
                 g = grads[b0:b1, :, tile.lines, tile.along].to(grid.dtype).flatten(2, 3).flatten(0, 1).contiguous()
                 scores = keys.scores(queries, features, memories[0])
                 p = _softmax(scores, memories[1])  # (b·H, L·n, M)
-                ds = _softmax_backward(_product(g, keys.vt, keys.v, memories[2]), p, memories[3])
+                dp = _multiply(g, keys.vt, keys.v, memories[2].take(*p.shape))
+                ds = _softmax_backward(dp, p, memories[3])
                 products = scores.mul_(ds).sum(-1) if inputs else None
                 by_line = ds.mul_(queries.rstd).unflatten(1, queries.sizes)
-                over_lines += by_line.sum(1)
+                part = by_line.sum(1) if queries.sizes[0] > 1 else by_line[:, 0]
+                over_lines = part if over_lines is None else over_lines.add_(part)
                 by_line = by_line.sum(2)  # (b·H, L, M)
                 if sums:
                     sums.add_tile(queries, g, p, ds, by_line)
@@ -153,7 +155,7 @@ class _Queries(NamedTuple):
     mean: torch.Tensor  # (b, L, n)
     deviation: torch.Tensor  # (b, L, n), 1 / rstd
     features: torch.Tensor  # (L, F₀ + F₁), of the lines
-    rows: torch.Tensor  # (b·H, L·n, c + 2): content, mean, deviation
+    rows: torch.Tensor  # (b·H, c + 2, L·n): content, mean, deviation
     rstd: torch.Tensor  # (b·H, L·n, 1)
 
     @property
@@ -168,12 +170,12 @@ def _queries(grid: Grid, tile: Tile, b0: int, b1: int, heads: int) -> _Queries:
     deviation = rstd.reciprocal()
 
     def for_all(t: torch.Tensor) -> torch.Tensor:
-        """(b, L, k, n) to (b·H, L·n, k)."""
-        return t.mT.flatten(1, 2).unsqueeze(1).expand(b1 - b0, heads, -1, -1).flatten(0, 1)
+        """(b, k, L, n) to (b·H, k, L·n)."""
+        return t.flatten(2).unsqueeze(1).expand(b1 - b0, heads, -1, -1).flatten(0, 1)
 
-    rows = torch.cat([content, mean[:, :, None], deviation[:, :, None]], 2)
+    rows = torch.cat([content.transpose(1, 2), mean.unsqueeze(1), deviation.unsqueeze(1)], 1)
     features = grid.line_features(tile.lines)
-    return _Queries(content, mean, deviation, features, for_all(rows), for_all(rstd[:, :, None]))
+    return _Queries(content, mean, deviation, features, for_all(rows), for_all(rstd.unsqueeze(1)).mT)
 
 
 def _of_content(grid: Grid, b0: int, b1: int) -> Range:
@@ -188,17 +190,19 @@ class _Keys:
         k = k.flatten(0, 1).to(grid.dtype) * scale  # (b·H, M, C)
         own, *features = k.split([grid.content.shape[1], sum(grid.features[:2]), grid.features[2]], -1)
         self.lines, self.along = (part.contiguous() for part in features)  # (b·H, M, F₀ + F₁) and (b·H, M, F₂)
-        parts = own, -k.sum(-1, keepdim=True), bias.flatten(0, 1).to(grid.dtype).unsqueeze(-1)
-        self.rows = torch.cat(parts, -1)  # (b·H, M, c + 2), to be multiplied with those of the queries
+        parts = own.mT, -k.sum(-1).unsqueeze(1), bias.flatten(0, 1).to(grid.dtype).unsqueeze(1)
+        self.rows = torch.cat(parts, 1)  # (b·H, c + 2, M), to be multiplied with those of the queries
         self.v = v.flatten(0, 1).to(grid.dtype).contiguous()  # (b·H, M, D)
-        self.vt = self.v.mT.contiguous()
+        self.vt = self.v.mT
+        if self.v.shape[0] == 1:  # `linear` takes matrices in rows
+            self.vt = self.vt.contiguous()
 
     def scores(self, queries: _Queries, along: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Scores of a tile (b·H, L·n, M), from the products (b·H, n, M) with the features along its lines."""
         of_lines = queries.features @ self.lines.mT  # (b·H, L, M)
         scores = memory.take(*of_lines.shape[:2], *along.shape[1:])
         torch.add(of_lines.unsqueeze(2), along.unsqueeze(1), out=scores)
-        return scores.flatten(1, 2).baddbmm_(queries.rows, self.rows.mT).mul_(queries.rstd)
+        return scores.flatten(1, 2).baddbmm_(queries.rows.mT, self.rows).mul_(queries.rstd)
 
 
 def _softmax(scores: torch.Tensor, memory: Memory) -> torch.Tensor:
@@ -210,11 +214,14 @@ def _softmax_backward(grad: torch.Tensor, p: torch.Tensor, memory: Memory) -> to
     return torch.ops.aten._softmax_backward_data.out(grad, p, -1, p.dtype, grad_input=memory.take(*p.shape))
 
 
-def _product(a: torch.Tensor, b: torch.Tensor, bt: torch.Tensor, memory: Memory) -> torch.Tensor:
-    """a b of a (i, m, k), b (i, k, n) and its transpose, both contiguous."""
-    if a.shape[0] == 1:
-        return linear(a[0], bt[0]).unsqueeze(0)
-    return torch.bmm(a, b, out=memory.take(*a.shape[:2], b.shape[2]))
+def _multiply(a: torch.Tensor, b: torch.Tensor, bt: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Write a b into `out`, of as many elements, of a (i, m, k), b (i, k, n) and its transpose; returns it."""
+    shape = *a.shape[:2], b.shape[2]
+    if a.shape[0] > 1 and out.is_contiguous() and out.dtype == a.dtype:
+        torch.bmm(a, b, out=out.view(shape))
+        return out
+    product = torch.bmm(a, b) if a.shape[0] > 1 else linear(a[0], bt[0])
+    return out.copy_(product.view(out.shape))
 
 
 class _KeySums:
@@ -222,8 +229,8 @@ class _KeySums:
 
     def __init__(self, keys: _Keys, grid: Grid):
         self.grid = grid
-        self.rows, self.lines, self.along, self.v = (
-            t.new_zeros(t.shape) for t in (keys.rows, keys.lines, keys.along, keys.v)
+        self.rows, self.lines, self.along, self.vt = (
+            t.new_zeros(t.shape) for t in (keys.rows, keys.lines, keys.along, keys.vt)
         )
 
     def add_tile(
@@ -238,8 +245,8 @@ class _KeySums:
             ds: Gradients of the scores, times rstd.
             by_line: Sums of these along lines (b·H, L, M).
         """
-        self.v.baddbmm_(p.mT, grad)
-        self.rows.baddbmm_(ds.mT, queries.rows)
+        self.vt.baddbmm_(grad.mT, p)
+        self.rows.baddbmm_(queries.rows, ds)
         self.lines += by_line.mT @ queries.features
 
     def add_along(self, along: slice, over_lines: torch.Tensor) -> None:
@@ -248,8 +255,8 @@ class _KeySums:
 
     def finish(self, scale: float) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients of keys (b·H, M, C), values (b·H, M, D) and biases (b·H, M)."""
-        own, mean, bias = self.rows.split([self.rows.shape[-1] - 2, 1, 1], -1)
-        return (torch.cat([own, self.lines, self.along], -1) - mean) * scale, self.v, bias.squeeze(-1)
+        own, mean, bias = self.rows.mT.split([self.rows.shape[1] - 2, 1, 1], -1)
+        return (torch.cat([own, self.lines, self.along], -1) - mean) * scale, self.vt.mT, bias.squeeze(-1)
 
 
 class _QueryGradients(GridGradients):
@@ -278,7 +285,8 @@ class _QueryGradients(GridGradients):
         """
         self.add_lines(tile.lines, (by_line @ keys.lines).sum(0))
         b, sizes = queries.mean.shape[0], queries.sizes
-        summed = (ds @ keys.rows).unflatten(0, (b, -1)).sum(1).mT.unflatten(-1, sizes).transpose(1, 2)
+        summed = (keys.rows @ ds.mT).unflatten(0, (b, -1)).sum(1)  # (b, c + 2, L·n)
+        summed = summed.unflatten(-1, sizes).transpose(1, 2)  # (b, L, c + 2, n)
         self.add(*items, tile, summed[:, :, :-2])
         if self.grid.eps is not None:
             a = -summed[:, :, -2] / self.grid.channels

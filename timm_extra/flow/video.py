@@ -31,7 +31,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Video:
-    """Frames that are read one after the other, each time anew.
+    """Frames that are read from their files one after the other, as often as wanted.
 
     Attributes:
         path: Folder or file; None of two images.

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.learning import flow as learning
 from benchmarks.learning.flow_pairs import PHOTOS, FlowPairs, Layer, Motion, load_photos, render, warp
+from tests.flow.standin import create_standin
 from timm_extra.flow.video import read_pixels
 
 STILL = dict(shift=0.0, patch_shift=0.0, angle=0.0, scale=0.0, shear=0.0)
@@ -37,7 +38,7 @@ def test_the_second_image_warped_by_the_flow_is_the_first_where_it_stays_visible
         assert valid.float().mean() > 0.4
     real = [
         ((warp(f[:, 1], flow) - f[:, 0]).abs()[:, v].mean(), (f[:, 1] - f[:, 0]).abs()[:, v].mean())
-        for f, flow, v in FlowPairs(photos, 12, (48, 64))
+        for f, flow, v in FlowPairs(photos, 12, (48, 64), motion=Motion(shift=6.0, patch_shift=9.0))
     ]
     with_flow, without = np.mean(real, axis=0)
     assert with_flow < without / 10
@@ -134,3 +135,22 @@ def test_filters_begin_with_uncorrelated_responses_of_variance_one():
     assert responses.mean(1).abs().max() < 1e-3
     assert (responses.cov() - torch.eye(54)).abs().max() < 1e-2
     assert torch.equal(conv.weight[54:], rest)
+
+
+def test_the_training_goes_through_its_stages_and_the_table_has_what_was_measured(photos, monkeypatch):
+    monkeypatch.setattr(learning, 'STAGES', (learning.Stage(0.5, 8, 4, 0.5), learning.Stage(1.0, 16, 2, 1.0)))
+    seen = []
+    model = learning.Normalised(create_standin())
+    model.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    done = learning.train(model, photos, 0.01, 0)
+    assert done['steps'] == len(seen) and 0.5 < done['cpu_seconds'] / torch.get_num_threads() < 5
+    assert set(seen) == {(4, 3, 2, 8, 8), (2, 3, 2, 16, 16)} and seen == sorted(seen, key=lambda shape: shape[-1])
+    assert all(part['loss'] > 0 and part['zero'] > 0 for part in done['curve']) and model.model.scale != 1
+    pairs = learning.batch([*FlowPairs(photos, 3, (8, 8))])
+    right, zero = learning.errors(pairs.flow, pairs), learning.errors(torch.zeros_like(pairs.flow), pairs)
+    assert right == dict(visible=0, all=0) and zero['all'] == pytest.approx(
+        float(pairs.flow.norm(dim=1).mean()), abs=1e-3
+    )
+    assert learning.table(dict(end_point_error={'zero flow': dict(visible=1.234, all=2.0)})).splitlines()[-1] == (
+        '| zero flow | 1.23 | 2.00 |'
+    )

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple
 
@@ -31,7 +31,7 @@ from .flow_pairs import FlowPairs, Motion, Pair, load_photos
 SIZE, MOTION = (64, 64), Motion()
 MODEL: Dict[str, Any] = dict(
     **dict(
-        img_size=SIZE, max_resolution=SIZE, num_bands=16, num_latents=128, latent_dim=128, num_heads=4, block_depth=3
+        img_size=SIZE, max_resolution=SIZE, num_bands=16, num_latents=64, latent_dim=128, num_heads=4, block_depth=2
     ),
     **dict(cross_num_heads=2, decoder_residual=True),
 )
@@ -46,15 +46,17 @@ class Stage(NamedTuple):
         size: Pixels of height and width.
         batch_size: Pairs of a step.
         motion: How much moves, as a part of `MOTION`.
+        patches: Patches at most.
     """
 
     until: float
     size: int
     batch_size: int
     motion: float
+    patches: int
 
 
-STAGES = (Stage(0.25, 16, 32, 0.5), Stage(0.5, 32, 16, 0.75), Stage(1.0, SIZE[0], 8, 1.0))
+STAGES = (Stage(0.2, 16, 32, 0.5, 0), Stage(0.4, 32, 16, 0.75, 1), Stage(1.0, SIZE[0], 8, 1.0, MOTION.patches))
 NUM_TEST, TEST_SEED = 200, 1
 NUM_WHITEN = 100  # pairs
 ESTIMATORS = {'scikit-image': 'skimage', 'opencv-python-headless': 'cv2'}  # package and module
@@ -170,8 +172,8 @@ def train(model: nn.Module, photos: List[torch.Tensor], minutes: float, seed: in
         while (passed := (time.process_time() - cpu) / allowed) < 1:
             stage = next(one for one in STAGES if passed < one.until)
             size, count = (stage.size, stage.size), stage.batch_size
-            drawn = FlowPairs(photos, count, size, seed + step, MOTION.scaled(stage.motion))
-            pairs = batch([*drawn])
+            motion = replace(MOTION.scaled(stage.motion), patches=stage.patches)
+            pairs = batch([*FlowPairs(photos, count, size, seed + step, motion)])
             rate = min(1.0, passed / RECIPE['warmup']) * (1 + math.cos(math.pi * passed)) / 2
             for group in optimizer.param_groups:
                 group['lr'] = RECIPE['lr'] * max(rate, 1e-3)

@@ -138,7 +138,7 @@ def test_filters_begin_with_uncorrelated_responses_of_variance_one():
 
 
 def test_the_training_goes_through_its_stages_and_the_table_has_what_was_measured(photos, monkeypatch):
-    monkeypatch.setattr(learning, 'STAGES', (learning.Stage(0.5, 8, 4, 0.5), learning.Stage(1.0, 16, 2, 1.0)))
+    monkeypatch.setattr(learning, 'STAGES', (learning.Stage(0.5, 8, 4, 0.5, 0), learning.Stage(1.0, 16, 2, 1.0, 2)))
     seen = []
     model = learning.Normalised(create_standin())
     model.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-import timm_extra  # noqa: F401
+from timm_extra import hub
 from timm_extra.flow import end_point_error, flow_loss
 from timm_extra.images import input_config
 from timm_extra.training.progress import Progress
@@ -204,34 +204,29 @@ def table(result: Dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> Dict[str, Any]:
-    """Train, and measure everything on the same pairs."""
+    """Train, save the model, and measure everything on the same pairs."""
     torch.manual_seed(args.seed)
     model, photos = Normalised(timm.create_model('perceiver_io_flow', **MODEL)), load_photos('train')
     frames = batch([*FlowPairs(photos, NUM_WHITEN, SIZE, args.seed, MOTION)]).frames
     whiten(model.model.stem.conv, model.normalise(frames).transpose(1, 2).flatten(1, 2))
     found = train(model, photos, args.minutes, 1_000_000 * (1 + args.seed))
+    hub.save(model.model, args.out / 'flow')
     test = batch([*FlowPairs(load_photos('test'), NUM_TEST, SIZE, TEST_SEED, MOTION)])
     result = {'zero flow': errors(torch.zeros_like(test.flow), test)}
     result['perceiver_io_flow, small'] = errors(estimate(model, test.frames), test)
     for name, other in OTHERS.items():
         flow = [other(first, second) for first, second in test.frames.permute(0, 2, 1, 3, 4)]
         result[name] = errors(torch.from_numpy(np.stack(flow)).float(), test)
-    about = dict(
+    return dict(
+        environment=environment(),
         model=MODEL,
+        params=sum(p.numel() for p in model.parameters()),
         recipe=RECIPE,
-        stages=STAGES,
+        stages=[stage._asdict() for stage in STAGES],
         motion=asdict(MOTION),
         minutes=args.minutes,
         seed=args.seed,
         num_test=NUM_TEST,
-    )
-    params = sum(p.numel() for p in model.parameters())
-    return dict(
-        environment=environment(),
-        **about,
-        minutes=args.minutes,
-        seed=args.seed,
-        params=params,
         **found,
         end_point_error=result,
     )
@@ -241,11 +236,11 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser('python -m benchmarks.learning.flow', description=__doc__.splitlines()[0])
     parser.add_argument('--minutes', type=float, default=40, help='of training on an idle machine (%(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of weights and pairs (%(default)s)')
-    parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for flow.json')
+    parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for flow.json and the model')
     args = parser.parse_args()
     check_estimators()
     args.out.mkdir(parents=True, exist_ok=True)
     result = run(args)
     (args.out / 'flow.json').write_text(json.dumps(result, indent=1) + '\n')
     print(table(result))
-    print(f'{args.out}/flow.json')
+    print(f"{args.out}/flow.json\ntimm.create_model('local-dir:{args.out}/flow', pretrained=True)")

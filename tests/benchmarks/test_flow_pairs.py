@@ -1,15 +1,19 @@
 """Pairs of known motion: the flow is what happened, and has the sign that estimators give it."""
 
+import argparse
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from benchmarks.learning import flow as learning
 from benchmarks.learning.flow_pairs import PHOTOS, FlowPairs, Layer, Motion, load_photos, render, warp
 from tests.flow.standin import create_standin
+from timm_extra.flow import estimate_flow
 from timm_extra.flow.video import read_pixels
 
 STILL = dict(shift=0.0, patch_shift=0.0, angle=0.0, scale=0.0, shear=0.0)
@@ -154,3 +158,16 @@ def test_the_training_goes_through_its_stages_and_the_table_has_what_was_measure
     assert learning.table(dict(end_point_error={'zero flow': dict(visible=1.234, all=2.0)})).splitlines()[-1] == (
         '| zero flow | 1.23 | 2.00 |'
     )
+
+
+def test_a_run_saves_the_model_and_what_it_measured(photos, monkeypatch, tmp_path):
+    small = dict(num_latents=4, latent_dim=8, num_heads=2, block_depth=1, num_bands=2)
+    for name, value in dict(MODEL=small, SIZE=(16, 16), NUM_TEST=3, NUM_WHITEN=4, OTHERS={}).items():
+        monkeypatch.setattr(learning, name, value)
+    monkeypatch.setattr(learning, 'STAGES', (learning.Stage(1.0, 16, 2, 1.0, 1),))
+    monkeypatch.setattr(learning, 'load_photos', lambda split: photos)
+    result = json.loads(json.dumps(learning.run(argparse.Namespace(minutes=0.01, seed=0, out=tmp_path))))
+    assert result['end_point_error'].keys() == {'zero flow', 'perceiver_io_flow, small'}
+    assert result['minutes'] == 0.01 and result['stages'][0]['size'] == 16 and result['steps'] > 0
+    model = timm.create_model(f'local-dir:{tmp_path}/flow', pretrained=True)
+    assert estimate_flow(model, photos[0][:, :9, :7], photos[0][:, 1:10, :7]).shape == (2, 9, 7)

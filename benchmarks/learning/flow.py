@@ -56,7 +56,13 @@ class Stage(NamedTuple):
     patches: int
 
 
-STAGES = (Stage(0.2, 16, 32, 0.5, 0), Stage(0.4, 32, 16, 0.75, 1), Stage(1.0, SIZE[0], 8, 1.0, MOTION.patches))
+STAGES = (
+    Stage(0.2, 16, 32, 0.5, 0),
+    Stage(0.35, 24, 24, 0.6, 1),
+    Stage(0.5, 32, 16, 0.7, 2),
+    Stage(0.65, 48, 8, 0.85, 3),
+    Stage(1.0, SIZE[0], 8, 1.0, MOTION.patches),
+)
 NUM_TEST, TEST_SEED = 200, 1
 NUM_WHITEN = 100  # pairs
 ESTIMATORS = {'scikit-image': 'skimage', 'opencv-python-headless': 'cv2'}  # package and module

@@ -24,6 +24,7 @@ OPTIONAL = (
     'soundfile',
     'soxr',
     'trimesh',
+    'av',
     'pillow-heif',
     'transformers',
     'tensorboard',

@@ -46,8 +46,8 @@ class Motion:
         patches: Number of patches.
     """
 
-    shift: float = 6.0
-    patch_shift: float = 9.0
+    shift: float = 3.0
+    patch_shift: float = 4.0
     angle: float = 5.0
     scale: float = 0.05
     shear: float = 0.03

@@ -1,14 +1,19 @@
 """Pairs of known motion: the flow is what happened, and has the sign that estimators give it."""
 
+import argparse
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from benchmarks.learning import flow as learning
 from benchmarks.learning.flow_pairs import PHOTOS, FlowPairs, Layer, Motion, load_photos, render, warp
+from tests.flow.standin import create_standin
+from timm_extra.flow import estimate_flow
 from timm_extra.flow.video import read_pixels
 
 STILL = dict(shift=0.0, patch_shift=0.0, angle=0.0, scale=0.0, shear=0.0)
@@ -37,7 +42,7 @@ def test_the_second_image_warped_by_the_flow_is_the_first_where_it_stays_visible
         assert valid.float().mean() > 0.4
     real = [
         ((warp(f[:, 1], flow) - f[:, 0]).abs()[:, v].mean(), (f[:, 1] - f[:, 0]).abs()[:, v].mean())
-        for f, flow, v in FlowPairs(photos, 12, (48, 64))
+        for f, flow, v in FlowPairs(photos, 12, (48, 64), motion=Motion(shift=6.0, patch_shift=9.0))
     ]
     with_flow, without = np.mean(real, axis=0)
     assert with_flow < without / 10
@@ -134,3 +139,35 @@ def test_filters_begin_with_uncorrelated_responses_of_variance_one():
     assert responses.mean(1).abs().max() < 1e-3
     assert (responses.cov() - torch.eye(54)).abs().max() < 1e-2
     assert torch.equal(conv.weight[54:], rest)
+
+
+def test_the_training_goes_through_its_stages_and_the_table_has_what_was_measured(photos, monkeypatch):
+    monkeypatch.setattr(learning, 'STAGES', (learning.Stage(0.5, 8, 4, 0.5, 0), learning.Stage(1.0, 16, 2, 1.0, 2)))
+    seen = []
+    model = learning.Normalised(create_standin())
+    model.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape)))
+    done = learning.train(model, photos, 0.01, 0)
+    assert done['steps'] == len(seen) and 0.5 < done['cpu_seconds'] / torch.get_num_threads() < 5
+    assert set(seen) == {(4, 3, 2, 8, 8), (2, 3, 2, 16, 16)} and seen == sorted(seen, key=lambda shape: shape[-1])
+    assert all(part['loss'] > 0 and part['zero'] > 0 for part in done['curve']) and model.model.scale != 1
+    pairs = learning.batch([*FlowPairs(photos, 3, (8, 8))])
+    right, zero = learning.errors(pairs.flow, pairs), learning.errors(torch.zeros_like(pairs.flow), pairs)
+    assert right == dict(visible=0, all=0) and zero['all'] == pytest.approx(
+        float(pairs.flow.norm(dim=1).mean()), abs=1e-3
+    )
+    assert learning.table(dict(end_point_error={'zero flow': dict(visible=1.234, all=2.0)})).splitlines()[-1] == (
+        '| zero flow | 1.23 | 2.00 |'
+    )
+
+
+def test_a_run_saves_the_model_and_what_it_measured(photos, monkeypatch, tmp_path):
+    small = dict(num_latents=4, latent_dim=8, num_heads=2, block_depth=1, num_bands=2)
+    for name, value in dict(MODEL=small, SIZE=(16, 16), NUM_TEST=3, NUM_WHITEN=4, OTHERS={}).items():
+        monkeypatch.setattr(learning, name, value)
+    monkeypatch.setattr(learning, 'STAGES', (learning.Stage(1.0, 16, 2, 1.0, 1),))
+    monkeypatch.setattr(learning, 'load_photos', lambda split: photos)
+    result = json.loads(json.dumps(learning.run(argparse.Namespace(minutes=0.01, seed=0, out=tmp_path))))
+    assert result['end_point_error'].keys() == {'zero flow', 'perceiver_io_flow, small'}
+    assert result['minutes'] == 0.01 and result['stages'][0]['size'] == 16 and result['steps'] > 0
+    model = timm.create_model(f'local-dir:{tmp_path}/flow', pretrained=True)
+    assert estimate_flow(model, photos[0][:, :9, :7], photos[0][:, 1:10, :7]).shape == (2, 9, 7)

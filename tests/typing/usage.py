@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from typing_extensions import assert_type
 
-from timm_extra import demo, doctor, hub, images, inference, plot
+from timm_extra import demo, doctor, flow, hub, images, inference, plot
 from timm_extra.models import GLOM, CeiT, Perceiver, PerceiverIO
 from timm_extra.models.ceit import ceit_small, checkpoint_filter_fn
 from timm_extra.models.glom import adjusted_rand_index, island_labels
@@ -50,6 +50,15 @@ def results(model: nn.Module, ceit: CeiT, glom: GLOM, x: torch.Tensor) -> None:
     assert_type(plot.plot_islands(glom, 'photo.jpg', 'islands.png'), List[plot.LevelIslands])
     assert_type(adjusted_rand_index(island_labels(x, (7, 7)), x.long()), torch.Tensor)
     assert_type(images.as_tensor(images.read_image('photo.jpg'), 3), torch.Tensor)
+    moved = flow.estimate_flow(model, 'first.png', images.read_image('second.png'))
+    assert_type(moved, torch.Tensor)
+    assert_type(flow.read_flo(flow.write_flo(moved, 'moved.flo')), torch.Tensor)
+    assert_type(flow.flow_loss(moved, moved), torch.Tensor)
+    for pair in flow.estimate_video_flow(model, flow.open_video('clip.mp4')):
+        assert_type(pair, flow.VideoFlow)
+    for files in plot.plot_flow(model, flow.open_frames(['first.png', 'second.png']), 'flow'):
+        assert_type(files.mean, float)
+    assert_type(plot.flow_colours(moved), torch.Tensor)
     assert_type(doctor.doctor(hub=False).problems, List[str])
     demo.run_demo('output/demo', epochs=1)
 

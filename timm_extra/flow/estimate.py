@@ -1,12 +1,12 @@
 """Flow that a model estimates, between two images and along a video."""
 
+from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 from torch import nn
 
 from timm_extra._device import find_device
-from timm_extra._files import PathLike
 from timm_extra._progress import progress_bar
 from timm_extra.images import as_tensor, input_config
 
@@ -123,7 +123,7 @@ def _pairs(video) -> Iterator[Tuple[Frame, Frame]]:
             yield first, second
         first = second
     if single:
-        what = getattr(video, 'path', None) or 'the video'
+        what = video.path if isinstance(video, Video) else 'the video'
         raise ValueError(f'{what} has {"no frame" if first is None else "one frame"}, flow needs two')
 
 
@@ -135,6 +135,6 @@ def _check_sizes(first: Frame, second: Frame) -> None:
 
 def _frame(image: Any, which: str) -> Frame:
     """An image in a file or in memory as a frame."""
-    if isinstance(image, PathLike.__args__):
+    if isinstance(image, (str, Path)):
         return Frame(which, str(image), read_pixels(image))
     return Frame(which, f'the {which} image', unit_pixels(as_tensor(image, CHANNELS)))

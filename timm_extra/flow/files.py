@@ -16,7 +16,7 @@ from timm_extra._files import PathLike, atomic_file
 
 MAGIC = b'PIEH'
 HEADER = struct.Struct('<4sii')  # magic, width, height
-LONGEST = 99_999  # pixels of a side, as Middlebury's own reader has it
+LONGEST = 99_999  # pixels of width or height, as Middlebury's own reader has it
 UNKNOWN_ABOVE = 1e9
 UNKNOWN = 1e10  # what stands in a file for it, as in Middlebury's own
 
@@ -78,7 +78,7 @@ def write_flo(flow: torch.Tensor, path: PathLike) -> Path:
         ValueError: The shape is another.
     """
     if flow.ndim != 3 or flow.shape[0] != 2 or not all(1 <= length <= LONGEST for length in flow.shape[1:]):
-        raise ValueError(f'flow must be (2, H, W) of sides of 1 to {LONGEST:,} pixels, got {tuple(flow.shape)}')
+        raise ValueError(f'flow must be (2, H, W) with H and W in 1 to {LONGEST:,}, got {tuple(flow.shape)}')
     flow = flow.detach().cpu().double()
     flow = torch.where(known_flow(flow), flow, UNKNOWN)
     _, height, width = flow.shape

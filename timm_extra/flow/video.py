@@ -31,15 +31,15 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Video:
-    """Frames that are read one after the other, each time anew.
+    """Frames that are read from their files one after the other, as often as wanted.
 
     Attributes:
-        path: Folder or file; None of two images.
+        path: Folder or file; of two images the first.
         total: Number of frames; None where a file does not say.
         images: Files of the frames, where each has one.
     """
 
-    path: Optional[Path]
+    path: Path
     total: Optional[int]
     images: Sequence[Path] = ()
 
@@ -79,7 +79,7 @@ def open_frames(paths: Sequence[PathLike]) -> Video:
     for path in images:
         if not path.exists():
             raise FileNotFoundError(f'no image at {str(path)!r}')
-    return Video(None, 2, images)
+    return Video(images[0], 2, images)
 
 
 def open_video(path: PathLike) -> Video:

@@ -10,9 +10,10 @@ from torch import nn
 from timm_extra._files import PathLike, atomic_file, atomic_folder, check_output
 from timm_extra.flow import Video, VideoFlow, estimate_video_flow, known_flow, write_flo
 
-# steps between red, yellow, green, cyan, blue, magenta and red again, as many as the eye distinguishes
+# from red over yellow, green, cyan, blue and magenta to red again, in steps that look alike
 STEPS = (15, 6, 4, 11, 13, 6)
 CORNERS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0))
+SUFFIXES = ('.flo', '.png')
 BEYOND = 0.75  # brightness of flow that is longer than the maximum
 FLOAT32 = 1e-6  # what rounding of the components can add to a length
 
@@ -20,8 +21,7 @@ FLOAT32 = 1e-6  # what rounding of the components can add to a length
 def colour_wheel() -> torch.Tensor:
     """Colours of the 55 directions, (55, 3), in 0 to 255."""
     parts = []
-    for steps, begin, end in zip(STEPS, CORNERS, CORNERS[1:], strict=False):
-        begin, end = torch.tensor(begin), torch.tensor(end)
+    for steps, begin, end in zip(STEPS, torch.tensor(CORNERS), torch.tensor(CORNERS[1:]), strict=False):
         moved = (255 * torch.arange(steps) // steps)[:, None]  # in whole numbers, as the reference has it
         parts.append(begin + (end - begin).sign() * moved)
     return torch.cat(parts).float()
@@ -154,7 +154,7 @@ def _check_folder(folder: Path, video: Video, force: bool) -> None:
         return
     if video.images:
         names = [image.stem for image in video.images[:-1]]
-        there = [folder / f'{name}{suffix}' for name in names for suffix in ('.flo', '.png')]
+        there = [folder / f'{name}{suffix}' for name in names for suffix in SUFFIXES]
     else:  # of a number of frames that its file need not say
         there = [file for file in sorted(folder.iterdir()) if video.is_frame(file.stem)]
     for file in there:
@@ -162,10 +162,16 @@ def _check_folder(folder: Path, video: Video, force: bool) -> None:
 
 
 def _write(pair: VideoFlow, folder: Path, max_flow: Optional[float]) -> FlowFiles:
-    name = pair.first.name
+    flo, png = (f'{pair.first.name}{suffix}' for suffix in SUFFIXES)
     with atomic_folder(folder) as aside:
-        write_flo(pair.flow, aside / f'{name}.flo')
-        write_flow_image(pair.flow, aside / f'{name}.png', max_flow)
-    files = (str(folder / f'{name}{suffix}') for suffix in ('.flo', '.png'))
+        write_flo(pair.flow, aside / flo)
+        write_flow_image(pair.flow, aside / png, max_flow)
     length = torch.linalg.vector_norm(pair.flow, dim=0)
-    return FlowFiles(pair.first.source, pair.second.source, *files, float(length.mean()), float(length.max()))
+    return FlowFiles(
+        first=pair.first.source,
+        second=pair.second.source,
+        flo=str(folder / flo),
+        png=str(folder / png),
+        mean=float(length.mean()),
+        longest=float(length.max()),
+    )

@@ -81,7 +81,6 @@ def _no_kernels(device: torch.device) -> Optional[str]:
     return None
 
 
-@torch.compiler.assume_constant_result
 def runs_kernels(device: torch.device) -> bool:
     """Whether kernels run on a device: for what chooses between operations.
 
@@ -91,6 +90,10 @@ def runs_kernels(device: torch.device) -> bool:
     if device.type == 'cuda' and not torch.cuda.is_available():
         return kernels_enabled() and no_triton() is None
     return _no_kernels(device) is None and (torch.cuda.is_current_stream_capturing() or cannot_run(device) is None)
+
+
+# What torch.compiler.assume_constant_result sets, which imports the compiler, and that triton
+runs_kernels._dynamo_marked_constant = True
 
 
 def unsupported(limits: Limits, named: Dict[str, Any]) -> Optional[str]:

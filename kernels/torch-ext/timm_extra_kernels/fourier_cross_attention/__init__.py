@@ -70,8 +70,8 @@ def fourier_cross_attention(
         scale: Factor of the scores.
         eps: Added to the variance in the layer normalisation of tokens, which has no affine; None takes them as they
             are.
-        mask: Boolean (B, *spatial), True where a position takes part; what the others hold, NaN among it, has no
-            influence. An item without any gives zeros.
+        mask: Boolean (B, *spatial), True where a position takes part. One that does not has no influence, NaN or not,
+            and its content a gradient of 0. An item whose mask is False everywhere gives zeros.
 
     Returns:
         (B, H, M, C), in the dtype of q.

@@ -87,6 +87,7 @@ def test_files_that_are_there_stay_unless_forced(tmp_path, capsys):
         ('a.png b.png small.png', 'give two images, or one video or folder of frames, got 3 files'),
         ('a.png b.png --max-flow 0', '--max-flow must be positive and finite, got 0.0'),
         ('a.png b.png --output a.png', 'a.png is a file, not a folder to write to'),
+        ('a.png b.png --output . --force', 'a.png is one of the images, and would be replaced: name another folder'),
         ('a.png b.png --device gpu', "no device 'gpu' here, but cpu"),
         ('a.png b.png --model-kwargs scle=3', "unexpected keyword argument 'scle'"),
     ],

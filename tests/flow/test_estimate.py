@@ -6,6 +6,7 @@ import timm
 import torch
 from PIL import Image
 
+import timm_extra  # noqa: F401
 from tests.flow.standin import create_standin
 from timm_extra.flow import Frame, estimate_flow, estimate_video_flow, open_video
 
@@ -118,3 +119,18 @@ def test_half_precision_models_get_frames_of_their_precision(photo):
     exact = estimate_flow(model, photo, photo)
     half = estimate_flow(model.bfloat16(), photo, photo)
     assert half.dtype == torch.float32 and torch.allclose(half, exact, atol=0.02)
+
+
+def test_a_size_that_learned_positions_have_not_is_refused_in_one_line():
+    small = dict(num_latents=4, latent_dim=16, num_heads=2, block_depth=1, pos_embed='learned', pos_dim=8, img_size=8)
+    model = timm.create_model('perceiver_io_flow', **small)
+    assert estimate_flow(model, *torch.rand(2, 3, 8, 8)).shape == (2, 8, 8)
+    with pytest.raises(ValueError, match=r'Input gives a grid of \[8, 9\], learned positions are for \[8, 8\]'):
+        estimate_flow(model, *torch.rand(2, 3, 8, 9))
+
+
+def test_a_compiled_model_is_taken():
+    model = create_standin()
+    first, second = torch.rand(2, 3, 4, 5)
+    compiled = torch.compile(model, backend='eager')
+    assert torch.equal(estimate_flow(compiled, first, second), estimate_flow(model, first, second))

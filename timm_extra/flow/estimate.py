@@ -1,5 +1,6 @@
 """Flow that a model estimates, between two images and along a video."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
@@ -99,7 +100,7 @@ def _estimate(model, video, mean: torch.Tensor, std: torch.Tensor, progress: boo
     try:
         for first, second in _pairs(video):
             frames = torch.stack([(frame.pixels - mean) / std for frame in (first, second)], 1)  # (3, 2, H, W)
-            with torch.inference_mode():
+            with torch.inference_mode(), _sizes_refused():
                 flow = model(frames[None].to(like))
             height, width = frames.shape[-2:]
             if flow.shape != (1, 2, height, width):
@@ -110,6 +111,15 @@ def _estimate(model, video, mean: torch.Tensor, std: torch.Tensor, progress: boo
     finally:
         if bar is not None:
             bar.close()
+
+
+@contextmanager
+def _sizes_refused() -> Iterator[None]:
+    """Report frames that a model does not take, of another size than its learned positions, as a bad value."""
+    try:
+        yield
+    except AssertionError as e:
+        raise ValueError(str(e)) from e
 
 
 def _pairs(video) -> Iterator[Tuple[Frame, Frame]]:

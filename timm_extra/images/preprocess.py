@@ -38,6 +38,7 @@ def input_config(
     Raises:
         ValueError: The size is unknown, or `mean` or `std` are out of range or not as many as channels.
     """
+    model = getattr(model, '_orig_mod', model)  # of torch.compile
     if input_size is None and not getattr(model, 'pretrained_cfg', None):
         raise ValueError(f'{type(model).__name__} does not say the size of its inputs: give `input_size=(C, H, W)`')
     config = resolve_model_data_config(model)

@@ -93,8 +93,8 @@ class FlowFiles(NamedTuple):
         second: The next one.
         flo: File of the flow.
         png: Picture of it.
-        mean: Mean length in pixels.
-        longest: The longest in pixels.
+        mean: Mean length in pixels, of known flow; 0 where none is.
+        longest: The longest in pixels, likewise.
     """
 
     first: str
@@ -147,7 +147,7 @@ def _check_max_flow(max_flow: Optional[float]) -> None:
 
 
 def _check_folder(folder: Path, video: Video, force: bool) -> None:
-    """Refuse files that would be written over."""
+    """Refuse files that would be written over, with `force` too where they are what is read."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f'{folder} is a file, not a folder to write to')
     if not folder.exists():
@@ -156,8 +156,11 @@ def _check_folder(folder: Path, video: Video, force: bool) -> None:
         names = [image.stem for image in video.images[:-1]]
         there = [folder / f'{name}{suffix}' for name in names for suffix in SUFFIXES]
     else:  # of a number of frames that its file need not say
-        there = [file for file in sorted(folder.iterdir()) if video.is_frame(file.stem)]
+        there = [f for f in sorted(folder.iterdir()) if f.suffix in SUFFIXES and video.is_frame(f.stem)]
+    read = {image.resolve() for image in video.images or [video.path]}
     for file in there:
+        if file.resolve() in read:
+            raise ValueError(f'{file} is one of the images, and would be replaced: name another folder for the output')
         check_output(file, force)
 
 
@@ -166,12 +169,12 @@ def _write(pair: VideoFlow, folder: Path, max_flow: Optional[float]) -> FlowFile
     with atomic_folder(folder) as aside:
         write_flo(pair.flow, aside / flo)
         write_flow_image(pair.flow, aside / png, max_flow)
-    length = torch.linalg.vector_norm(pair.flow, dim=0)
+    length = torch.linalg.vector_norm(pair.flow, dim=0)[known_flow(pair.flow)]
     return FlowFiles(
         first=pair.first.source,
         second=pair.second.source,
         flo=str(folder / flo),
         png=str(folder / png),
-        mean=float(length.mean()),
-        longest=float(length.max()),
+        mean=float(length.mean()) if len(length) else 0.0,
+        longest=float(length.max()) if len(length) else 0.0,
     )

@@ -6,8 +6,8 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-import timm_extra  # noqa: F401
-from timm_extra.models.perceiver import decoder
+from timm_extra import hub
+from timm_extra.models.perceiver import decoder, grid_tokens
 
 DENSE = [
     dict(query_type='grid'),
@@ -98,7 +98,7 @@ def test_head_on_latents_decodes_the_nominal_grid():
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(model.forward_head(model.forward_features(x)), model(x))
     inputs = dense_model(query_type='inputs')
-    with pytest.raises(AssertionError, match='no learned queries'):
+    with pytest.raises(AssertionError, match='come from the inputs: call forward, or pass queries'):
         inputs.forward_head(inputs.forward_features(x))
     assert inputs(x, queries=torch.randn(7, inputs.head_hidden_size)).shape == (2, 7, 5)
 
@@ -125,7 +125,17 @@ def test_another_nominal_size_keeps_frequencies_and_resamples_positions():
         (dict(query_type='pixels'), "query_type must be one of .*, got 'pixels'"),
         (dict(query_type='grid', query_pos_embed='none'), "query_pos_embed must be 'fourier' or 'learned', got 'none'"),
         (dict(query_type='grid', stem='points', max_resolution=9), "query_type='grid' needs inputs on a grid"),
-        (dict(query_type='grid', query_max_resolution=(8, 8, 8)), 'max_resolution must be positive, one number or 2'),
+        (
+            dict(query_type='grid', query_max_resolution=(8, 8, 8)),
+            'query_max_resolution must be positive, one number or 2',
+        ),
+        (dict(query_type='grid', query_max_resolution='a'), 'query_max_resolution must be positive.*, got a'),
+        (dict(query_type='grid', query_pos_embed='learned', query_dim=0), 'query_dim must be at least 1, got 0'),
+        (dict(query_type='grid', pos_embed='learned', num_bands=0), 'num_bands must be at least 1, got 0'),
+        (dict(query_type='inputs', query_dim=7), "query_type='inputs' takes no query_dim here, got 7"),
+        (dict(query_type='grid', num_queries=3), "query_type='grid' takes no num_queries here, got 3"),
+        (dict(query_max_resolution=8), "query_type='learned' takes no query_max_resolution here, got 8"),
+        (dict(out_scale=float('nan')), 'out_scale must be finite, got nan'),
     ],
 )
 def test_refusals(kwargs, message):
@@ -146,3 +156,74 @@ def test_scripted_compiled_and_exported(kwargs):
     torch.testing.assert_close(program.module()(x), expected, **close)
     other = torch.randn(3, 3, *(16, 16) if len(shapes[0]) == 1 else (20, 20))
     torch.testing.assert_close(program.module()(other), model(other), **close)
+
+
+@pytest.mark.parametrize('kwargs', DENSE, ids=str)
+def test_a_batch_of_none(kwargs):
+    model = dense_model(**kwargs)
+    assert model(torch.randn(0, 3, 16, 16)).shape == (0, *model(torch.randn(1, 3, 16, 16)).shape[1:])
+
+
+@pytest.mark.parametrize('kwargs', DENSE, ids=str)
+@pytest.mark.parametrize('max_resolution', [224, None])
+def test_saved_weights_give_the_same_at_another_nominal_size(kwargs, max_resolution, tmp_path):
+    fixed = dict(max_resolution=max_resolution) if kwargs.get('pos_embed') != 'learned' else {}
+    model = dense_model(**kwargs, **fixed)
+    hub.save(model, tmp_path)
+    x = torch.randn(1, 3, 24, 20)
+    other = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=(24, 20)).eval()
+    if kwargs.get('query_pos_embed', kwargs.get('pos_embed')) == 'learned' or max_resolution:
+        torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-4)
+    if other.query_resolution:
+        assert other.query_resolution == model.query_resolution
+
+
+@pytest.mark.parametrize('name', ['perceiver_io_small', 'perceiver_io_base_conv'])
+def test_frequencies_of_pixels_are_those_of_the_published_size(name):
+    with torch.device('meta'):
+        for size in (224, 448):
+            assert timm.create_model(name, query_type='grid', img_size=size).query_resolution == [224, 224]
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(query_type='inputs'),
+        dict(query_type='grid', query_pos_embed='learned'),
+        dict(query_type='inputs', cross_num_heads=4, cross_head_dim=5),
+        dict(query_type='grid', attn_drop_rate=0.1),
+    ],
+    ids=str,
+)
+def test_checkpointing_keeps_nothing_of_the_decoder(kwargs):
+    model = timm.create_model('test_perceiver_io', img_size=64, num_classes=5, **kwargs).train()
+    inputs, z = model.stem(torch.zeros(1, 3, 64, 64))[0], torch.zeros(1, 16, 64)
+    queries = inputs if model.query_type == 'inputs' else model._grid_queries([64, 64], z)
+    kept = {}
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        kept[checkpointing] = 0
+
+        def keep(tensor, checkpointing=checkpointing):
+            kept[checkpointing] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model._decode_grid(z, queries, [64, 64])
+    assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize('kwargs', [dict(query_type='inputs'), dict(query_type='grid'), DENSE[1]], ids=str)
+def test_transforms_of_functions(kwargs):
+    model, x = dense_model(torch.float64, **kwargs), torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    mapped = torch.func.vmap(lambda one: model(one[None])[0])(x)
+    torch.testing.assert_close(mapped, model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_the_factor_of_outputs_holds_for_queries_of_ones_own():
+    model = dense_model(query_type='inputs', out_scale=0.2)
+    x = torch.randn(1, 3, 16, 16)
+    inputs, _ = model.stem(x)
+    tokens = grid_tokens(inputs.content, inputs.axes)
+    out = model(x, queries=tokens).transpose(1, 2).unflatten(2, (16, 16))
+    torch.testing.assert_close(out, model(x), rtol=1e-4, atol=1e-4)

@@ -120,6 +120,35 @@ def test_frames_of_another_shape_are_refused():
         timm.create_model('perceiver_io_flow', num_frames=0)
 
 
+@pytest.mark.parametrize('chans', [4, 6])
+def test_other_channels_keep_the_trained_stem(chans):
+    other, colours = pair((8, 12))
+    ours = flow_with_weights_of(other, in_chans=chans, compat='hf', **SMALL)
+    frames = torch.randn(1, chans, 2, 8, 12)
+    with torch.no_grad():
+        folded = torch.stack([3 / chans * frames[:, i::3].sum(1) for i in range(3)], 1)  # timm repeats colours
+        torch.testing.assert_close(ours(frames), colours(folded), rtol=0, atol=1e-5)
+
+
+def test_sizes_with_and_without_frames():
+    model = timm.create_model('perceiver_io_flow', img_size=(2, 8, 12), num_bands=5, **SMALL).eval()
+    assert model.input_size == (3, 2, 8, 12)
+    model.set_input_size((2, 16, 8))
+    assert model.input_size == (3, 2, 16, 8)
+    with pytest.raises(ValueError, match='another number of frames than num_frames=2'):
+        timm.create_model('perceiver_io_flow', img_size=(3, 8, 12))
+
+
+def test_features_alone_and_maps_over_a_batch():
+    features = timm.create_model('perceiver_io_flow', img_size=8, num_bands=5, features_only=True, **SMALL)
+    assert features(torch.randn(1, 3, 2, 8, 8))[-1].shape == (1, 10, 32)
+    model = timm.create_model('perceiver_io_flow', img_size=8, num_bands=5, dtype=torch.float64, **SMALL).eval()
+    torch.nn.init.normal_(model.head.weight)
+    frames = torch.randn(2, 3, 2, 8, 8, dtype=torch.float64)
+    mapped = torch.func.vmap(lambda one: model(one[None])[0])(frames)
+    torch.testing.assert_close(mapped, model(frames), rtol=1e-10, atol=1e-10)
+
+
 def test_grey_frames_from_weights_of_colours():
     other, colours = pair((8, 12))
     grey = flow_with_weights_of(other, in_chans=1, compat='hf', **SMALL)

@@ -4,6 +4,7 @@ import re
 from typing import Any, Dict, Tuple
 
 import torch
+from timm.models import adapt_input_conv
 from torch import nn
 
 from .._build import StateDict, check_fit, unwrap
@@ -99,7 +100,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
         )
     if getattr(model, 'decoder', True) is None:  # Perceiver IO that reads the latents
         state_dict = {k: v for k, v in state_dict.items() if k != 'query' and not k.startswith('decoder.')}
-    state_dict = _resize_positions(state_dict, model)
+    state_dict = _adapt_frames(_resize_positions(state_dict, model), model)
     adaptable = ['head.', f'{model.stem.first_conv}.'] if model.stem.first_conv else ['head.']
     try:
         check_fit(state_dict, model, layout, adaptable)
@@ -210,14 +211,32 @@ def _without_repeats(state_dict: StateDict, model: nn.Module) -> StateDict:
     return out
 
 
+def _adapt_frames(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Adapt a stem of frames to other channels, each frame as timm adapts convolutions of images."""
+    stem, weight = model.stem, state_dict.get('stem.conv.weight')
+    if not isinstance(stem, FramesStem) or weight is None or weight.ndim != 4 or weight.shape[1] % stem.num_frames:
+        return state_dict
+    frames = weight.unflatten(1, (stem.num_frames, -1)).unbind(1)
+    if frames[0].shape[1] != 3 or stem.content_chans == 3:
+        return state_dict  # if it does not fit, it is refused as of another shape
+    adapted = torch.cat([adapt_input_conv(stem.content_chans, frame) for frame in frames], dim=1)
+    return dict(state_dict, **{'stem.conv.weight': adapted})
+
+
 def _resize_positions(state_dict: StateDict, model: nn.Module) -> StateDict:
     """Resample learned positions to the model's grid: of images, or along one axis."""
-    stem, own, given = model.stem, model.stem.pos_embed, state_dict.get('stem.pos_embed')
-    if own is None or given is None or own.shape[1] != given.shape[1]:
-        return state_dict
-    grid = (len(given),) if stem.num_axes == 1 else None
-    if stem.num_axes == 2:
-        grid = trained_grid(model, len(given), stem.grid_size, stem.grid_of)
-    if grid is None or grid == tuple(stem.grid_size):
-        return state_dict  # if it does not fit, it is refused as of another shape
-    return dict(state_dict, **{'stem.pos_embed': resample_positions(given, list(grid), list(stem.grid_size))})
+    stem = model.stem
+    learned = {'stem.pos_embed': (stem.pos_embed, stem.grid_size, stem.grid_of)}
+    if getattr(model, 'query_type', '') == 'grid':
+        learned['query'] = (model.query, stem.img_size, tuple)
+    out = dict(state_dict)
+    for key, (own, size, grid_of) in learned.items():
+        given = state_dict.get(key)
+        if own is None or given is None or own.shape[1] != given.shape[1]:
+            continue
+        grid = (len(given),) if stem.num_axes == 1 else None
+        if stem.num_axes == 2:
+            grid = trained_grid(model, len(given), size, grid_of)
+        if grid is not None and grid != tuple(size):  # if it does not fit, it is refused as of another shape
+            out[key] = resample_positions(given, list(grid), list(size))
+    return out

@@ -1,6 +1,7 @@
 """Decoding a grid of outputs: queries of all positions attend to the latents, band after band."""
 
 import math
+from functools import partial
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -18,8 +19,9 @@ from .fourier import grid_tokens
 
 QUERIES = ('learned', 'grid', 'inputs')
 BAND = 1 << 15  # positions that are decoded at once: what follows attention holds some rows of channels for each
-# What the separable form's passes over the scores cost beside the products, in multiplications for each score
-SCORE_PASSES = 20
+# What the separable form's passes over the scores cost beside its products, in multiplications for each score: on a CPU
+# it wins with one head of any width, and loses with eight of 64 channels at 512 and 1024 latents
+SCORE_PASSES = 100
 
 
 def decode(
@@ -27,9 +29,9 @@ def decode(
 ) -> torch.Tensor:
     """Decode every query: block, then head.
 
-    Queries of content and position features per axis are never built (`grid_query_attention`), and no more than a band
-    of the grid is between attention and outputs at a time. Where that would not be exact or a module is watched
-    (`may_shortcut`), the block is called with all queries.
+    Queries of content and position features per axis are never built where that is cheaper (`grid_query_attention`),
+    and no more than a band of the grid is between attention and outputs at a time. Where a module is watched
+    (`may_shortcut`), or drops paths of whole items, the block is called with all queries.
 
     Args:
         block: The decoder.
@@ -41,22 +43,37 @@ def decode(
     Returns:
         (B, N, K) for K outputs of the head.
     """
-    if not _separable(block, queries, z, head):
-        tokens = grid_tokens(queries.content, queries.axes) if queries.axes else queries.content
-        return _through(head, block(tokens, tokens_alone(z)))
-    folded = _Folded(block, z)
-    sizes, batch = queries.content.shape[2:], z.shape[0]
-    axis, bands = _bands(sizes)
+    dropped = block.training and isinstance(block.drop_path, DropPath)
+    whole = dropped or not may_shortcut(block, *head, operators=False)
+    separable = not whole and _separable(block, queries, z)
+    outputs = _Folded(block, z).outputs if separable else partial(_outputs, block, z)
+    content = queries.content if queries.axes else queries.content.transpose(1, 2)  # (B or 1, C, N)
+    sizes, batch = content.shape[2:], z.shape[0]
+    if whole:
+        content = content.expand(batch, *content.shape[1:])
+    axis, bands = _bands(sizes, whole)
     outs: List[torch.Tensor] = []
     for begin, end in bands:
-        content = queries.content.narrow(axis + 2, begin, end - begin)
+        part = content.narrow(axis + 2, begin, end - begin)
         axes = [t[begin:end] if i == axis else t for i, t in enumerate(queries.axes)]
         if checkpointing and torch.is_grad_enabled():
-            out = checkpoint(folded.outputs, content, axes, head, use_reentrant=False)
+            out = checkpoint(outputs, part, axes, head, use_reentrant=False)
         else:
-            out = folded.outputs(content, axes, head)
-        outs.append(out.view(batch, *content.shape[2:], -1))
+            out = outputs(part, axes, head)
+        outs.append(out.view(batch, *part.shape[2:], out.shape[2]))
     return (outs[0] if len(outs) == 1 else torch.cat(outs, axis + 1)).flatten(1, -2)
+
+
+def _outputs(
+    block: CrossAttentionBlock,
+    z: torch.Tensor,
+    content: torch.Tensor,
+    axes: List[torch.Tensor],
+    head: Sequence[nn.Module],
+) -> torch.Tensor:
+    """Outputs (B, N, K) of a band whose queries are built."""
+    tokens = grid_tokens(content, axes) if axes else content.transpose(1, 2)
+    return _through(head, block(tokens, tokens_alone(z)))
 
 
 class _Folded:
@@ -113,25 +130,27 @@ def _fold_proj(attn: CrossAttention, num_latents: int) -> bool:
     return attn.num_heads == 1 and num_latents * dim <= num_latents * width + width * dim
 
 
-def _separable(block: CrossAttentionBlock, queries: Inputs, z: torch.Tensor, head: Sequence[nn.Module]) -> bool:
+def _separable(block: CrossAttentionBlock, queries: Inputs, z: torch.Tensor) -> bool:
     """Whether the separable form is exact here, and takes fewer multiplications."""
     attn = block.attn
-    if not queries.axes or not attn.fused_attn or not may_shortcut(block, *head):
+    if not queries.axes or not attn.fused_attn or not may_shortcut(block):
         return False
     if not is_linear(attn.q) or not is_linear(attn.proj) or type(block.norm1) not in (nn.LayerNorm, LayerNorm):
         return False
-    if block.training and (attn.attn_drop.p > 0.0 or isinstance(block.drop_path, DropPath)):
-        return False  # one mask is for all bands
+    if attn.training and attn.attn_drop.p > 0.0:
+        return False
     if attn.route is not None:
         return attn.route == 'separable'
+    if z.device.type != 'cpu':
+        return False  # without a kernel every pass over the scores goes through memory
     width, channels = attn.q.weight.shape
     by_score = attn.num_heads * (queries.content.shape[1] + SCORE_PASSES)
     return by_score <= width + width * channels / z.shape[1]
 
 
-def _bands(sizes: Sequence[int]) -> Tuple[int, Iterator[Tuple[int, int]]]:
+def _bands(sizes: Sequence[int], whole: bool) -> Tuple[int, Iterator[Tuple[int, int]]]:
     """The longest axis of a grid, and ranges along it that hold no more positions than a band, or one line."""
-    if torch.compiler.is_compiling():  # sizes that are left open have no number of bands
+    if whole or torch.compiler.is_compiling():  # sizes that are left open have no number of bands
         return 0, iter([(0, sizes[0])])
     axis = max(range(len(sizes)), key=lambda i: sizes[i])
     step = max(1, BAND * sizes[axis] // max(math.prod(sizes), 1))

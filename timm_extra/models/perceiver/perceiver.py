@@ -37,13 +37,18 @@ def _create_perceiver(
 ) -> Perceiver:
     kwargs, decodes = arguments_of_folder(model_args, kwargs, issubclass(model_cls, PerceiverIO))
     model_cls = PerceiverIO if decodes else model_cls
-    out_indices = kwargs.pop('out_indices', 3)
+    last = min(3, dict(model_args, **kwargs).get('num_blocks', 8))
+    out_indices = kwargs.pop('out_indices', last)
     saved = isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg))  # by us: it says itself what it needs
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
     hosted = not saved and not {'file', 'state_dict'} & set(overlay)
     kwargs = _with_own_args(model_args, kwargs)
     if pretrained and hosted and kwargs.get('in_chans') == 1 and kwargs.get('stem', 'pixels') == 'pixels':
         kwargs.setdefault('grey_chans', 3)
+    if kwargs.get('stem') == 'frames' and len(_given(kwargs)) == 3:
+        frames, *size = kwargs['img_size']
+        if frames == kwargs.get('num_frames', 2):  # any other is refused by the constructor
+            kwargs['img_size'] = tuple(size)
     build = model_cls
     if len(_sizes(kwargs)) != 2:  # timm knows the sizes of images, as height and width
         build = partial(model_cls, img_size=kwargs.pop('img_size'))
@@ -59,6 +64,8 @@ def _create_perceiver(
     )
     if kwargs.get('grey_chans'):
         update_model_args(model, grey_chans=kwargs['grey_chans'])  # chosen here: saving would not know
+    if getattr(model, 'query_resolution', None):  # frequencies stay those of the weights
+        update_model_args(model, query_max_resolution=list(model.query_resolution))
     return model
 
 
@@ -72,6 +79,12 @@ def _with_own_args(model_args: Dict[str, Any], kwargs: Dict[str, Any]) -> Dict[s
     if 'img_size' not in model_args and len(_sizes(dict(own, **kwargs))) != 2:
         own.pop('max_resolution', None)  # is of images: others take the highest frequency from their own size
     return dict(own, **kwargs)
+
+
+def _given(kwargs: Dict[str, Any]) -> Tuple[int, ...]:
+    """Numbers of `img_size` as they are given."""
+    size = kwargs.get('img_size', ())
+    return (size,) if isinstance(size, int) else tuple(size)
 
 
 def _sizes(kwargs: Dict[str, Any]) -> Tuple[int, ...]:
@@ -132,7 +145,6 @@ default_cfgs = generate_default_cfgs(
             crop_pct=1.0,
             mean=IMAGENET_INCEPTION_MEAN,
             std=IMAGENET_INCEPTION_STD,
-            first_conv='stem.conv',
         ),
         'perceiver_audio': _other(input_size=(1, 1, 61440), num_classes=527),
         'perceiver_pointcloud': _other(input_size=(1, 2048, 3), num_classes=40),

@@ -8,7 +8,7 @@ import math
 from typing import Any, Dict, Final, List, Optional, Sequence, Set, Union
 
 import torch
-from timm.layers import _assert, register_notrace_function
+from timm.layers import _assert, is_exporting, register_notrace_function
 from torch import nn
 
 from timm_extra._timm import update_model_args
@@ -51,10 +51,11 @@ class PerceiverIO(Perceiver):
         query_dim: Channels of learned queries, or of learned positions on a grid; `latent_dim` when None.
         query_pos_embed: Positions of 'grid', 'fourier' (with `num_bands`) or 'learned'; these are for other sizes only
             with `dynamic_img_size`.
-        query_max_resolution: Of these Fourier features, as `max_resolution`; `img_size` when None.
+        query_max_resolution: Of these Fourier features, as `max_resolution`; when None that of the stem's, in pixels,
+            or `img_size` where the stem has none.
         decoder_residual: Add the queries to what the decoder gathers.
         decoder_mlp: Give the decoder a feed-forward.
-        out_scale: Factor of outputs on a grid.
+        out_scale: Factor of the outputs.
         **kwargs: All other arguments of `Perceiver`; `global_pool` is 'token' (decoded queries, the default), 'avg'
             (mean of the latents) or '' (all latents). There is no decoder without 'token'.
 
@@ -89,6 +90,17 @@ class PerceiverIO(Perceiver):
             raise ValueError(f'query_type must be one of {QUERIES}, got {query_type!r}')
         if query_pos_embed not in ('fourier', 'learned'):
             raise ValueError(f"query_pos_embed must be 'fourier' or 'learned', got {query_pos_embed!r}")
+        if query_dim is not None and query_dim < 1:
+            raise ValueError(f'query_dim must be at least 1, got {query_dim}')
+        if not math.isfinite(out_scale):
+            raise ValueError(f'out_scale must be finite, got {out_scale}')
+        takes = {'learned': ('num_queries', 'query_dim'), 'inputs': ()}
+        takes['grid'] = ('query_pos_embed', 'query_max_resolution' if query_pos_embed == 'fourier' else 'query_dim')
+        given = dict(num_queries=(num_queries, 1), query_dim=(query_dim, None))
+        given.update(query_pos_embed=(query_pos_embed, 'fourier'), query_max_resolution=(query_max_resolution, None))
+        for name, (value, default) in given.items():
+            if value != default and name not in takes[query_type]:
+                raise ValueError(f'query_type={query_type!r} takes no {name} here, got {value!r}')
         # `_add_decoder` is called within
         self._decoder_args = (num_queries, query_dim, query_pos_embed, query_max_resolution)
         self._decoder_parts = (decoder_residual, decoder_mlp)
@@ -112,8 +124,10 @@ class PerceiverIO(Perceiver):
                 f"query_type='grid' needs inputs on a grid, which stem={stem.kind!r} has not: take 'inputs'"
             )
         elif pos_embed == 'fourier':
-            resolution = stem.img_size if resolution is None else resolution
-            self.query_resolution = checked_resolution(resolution, stem.num_axes)
+            if stem.num_bands < 1:
+                raise ValueError(f'num_bands must be at least 1, got {stem.num_bands}')
+            resolution = self._resolution_of_pixels() if resolution is None else resolution
+            self.query_resolution = checked_resolution(resolution, stem.num_axes, 'query_max_resolution')
             num_queries, self.head_hidden_size = 0, stem.num_axes * (2 * stem.num_bands + 1)
         else:
             num_queries = math.prod(stem.img_size)
@@ -122,6 +136,14 @@ class PerceiverIO(Perceiver):
         if not mlp:
             options['mlp_ratio'] = 0.0
         self.decoder = CrossAttentionBlock(self.head_hidden_size, self.num_features, residual=residual, **options)
+
+    def _resolution_of_pixels(self) -> List[float]:
+        """What the stem's positions resolve, on the grid of its inputs."""
+        stem = self.stem
+        if not stem.max_resolution:
+            return [float(size) for size in stem.img_size]
+        steps = [round(size / tokens) for size, tokens in zip(stem.img_size, stem.grid_size, strict=True)]
+        return [step * resolution for step, resolution in zip(steps, stem.max_resolution, strict=True)]
 
     def _init_head(self) -> None:
         super()._init_head()
@@ -168,6 +190,10 @@ class PerceiverIO(Perceiver):
         if self.decoder is not None:
             if queries is None and self.query_type == 'grid':
                 return self._decode_grid(z, self._grid_queries(self.query_grid, z), self.query_grid, pre_logits)
+            _assert(
+                queries is not None or self.query_type == 'learned',
+                "The queries of query_type='inputs' come from the inputs: call forward, or pass queries.",
+            )
             q = given_or_learned(queries, self.query)
             if not torch.jit.is_scripting():
                 q = shared(q, z.shape[0], self.decoder)
@@ -177,14 +203,18 @@ class PerceiverIO(Perceiver):
             if self.global_pool == 'avg':
                 z = z.mean(dim=1)
         z = self.head_drop(z)
-        return z if pre_logits else self.head(z)
+        return z if pre_logits else self._scaled(self.head(z))
+
+    def _scaled(self, out: torch.Tensor) -> torch.Tensor:
+        return out * self.out_scale if self.out_scale != 1.0 else out
 
     def _grid_queries(self, grid: List[int], z: torch.Tensor) -> Inputs:
         """Queries of the positions of a grid, as content and features of each axis or as tokens."""
         axes: List[torch.Tensor] = []
         query = self.query
         if query is not None:
-            if grid != self.query_grid:
+            # an export that compared sizes would be bound to those of its example
+            if (self.stem.dynamic_img_size and is_exporting()) or grid != self.query_grid:
                 _assert(
                     self.stem.dynamic_img_size,
                     f'Outputs are {grid}, learned positions of queries are for {self.query_grid}: use '
@@ -207,8 +237,8 @@ class PerceiverIO(Perceiver):
             out = out if pre_logits else self.head(out)
         else:
             out = self._decode(z, queries, pre_logits)
-        if not pre_logits and self.out_scale != 1.0:
-            out = out * self.out_scale
+        if not pre_logits:
+            out = self._scaled(out)
         shape = grid.copy()
         shape.insert(0, out.shape[2])
         shape.insert(0, out.shape[0])

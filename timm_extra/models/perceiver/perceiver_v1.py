@@ -281,7 +281,7 @@ class Perceiver(nn.Module):
         """
         if img_size is None:
             return
-        sizes = [img_size] * self.stem.num_axes if isinstance(img_size, int) else list(img_size)
+        sizes = [img_size] * self.stem.num_axes if isinstance(img_size, int) else list(self.stem.sizes(img_size))
         self.stem.set_input_size(sizes)
         if len(sizes) == 2:
             update_model_input_size(self, tuple(sizes))

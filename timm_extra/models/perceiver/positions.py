@@ -28,16 +28,16 @@ class Positions(NamedTuple):
     dynamic_img_size: bool
 
 
-def checked_resolution(given: Union[float, Sequence[float]], axes: int) -> List[float]:
-    """`max_resolution` of every axis.
+def checked_resolution(given: Union[float, Sequence[float]], axes: int, name: str = 'max_resolution') -> List[float]:
+    """`max_resolution`, or what else has that name, of every axis.
 
     Raises:
         ValueError: It is not positive, or of another number of axes.
     """
-    resolution = [float(given)] * axes if isinstance(given, (int, float)) else [float(r) for r in given]
-    if len(resolution) != axes or min(resolution) <= 0:
-        raise ValueError(f'max_resolution must be positive, one number or {axes}, got {given}')
-    return resolution
+    resolution = [given] * axes if isinstance(given, (int, float)) else list(given)
+    if len(resolution) != axes or not all(isinstance(r, (int, float)) and r > 0 for r in resolution):
+        raise ValueError(f'{name} must be positive, one number or {axes}, got {given}')
+    return [float(r) for r in resolution]
 
 
 def resample_positions(pos: torch.Tensor, old: List[int], new: List[int]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from einops.layers.torch import Rearrange
 from timm.layers import _assert, is_exporting, register_notrace_module, trunc_normal_
 from torch import nn
 
-from timm_extra.layers.shortcuts import shared
+from timm_extra.layers.shortcuts import may_shortcut, shared
 
 from .cross_attention import Inputs, flat_mask
 from .fourier import fourier_features, fourier_table
@@ -391,7 +391,8 @@ class FramesStem(GridStem):
     """Neighbourhoods of 3×3 pixels in all frames side by side, mapped linearly: a token for each pixel.
 
     Args:
-        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`; `img_size` is of one frame.
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`; `img_size` is of one frame, with or
+            without the number of frames before it.
         stem_chs: Channels after the map.
         num_frames: Frames of an input.
 
@@ -399,8 +400,7 @@ class FramesStem(GridStem):
         ValueError: Inputs have other than two axes, or there are no frames.
     """
 
-    kind = 'frames'
-    first_conv = 'stem.conv'
+    kind = 'frames'  # weights for other channels are adapted by the checkpoint filter: timm knows of no frames
 
     def __init__(
         self,
@@ -419,10 +419,18 @@ class FramesStem(GridStem):
             raise ValueError(f"stem='frames' is for images, got an img_size of {self.num_axes} numbers")
         if num_frames < 1:
             raise ValueError(f'num_frames must be at least 1, got {num_frames}')
+        if isinstance(img_size, Sequence) and len(img_size) == 3 and img_size[0] != num_frames:
+            raise ValueError(f'img_size {tuple(img_size)} has another number of frames than num_frames={num_frames}')
         self.num_frames = num_frames
         self._set_size(img_size)
         self.conv = nn.Conv2d(num_frames * self.content_chans, stem_chs, 3, padding=1, **dd)
         self._add_positions(stem_chs, positions, **dd)
+
+    @classmethod
+    def sizes(cls, img_size: Size) -> Tuple[int, ...]:
+        """Height and width: a single number is of a square, three have the number of frames before them."""
+        sizes = super().sizes(img_size)
+        return sizes[1:] if len(sizes) == 3 else sizes
 
     def input_size(self) -> Tuple[int, ...]:
         """Shape of one input of the nominal size, without the batch."""
@@ -430,7 +438,9 @@ class FramesStem(GridStem):
 
     def _content(self, x: torch.Tensor) -> torch.Tensor:
         x = x.transpose(1, 2).flatten(1, 2)  # (B, T·C, height, width), frame by frame
-        return self.conv(x.contiguous(memory_format=torch.channels_last))  # tokens side by side, without a copy
+        if not torch.jit.is_scripting() and may_shortcut(self.conv):
+            x = x.contiguous(memory_format=torch.channels_last)  # tokens side by side, without a copy of the result
+        return self.conv(x)
 
 
 class TokenStem(Stem):

@@ -18,7 +18,7 @@ from .cross_attention import CrossAttention, Inputs, tokens_alone
 from .fourier import grid_tokens
 
 QUERIES = ('learned', 'grid', 'inputs')
-BAND = 1 << 15  # positions that are decoded at once: what follows attention holds some rows of channels for each
+BAND = 1 << 13  # positions that are decoded at once: what follows attention stays in cache, or is at least small
 # What the separable form's passes over the scores cost beside its products, in multiplications for each score: on a CPU
 # it wins with one head of any width, and loses with eight of 64 channels at 512 and 1024 latents
 SCORE_PASSES = 100

@@ -40,14 +40,15 @@ class Peer:
     masks: bool = True
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask, scale: float) -> torch.Tensor:
-        """Attention (B, H, M, D) at the padded width; ValueError for what the library does not take."""
-        D = q.shape[-1]
+        """Attention (B, H, M, D) at one padded width of all; ValueError for what the library does not take."""
+        D = max(q.shape[-1], v.shape[-1])
         if not self.above < D <= self.most:
             raise ValueError(f'takes heads of {self.above + 1} to {self.most} channels, not {D}')
         if mask is not None and not self.masks:
             raise ValueError('takes no mask')
-        q, k, v = (F.pad(t, (0, -D % self.step)) for t in (q, k, v))
-        return self.call(q, k, v, mask, scale)[..., :D]
+        width = D + -D % self.step
+        padded = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+        return self.call(*padded, mask, scale)[..., : v.shape[-1]]
 
     def route(self, attention: Callable[..., Any]) -> Route:
         """It in the place of an operation, whose arguments `attention` makes into those of `attend`."""

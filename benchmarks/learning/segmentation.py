@@ -60,8 +60,8 @@ def _shape(kind: str, x, y, centre_x, centre_y, radius, angle) -> torch.Tensor:
         return torch.maximum(u.abs(), v.abs()) < 0.85 * radius
     if kind == 'triangle':
         third = 2 * math.pi / 3
-        sides = [u * math.cos(i * third) + v * math.sin(i * third) for i in range(3)]
-        return torch.stack(sides).amax(0) < 0.55 * radius
+        edges = [u * math.cos(i * third) + v * math.sin(i * third) for i in range(3)]
+        return torch.stack(edges).amax(0) < 0.55 * radius
     return distance < radius if kind == 'disk' else (distance < radius) & (distance > 0.55 * radius)
 
 

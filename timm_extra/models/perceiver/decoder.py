@@ -141,7 +141,7 @@ def _separable(block: CrossAttentionBlock, queries: Inputs, z: torch.Tensor) -> 
         return False
     if attn.route is not None:
         return attn.route == 'separable'
-    if z.device.type != 'cpu':
+    if z.device.type == 'cuda':
         return False  # without a kernel every pass over the scores goes through memory
     width, channels = attn.q.weight.shape
     by_score = attn.num_heads * (queries.content.shape[1] + SCORE_PASSES)

@@ -20,7 +20,7 @@ from .perceiver import (
     test_perceiver_io,
 )
 from .positions import Positions
-from .stem import STEMS, Conv1x1Stem, ConvStem, FramesStem, PatchStem, PixelStem, PointStem, Stem, TokenStem
+from .stems import STEMS, Conv1x1Stem, ConvStem, FramesStem, PatchStem, PixelStem, PointStem, Stem, TokenStem
 
 __all__ = [
     'STEMS',

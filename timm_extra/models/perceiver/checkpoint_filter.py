@@ -10,7 +10,7 @@ from torch import nn
 from .._build import StateDict, check_fit, unwrap
 from .._size import trained_grid
 from .positions import resample_positions
-from .stem import FramesStem, GridStem
+from .stems import FramesStem, GridStem
 
 # Regular expressions over whole keys, applied one after the other.
 HF_KEYS = (

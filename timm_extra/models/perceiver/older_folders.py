@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Tuple
 
-from .stem import STEM_OPTIONS
+from .stems import STEM_OPTIONS
 
 DECODER_ARGS = ('num_queries', 'query_dim', 'decoder_residual', 'decoder_mlp')
 

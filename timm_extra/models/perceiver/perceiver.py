@@ -27,7 +27,7 @@ from .checkpoint_filter import checkpoint_filter_fn
 from .older_folders import arguments_of_folder
 from .perceiver_io import PerceiverIO
 from .perceiver_v1 import Perceiver
-from .stem import STEM_OPTIONS, STEMS, PixelStem
+from .stems import STEM_OPTIONS, STEMS, PixelStem
 
 __all__ = ['Perceiver', 'PerceiverIO']
 

@@ -20,7 +20,7 @@ from .decoder import QUERIES, decode
 from .fourier import fourier_table, grid_tokens
 from .perceiver_v1 import Perceiver
 from .positions import checked_resolution, resample_positions
-from .stem import GridStem
+from .stems import GridStem
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same

@@ -20,7 +20,7 @@ from .._size import input_size, record_input_size
 from .blocks import STYLES, CrossAttentionBlock, LatentTransformer, SelfAttentionBlock, Style
 from .cross_attention import Inputs
 from .positions import Positions
-from .stem import build_stem
+from .stems import build_stem
 
 
 class Perceiver(nn.Module):

@@ -1,0 +1,298 @@
+"""Stems of inputs on a grid: audio, images, video, pairs of frames."""
+
+import math
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from einops.layers.torch import Rearrange
+from timm.layers import _assert
+from torch import nn
+
+from timm_extra.layers.shortcuts import may_shortcut
+
+from ..cross_attention import Inputs, flat_mask
+from ..fourier import fourier_table
+from ..positions import Positions
+from .stem import Size, Stem
+
+
+class GridStem(Stem):
+    """Base of stems for inputs on a grid: audio, images, video. Arguments as in `PixelStem`."""
+
+    def __init__(self, img_size: Size, in_chans: int, positions: Positions, grey_chans: int = 0):
+        super().__init__(img_size, in_chans, positions)
+        if grey_chans and in_chans != 1:
+            raise ValueError(f'grey_chans repeats one channel, got in_chans={in_chans}')
+        self.grey_chans = grey_chans
+        self.content_chans = grey_chans or in_chans
+        self.num_frames = 0  # that stand beside each other in the channels of a token
+
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
+        """Prepare inputs for cross-attention.
+
+        Args:
+            x: (B, in_chans, *spatial); with one axis also (B, in_chans, 1, samples), as timm's image shapes need it.
+                For 'frames' (B, in_chans, num_frames, height, width).
+            mask: Boolean (B, *grid), True where an input takes part.
+
+        Returns:
+            What `CrossAttention` takes, and the sizes of the grid.
+
+        Raises:
+            AssertionError: Rank, channels or size of the input, or the mask, are not what the model takes.
+        """
+        if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
+            x = x.squeeze(2)
+        if self.num_frames > 0:
+            _assert(x.ndim == 5, f'Input must be (batch, channels, frames, height, width), got {x.ndim} dimensions.')
+            _assert(x.shape[2] == self.num_frames, f'Input has {x.shape[2]} frames, model takes {self.num_frames}.')
+        else:
+            _assert(
+                x.ndim == self.num_axes + 2,
+                f'Input must be (batch, channels, {self.num_axes} spatial axes), got {x.ndim} dimensions.',
+            )
+        _assert(x.shape[1] == self.in_chans, f'Input has {x.shape[1]} channels, model takes {self.in_chans}.')
+        _assert(x[:1, :1].numel() > 0 or x.shape[0] == 0, 'Input has an empty spatial axis.')
+        if self.grey_chans > 0:
+            x = x.repeat_interleave(self.grey_chans, dim=1)
+        x = self._content(x)  # (B, c, *grid)
+        grid: List[int] = list(x.shape[2:])
+        axes: List[torch.Tensor] = []
+        if self.pos_embed_type == 'fourier':
+            for i, resolution in enumerate(self.max_resolution):
+                axes.append(fourier_table(x.shape[i + 2], self.num_bands, resolution, x.device, x.dtype))
+        else:
+            x = self._with_learned(x)
+        return Inputs(x, axes, flat_mask(mask, x.shape[0], grid)), grid
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (B, c, *spatial) to content (B, c′, *grid)."""
+        return x
+
+
+class PixelStem(GridStem):
+    """Inputs as they are.
+
+    Args:
+        img_size: (samples,), (height, width) or (frames, height, width); a single number is a square image.
+        in_chans: Channels of the inputs.
+        positions: How positions are encoded.
+        grey_chans: Repeat a single input channel to that many; 0 to take it as it is.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    kind = 'pixels'
+
+    def __init__(
+        self, img_size: Size, in_chans: int, positions: Positions, grey_chans: int = 0, device=None, dtype=None
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        self._set_size(img_size)
+        self._add_positions(self.content_chans, positions, device=device, dtype=dtype)
+
+
+class Conv1x1Stem(GridStem):
+    """A linear map of each input's channels.
+
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`.
+        stem_chs: Channels after the map.
+    """
+
+    kind = 'conv1x1'
+    first_conv = 'stem.conv'
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        stem_chs: int = 64,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        dd = {'device': device, 'dtype': dtype}
+        self._set_size(img_size)
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.num_axes - 1]
+        self.conv = convolution(self.content_chans, stem_chs, 1, **dd)
+        self._add_positions(stem_chs, positions, **dd)
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class ConvStem(GridStem):
+    """7×7 convolution, BatchNorm, ReLU and max-pooling of images, to a quarter of their height and width.
+
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`.
+        stem_chs: Channels of the convolution.
+        same_padding: Pad convolution and pooling as TensorFlow's SAME does, which depends on the size; otherwise by 3
+            on each side and not at all.
+
+    Raises:
+        ValueError: Inputs have other than two axes.
+    """
+
+    kind = 'conv'
+    first_conv = 'stem.conv'
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        stem_chs: int = 64,
+        same_padding: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        dd = {'device': device, 'dtype': dtype}
+        if self.num_axes != 2:
+            raise ValueError(f"stem='conv' is for images, got an img_size of {self.num_axes} numbers")
+        self.same_padding = same_padding
+        self._set_size(img_size)
+        self.conv = nn.Conv2d(self.content_chans, stem_chs, 7, stride=2, padding=0, bias=False, **dd)
+        self.bn = nn.BatchNorm2d(stem_chs, **dd)
+        self._add_positions(stem_chs, positions, **dd)
+
+    def grid_of(self, img_size: Sequence[int]) -> Tuple[int, ...]:
+        """Sizes of the grid of tokens for inputs of these sizes."""
+        if self.same_padding:
+            return tuple((s + 3) // 4 for s in img_size)
+        return tuple(((s - 1) // 2 + 1 - 3) // 2 + 1 for s in img_size)
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn(self.conv(self._pad(x, 7, 3, 0.0))))
+        return F.max_pool2d(self._pad(x, 3, 0, -float('inf')), 3, stride=2)
+
+    def _pad(self, x: torch.Tensor, kernel: int, fixed: int, value: float) -> torch.Tensor:
+        """Pad maps (B, C, height, width) for a kernel at stride 2: as SAME does, or by a fixed number on each side."""
+        if not self.same_padding:
+            return F.pad(x, (fixed, fixed, fixed, fixed), value=value)
+        pad: List[int] = []
+        for size in (x.shape[3], x.shape[2]):
+            total = kernel - 2 + size % 2
+            pad += [total // 2, total - total // 2]
+        return F.pad(x, pad, value=value)
+
+
+class PatchStem(GridStem):
+    """Blocks of inputs as channels.
+
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`.
+        patch_size: Inputs per patch along each axis, or along all.
+
+    Raises:
+        ValueError: Patches are not of one positive number per axis, or `img_size` is no multiple of them.
+    """
+
+    kind = 'patches'
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        patch_size: Size = (),
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        axes = self.num_axes
+        self.patch_size = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
+        if len(self.patch_size) != axes or min(self.patch_size) < 1:
+            raise ValueError(
+                f"patch_size must be one positive number for each of {axes} axes with stem='patches', got {patch_size}"
+            )
+        self._set_size(img_size)
+        names = 'thw'[-axes:]
+        before = ' '.join(f'({a} p{a})' for a in names)
+        self.fold = Rearrange(
+            f'b c {before} -> b ({" ".join(f"p{a}" for a in names)} c) {" ".join(names)}',
+            **{f'p{a}': p for a, p in zip(names, self.patch_size, strict=True)},
+        )
+        content = self.content_chans * math.prod(self.patch_size)
+        self._add_positions(content, positions, device=device, dtype=dtype)
+
+    def _checked(self, sizes: Tuple[int, ...]) -> Tuple[int, ...]:
+        sizes = super()._checked(sizes)
+        if any(s % p for s, p in zip(sizes, self.patch_size, strict=True)):
+            raise ValueError(f'img_size must be multiples of patch_size {self.patch_size}, got {sizes}')
+        return sizes
+
+    def grid_of(self, img_size: Sequence[int]) -> Tuple[int, ...]:
+        """Sizes of the grid of tokens for inputs of these sizes."""
+        return tuple(s // p for s, p in zip(img_size, self.patch_size, strict=True))
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        for i, p in enumerate(self.patch_size):
+            _assert(x.shape[i + 2] % p == 0, f'Input size ({x.shape[i + 2]}) should be divisible by patch ({p}).')
+        return self.fold(x)
+
+
+class FramesStem(GridStem):
+    """Neighbourhoods of 3×3 pixels in all frames side by side, mapped linearly: a token for each pixel.
+
+    Args:
+        img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`; `img_size` is of one frame, with or
+            without the number of frames before it.
+        stem_chs: Channels after the map.
+        num_frames: Frames of an input.
+
+    Raises:
+        ValueError: Inputs have other than two axes, or there are no frames.
+    """
+
+    kind = 'frames'  # weights for other channels are adapted by the checkpoint filter: timm knows of no frames
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        grey_chans: int = 0,
+        stem_chs: int = 64,
+        num_frames: int = 2,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions, grey_chans)
+        dd = {'device': device, 'dtype': dtype}
+        if self.num_axes != 2:
+            raise ValueError(f"stem='frames' is for images, got an img_size of {self.num_axes} numbers")
+        if num_frames < 1:
+            raise ValueError(f'num_frames must be at least 1, got {num_frames}')
+        if isinstance(img_size, Sequence) and len(img_size) == 3 and img_size[0] != num_frames:
+            raise ValueError(f'img_size {tuple(img_size)} has another number of frames than num_frames={num_frames}')
+        self.num_frames = num_frames
+        self._set_size(img_size)
+        self.conv = nn.Conv2d(num_frames * self.content_chans, stem_chs, 3, padding=1, **dd)
+        self._add_positions(stem_chs, positions, **dd)
+
+    @classmethod
+    def sizes(cls, img_size: Size) -> Tuple[int, ...]:
+        """Height and width: a single number is of a square, three have the number of frames before them."""
+        sizes = super().sizes(img_size)
+        return sizes[1:] if len(sizes) == 3 else sizes
+
+    def input_size(self) -> Tuple[int, ...]:
+        """Shape of one input of the nominal size, without the batch."""
+        return (self.in_chans, self.num_frames, *self.img_size)
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.transpose(1, 2).flatten(1, 2)  # (B, T·C, height, width), frame by frame
+        if not torch.jit.is_scripting() and may_shortcut(self.conv):
+            x = x.contiguous(memory_format=torch.channels_last)  # tokens side by side, without a copy of the result
+        return self.conv(x)

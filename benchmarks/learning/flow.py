@@ -8,8 +8,6 @@ work: with a few large ones from the start, small models stayed with the answer 
 import argparse
 import importlib.util
 import json
-import math
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple
@@ -23,9 +21,9 @@ from torch.nn.functional import unfold
 from timm_extra import hub
 from timm_extra.flow import end_point_error, flow_loss
 from timm_extra.images import input_config
-from timm_extra.training.progress import Progress
 
 from ..environment import environment
+from . import timed
 from .flow_pairs import FlowPairs, Motion, Pair, load_photos
 
 SIZE, MOTION = (64, 64), Motion()
@@ -164,42 +162,16 @@ def estimate(model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
 
 
 def train(model: nn.Module, photos: List[torch.Tensor], minutes: float, seed: int) -> Dict[str, Any]:
-    """Train for a time by AdamW, under a cosine of the time that has passed: processor time by threads.
+    """Train for a time, stage by stage; beside the loss in pixels, what it would be for `zero` flow."""
 
-    Returns:
-        `steps`, `seconds` and `cpu_seconds`, and the `curve`: for each twentieth part of the time the mean loss in
-        pixels, and what it would be for zero flow.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE['lr'], weight_decay=RECIPE['weight_decay'])
-    begin, cpu, step, curve, losses = time.monotonic(), time.process_time(), 0, [], []
-    allowed = 60 * minutes * torch.get_num_threads()
-    model.train()
-    with Progress(100) as progress:
-        while (passed := (time.process_time() - cpu) / allowed) < 1:
-            stage = next(one for one in STAGES if passed < one.until)
-            size, count = (stage.size, stage.size), stage.batch_size
-            motion = replace(MOTION.scaled(stage.motion), patches=stage.patches)
-            pairs = batch([*FlowPairs(photos, count, size, seed + step, motion)])
-            rate = min(1.0, passed / RECIPE['warmup']) * (1 + math.cos(math.pi * passed)) / 2
-            for group in optimizer.param_groups:
-                group['lr'] = RECIPE['lr'] * max(rate, 1e-3)
-            loss = flow_loss(model(pairs.frames), pairs.flow)  # where pixels vanish, too
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), RECIPE['clip_grad'])
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            losses.append((passed, float(loss.detach()), float(pairs.flow.norm(dim=1).mean())))
-            while progress.done < int(100 * passed):
-                progress.update()
-            progress.show(f'loss {losses[-1][1]:.3f} px of {losses[-1][2]:.3f}')
-    for part in range(20):
-        found = [(loss, zero) for passed, loss, zero in losses if part <= 20 * passed < part + 1]
-        if found:
-            loss, zero = np.mean(found, axis=0)
-            curve.append(dict(time=(part + 1) / 20, loss=round(float(loss), 3), zero=round(float(zero), 3)))
-    seconds = dict(seconds=round(time.monotonic() - begin), cpu_seconds=round(time.process_time() - cpu))
-    return dict(steps=step, **seconds, curve=curve)
+    def step(number: int, passed: float) -> Dict[str, torch.Tensor]:
+        stage = next(one for one in STAGES if passed < one.until)
+        motion = replace(MOTION.scaled(stage.motion), patches=stage.patches)
+        pairs = batch([*FlowPairs(photos, stage.batch_size, (stage.size, stage.size), seed + number, motion)])
+        loss = flow_loss(model(pairs.frames), pairs.flow)  # where pixels vanish, too
+        return dict(loss=loss, zero=pairs.flow.norm(dim=1).mean())
+
+    return timed.train(model, step, RECIPE, minutes)
 
 
 def table(result: Dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ textured background and under noise. The class of a pixel is the shape it belong
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -17,9 +16,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 import timm_extra  # noqa: F401
-from timm_extra.training.progress import Progress
 
 from ..environment import environment
+from . import timed
 
 SIZE = 64
 CLASSES = ('background', 'disk', 'square', 'triangle', 'ring')
@@ -115,26 +114,14 @@ MODELS = {'Perceiver IO': OneFrame, 'U-Net': UNet}
 
 
 def train(model: nn.Module, minutes: float, seed: int) -> Dict[str, Any]:
-    """Train for a time by AdamW, under a cosine of the time that has passed; scenes are new in every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE['lr'], weight_decay=RECIPE['weight_decay'])
-    begin, step, count = time.monotonic(), 0, RECIPE['batch_size']
-    model.train()
-    with Progress(100) as progress:
-        while (passed := (time.monotonic() - begin) / (60 * minutes)) < 1:
-            rate = min(1.0, passed / RECIPE['warmup']) * (1 + math.cos(math.pi * passed)) / 2
-            for group in optimizer.param_groups:
-                group['lr'] = RECIPE['lr'] * max(rate, 1e-3)
-            images, labels = scenes((seed + 1) * 10**7 + step * count, count)
-            loss = cross_entropy(model(images), labels)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), RECIPE['clip_grad'])
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            while progress.done < int(100 * passed):
-                progress.update()
-            progress.show(f'loss {float(loss):.3f}')
-    return dict(steps=step, seconds=round(time.monotonic() - begin))
+    """Train for a time; scenes are new in every step."""
+    count = RECIPE['batch_size']
+
+    def step(number: int, passed: float) -> Dict[str, torch.Tensor]:
+        images, labels = scenes((seed + 1) * 10**7 + number * count, count)
+        return dict(loss=cross_entropy(model(images), labels))
+
+    return timed.train(model, step, RECIPE, minutes)
 
 
 @torch.inference_mode()

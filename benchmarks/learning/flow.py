@@ -21,6 +21,8 @@ from torch.nn.functional import unfold
 from timm_extra import hub
 from timm_extra.flow import end_point_error, flow_loss
 from timm_extra.images import input_config
+from timm_extra.plot import flow_colours, new_figure
+from timm_extra.plot.sheets import draw_image
 
 from ..environment import environment
 from . import timed
@@ -62,6 +64,8 @@ STAGES = (
     Stage(1.0, SIZE[0], 8, 1.0, MOTION.patches),
 )
 NUM_TEST, TEST_SEED = 200, 1
+NUM_SHOWN = 6  # of the test pairs
+NAME = 'perceiver_io_flow, small'
 NUM_WHITEN = 100  # pairs
 ESTIMATORS = {'scikit-image': 'skimage', 'opencv-python-headless': 'cv2'}  # package and module
 
@@ -174,6 +178,21 @@ def train(model: nn.Module, photos: List[torch.Tensor], minutes: float, seed: in
     return timed.train(model, step, RECIPE, minutes)
 
 
+def draw(pairs: Pair, flows: Dict[str, torch.Tensor], path: Path) -> None:
+    """A row for each pair: its images, the true flow, and flows (B, 2, H, W) by name, in colours of one scale."""
+    titles = ['first', 'second', 'true flow', *flows]
+    figure = new_figure(1.4 * len(titles), 1.4 * len(pairs.flow) + 0.3)
+    rows = figure.subplots(len(pairs.flow), len(titles), squeeze=False)
+    for i, (row, frames, true) in enumerate(zip(rows, pairs.frames, pairs.flow, strict=True)):
+        longest = float(true.norm(dim=0).max())
+        found = [flow_colours(flow, longest) / 255 for flow in (true, *(flow[i] for flow in flows.values()))]
+        for axis, image in zip(row, [*frames.unbind(1), *found], strict=True):
+            draw_image(axis, image)
+    for axis, title in zip(rows[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
 def table(result: Dict[str, Any]) -> str:
     """End-point errors as a table of Markdown."""
     lines = ['| | pixels that stay visible | all pixels |', '|---|---|---|']
@@ -190,11 +209,14 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     found = train(model, photos, args.minutes, 1_000_000 * (1 + args.seed))
     hub.save(model.model, args.out / 'flow')
     test = batch([*FlowPairs(load_photos('test'), NUM_TEST, SIZE, TEST_SEED, MOTION)])
-    result = {'zero flow': errors(torch.zeros_like(test.flow), test)}
-    result['perceiver_io_flow, small'] = errors(estimate(model, test.frames), test)
+    flows = {NAME: estimate(model, test.frames)}
     for name, other in OTHERS.items():
         flow = [other(first, second) for first, second in test.frames.permute(0, 2, 1, 3, 4)]
-        result[name] = errors(torch.from_numpy(np.stack(flow)).float(), test)
+        flows[name] = torch.from_numpy(np.stack(flow)).float()
+    shown = slice(0, NUM_SHOWN)
+    draw(Pair(*(t[shown] for t in test)), {name: flow[shown] for name, flow in flows.items()}, args.out / 'flow.png')
+    flows = {'zero flow': torch.zeros_like(test.flow), **flows}
+    result = {name: errors(flow, test) for name, flow in flows.items()}
     return dict(
         environment=environment(),
         model=MODEL,
@@ -211,13 +233,8 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser('python -m benchmarks.learning.flow', description=__doc__.splitlines()[0])
-    parser.add_argument('--minutes', type=float, default=40, help='of training on an idle machine (%(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of weights and pairs (%(default)s)')
-    parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for flow.json and the model')
-    args = parser.parse_args()
     check_estimators()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = timed.arguments('flow', __doc__.splitlines()[0], minutes=40)
     result = run(args)
     (args.out / 'flow.json').write_text(json.dumps(result, indent=1) + '\n')
     print(table(result))

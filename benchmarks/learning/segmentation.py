@@ -15,19 +15,21 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
-import timm_extra  # noqa: F401
+from timm_extra.plot import new_figure
+from timm_extra.plot.sheets import draw_image
 
 from ..environment import environment
 from . import timed
 
 SIZE = 64
 CLASSES = ('background', 'disk', 'square', 'triangle', 'ring')
+COLOURS = ((235, 235, 235), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
 MODEL: Dict[str, Any] = dict(
     img_size=SIZE, stem='frames', num_frames=1, stem_chs=48, num_bands=16, max_resolution=SIZE, query_type='inputs',
     num_latents=128, latent_dim=128, num_heads=4, num_blocks=2, block_depth=3, num_classes=len(CLASSES),
 )  # fmt: skip
 RECIPE: Dict[str, Any] = dict(batch_size=16, lr=1e-3, weight_decay=0.01, clip_grad=1.0, warmup=0.03)
-NUM_TEST, TEST_SEED = 400, 1
+NUM_TEST, TEST_SEED, NUM_SHOWN = 400, 1, 6
 
 
 def scene(seed: int) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -141,25 +143,41 @@ def mean_iou(model: nn.Module) -> Dict[str, Any]:
     )
 
 
+@torch.inference_mode()
+def draw(models: Dict[str, nn.Module], path: Path) -> None:
+    """A row for each of some test scenes: the image, its classes, and what models make of it."""
+    images, labels = scenes(TEST_SEED * 10**6, NUM_SHOWN)
+    columns = {'image': (0.5 + 0.4 * images).clamp(0, 1), 'classes': _coloured(labels)}
+    columns.update({name: _coloured(model.eval()(images).argmax(1)) for name, model in models.items()})
+    figure = new_figure(1.5 * len(columns), 1.5 * NUM_SHOWN + 0.3)
+    axes = figure.subplots(NUM_SHOWN, len(columns))
+    for column, (title, shown) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(title, fontsize=9)
+        for axis, image in zip(column, shown, strict=True):
+            draw_image(axis, image)
+    figure.savefig(path, dpi=100)
+
+
+def _coloured(labels: torch.Tensor) -> torch.Tensor:
+    """Classes (B, H, W) as colours (B, 3, H, W)."""
+    return torch.tensor(COLOURS)[labels].permute(0, 3, 1, 2) / 255
+
+
 def run(args: argparse.Namespace) -> Dict[str, Any]:
     """Train and measure both."""
-    runs = []
+    runs, models = [], {}
     for name, make in MODELS.items():
         torch.manual_seed(args.seed)
-        model = make()
+        model = models[name] = make()
         params = sum(p.numel() for p in model.parameters())
         runs.append(dict(model=name, params=params, **train(model, args.minutes, args.seed), **mean_iou(model)))
+    draw(models, args.out / 'segmentation.png')
     about = dict(arguments=MODEL, recipe=RECIPE, minutes=args.minutes, seed=args.seed, num_test=NUM_TEST)
     return dict(environment=environment(), **about, runs=runs)
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser('python -m benchmarks.learning.segmentation', description=__doc__.splitlines()[0])
-    parser.add_argument('--minutes', type=float, default=10, help='of training for each (%(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of weights and scenes (%(default)s)')
-    parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for segmentation.json')
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = timed.arguments('segmentation', __doc__.splitlines()[0], minutes=10)
     result = run(args)
     (args.out / 'segmentation.json').write_text(json.dumps(result, indent=1) + '\n')
     for one in result['runs']:

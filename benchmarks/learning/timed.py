@@ -1,7 +1,9 @@
-"""A training that lasts a time, for comparisons at equal time of models whose steps cost different amounts."""
+"""Trainings that last a time, for comparisons at equal time of models whose steps cost different amounts."""
 
+import argparse
 import math
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
@@ -56,3 +58,16 @@ def train(
     curve = [dict(time=until, **dict(zip(names, mean, strict=True))) for until, mean in means.items()]
     seconds = dict(seconds=round(time.monotonic() - begin), cpu_seconds=round(time.process_time() - cpu))
     return dict(steps=steps, **seconds, curve=curve)
+
+
+def arguments(name: str, about: str, minutes: float) -> argparse.Namespace:
+    """Parse the command line that these trainings have; makes the folder."""
+    parser = argparse.ArgumentParser(f'python -m benchmarks.learning.{name}', description=about)
+    parser.add_argument(
+        '--minutes', type=float, default=minutes, help='of training a model on an idle machine (%(default)s)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of weights and data (%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for what comes out')
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args

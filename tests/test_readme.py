@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import report
+from benchmarks.learning import flow, segmentation
 from benchmarks.results import load
 from tests.reference.ceit import OfficialCeiT
 from timm_extra.models.info import list_names, model_info
@@ -112,6 +113,15 @@ def test_stated_pretraining_is_what_was_measured():
     ):
         cells = [c.strip() for c in next(line for line in page if line.startswith(f'| {name} |')).split('|')[2:4]]
         assert [float(c) for c in cells] == pytest.approx([found['knn'], found['linear']], abs=0.0501)
+
+
+@pytest.mark.parametrize('training', [flow, segmentation], ids=lambda training: training.__name__.split('.')[-1])
+def test_stated_results_of_dense_outputs_are_what_was_measured(training):
+    name = training.__name__.split('.')[-1]
+    result = json.loads((RESULTS / 'learning' / f'{name}.json').read_text())
+    page = (ROOT / 'docs' / f'{name}.md').read_text()
+    assert training.table(result) in page
+    assert f'--minutes {result["minutes"]:.0f}' in page
 
 
 def test_stated_glom_results_are_what_was_measured():

@@ -28,13 +28,11 @@ from ..environment import environment
 from . import timed
 from .flow_pairs import FlowPairs, Motion, Pair, load_photos
 
-SIZE, MOTION = (64, 64), Motion()
+SIZE, MOTION = (32, 32), Motion(shift=1.5, patch_shift=2.0, patches=2)
 MODEL: Dict[str, Any] = dict(
-    **dict(
-        img_size=SIZE, max_resolution=SIZE, num_bands=16, num_latents=64, latent_dim=128, num_heads=4, block_depth=2
-    ),
-    **dict(cross_num_heads=2, decoder_residual=True),
-)
+    img_size=SIZE, num_bands=4, max_resolution=8, num_latents=64, latent_dim=128, num_heads=4, block_depth=2,
+    cross_num_heads=2, decoder_residual=True,
+)  # fmt: skip
 RECIPE: Dict[str, Any] = dict(lr=2e-3, weight_decay=0.01, clip_grad=1.0, warmup=0.03)
 
 
@@ -57,11 +55,9 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.2, 16, 32, 0.5, 0),
-    Stage(0.35, 24, 24, 0.6, 1),
-    Stage(0.5, 32, 16, 0.7, 2),
-    Stage(0.65, 48, 8, 0.85, 3),
-    Stage(1.0, SIZE[0], 8, 1.0, MOTION.patches),
+    Stage(0.3, 16, 32, 1.0, 0),
+    Stage(0.5, 24, 20, 1.0, 1),
+    Stage(1.0, SIZE[0], 16, 1.0, MOTION.patches),
 )
 NUM_TEST, TEST_SEED = 200, 1
 NUM_SHOWN = 6  # of the test pairs

@@ -7,8 +7,9 @@ textured background and under noise. The class of a pixel is the shape it belong
 import argparse
 import json
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import timm
 import torch
@@ -21,14 +22,15 @@ from timm_extra.plot.sheets import draw_image
 from ..environment import environment
 from . import timed
 
-SIZE = 64
+SIZE = 32
 CLASSES = ('background', 'disk', 'square', 'triangle', 'ring')
 COLOURS = ((235, 235, 235), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
 MODEL: Dict[str, Any] = dict(
-    img_size=SIZE, stem='frames', num_frames=1, stem_chs=48, num_bands=16, max_resolution=SIZE, query_type='inputs',
-    num_latents=128, latent_dim=128, num_heads=4, num_blocks=2, block_depth=3, num_classes=len(CLASSES),
+    img_size=SIZE, stem='frames', num_frames=1, stem_chs=32, num_bands=6, max_resolution=12, query_type='inputs',
+    num_latents=64, latent_dim=128, num_heads=4, num_blocks=1, block_depth=4, decoder_residual=True,
+    num_classes=len(CLASSES),
 )  # fmt: skip
-RECIPE: Dict[str, Any] = dict(batch_size=16, lr=1e-3, weight_decay=0.01, clip_grad=1.0, warmup=0.03)
+RECIPE: Dict[str, Any] = dict(batch_size=16, lr=2e-3, weight_decay=0.01, clip_grad=1.0, warmup=0.03)
 NUM_TEST, TEST_SEED, NUM_SHOWN = 400, 1, 6
 
 
@@ -47,7 +49,8 @@ def scene(seed: int) -> Tuple[torch.Tensor, torch.Tensor]:
     y, x = torch.meshgrid(torch.arange(SIZE).float(), torch.arange(SIZE).float(), indexing='ij')
     for _ in range(int(torch.randint(2, 7, (), generator=random))):
         kind = int(torch.randint(1, len(CLASSES), (), generator=random))
-        inside = _shape(CLASSES[kind], x, y, *between(6, SIZE - 6, 2), between(6, 16, ()), between(0, 2 * math.pi, ()))
+        centre, radius = between(0.1 * SIZE, 0.9 * SIZE, 2), between(0.1 * SIZE, 0.25 * SIZE, ())
+        inside = _shape(CLASSES[kind], x, y, *centre, radius, between(0, 2 * math.pi, ()))
         image, labels = torch.where(inside, surface(), image), labels.masked_fill(inside, kind)
     return image + 0.08 * torch.randn(image.shape, generator=random), labels
 
@@ -100,19 +103,10 @@ def _convolutions(chs: int, out_chs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class OneFrame(nn.Module):
-    """A Perceiver IO that takes images, whose stem takes frames."""
-
-    def __init__(self):
-        super().__init__()
-        self.model = timm.create_model('perceiver_io_small', **MODEL)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) to (B, classes, H, W)."""
-        return self.model(x.unsqueeze(2))
-
-
-MODELS = {'Perceiver IO': OneFrame, 'U-Net': UNet}
+MODELS: Dict[str, Callable[[], nn.Module]] = {
+    'Perceiver IO': partial(timm.create_model, 'perceiver_io_small', **MODEL),
+    'U-Net': UNet,
+}
 
 
 def train(model: nn.Module, minutes: float, seed: int) -> Dict[str, Any]:
@@ -163,6 +157,15 @@ def _coloured(labels: torch.Tensor) -> torch.Tensor:
     return torch.tensor(COLOURS)[labels].permute(0, 3, 1, 2) / 255
 
 
+def table(result: Dict[str, Any]) -> str:
+    """Intersections over union as a table of Markdown."""
+    lines = [f'| model | parameters | steps | mIoU, % | {" | ".join(CLASSES)} |', '|---' * (4 + len(CLASSES)) + '|']
+    for one in result['runs']:
+        parts = ' | '.join(f'{iou:.1f}' for iou in one['iou'].values())
+        lines.append(f'| {one["model"]} | {one["params"]:,} | {one["steps"]:,} | {one["miou"]:.1f} | {parts} |')
+    return '\n'.join(lines)
+
+
 def run(args: argparse.Namespace) -> Dict[str, Any]:
     """Train and measure both."""
     runs, models = [], {}
@@ -180,5 +183,4 @@ if __name__ == '__main__':
     args = timed.arguments('segmentation', __doc__.splitlines()[0], minutes=10)
     result = run(args)
     (args.out / 'segmentation.json').write_text(json.dumps(result, indent=1) + '\n')
-    for one in result['runs']:
-        print(f'{one["model"]}: mIoU {one["miou"]:.1f} % with {one["params"]:,} parameters after {one["steps"]} steps')
+    print(f'{table(result)}\n{args.out}/segmentation.json')

@@ -104,8 +104,11 @@ def test_published_widths():
 @pytest.mark.parametrize('size', [(1, 1), (7, 30), (40, 9)])
 def test_any_size_with_the_same_weights(size):
     model = timm.create_model('perceiver_io_flow', num_bands=5, stem_chs=8, **SMALL).eval()
-    assert model(torch.randn(2, 3, 2, *size)).shape == (2, 2, *size)
-    assert not model(torch.randn(1, 3, 2, *size)).any()  # DeepMind's output layer begins at zero
+    frames = torch.randn(2, 3, 2, *size)
+    assert model(frames).shape == (2, 2, *size)
+    assert not model(frames).any()  # DeepMind's output layer begins at zero
+    torch.nn.init.normal_(model.head.weight)
+    torch.testing.assert_close(torch.jit.script(model)(frames), model(frames))
 
 
 def test_frames_of_another_shape_are_refused():
@@ -137,6 +140,25 @@ def test_sizes_with_and_without_frames():
     assert model.input_size == (3, 2, 16, 8)
     with pytest.raises(ValueError, match='another number of frames than num_frames=2'):
         timm.create_model('perceiver_io_flow', img_size=(3, 8, 12))
+
+
+@pytest.mark.parametrize('in_chans', [1, 3])
+def test_a_single_frame_is_an_image(in_chans):
+    options = dict(img_size=(8, 12), stem='frames', num_bands=5, in_chans=in_chans, num_classes=4, **SMALL)
+    options['dtype'] = torch.float64
+    pairs = timm.create_model('perceiver_io_small', num_frames=2, query_type='inputs', **options).eval()
+    model = timm.create_model('perceiver_io_small', num_frames=1, query_type='inputs', **options).eval()
+    assert model.input_size == (in_chans, 8, 12)
+    torch.nn.init.normal_(pairs.head.weight)
+    weights = pairs.state_dict()
+    weights['stem.conv.weight'] = weights['stem.conv.weight'][:, :in_chans]
+    model.load_state_dict(weights)
+    images = torch.randn(2, in_chans, 6, 10).double()
+    expected = pairs(torch.stack([images, torch.zeros_like(images)], 2))
+    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(torch.jit.script(model)(images), expected)
+    with pytest.raises(AssertionError, match=r'\(batch, channels, 2 spatial axes\), got 5 dimensions'):
+        model(images.unsqueeze(2))
 
 
 def test_features_alone_and_maps_over_a_batch():

@@ -38,7 +38,7 @@ class Perceiver(nn.Module):
         stem: 'pixels', 'conv1x1', 'conv', 'patches', 'frames', 'points' or 'tokens'.
         stem_chs: Channels of the stem's convolution.
         patch_size: Inputs per patch along each axis, or along all, for 'patches'.
-        num_frames: Frames of an input, for 'frames'.
+        num_frames: Frames of an input, for 'frames'; with 1 inputs are images.
         grey_chans: Repeat a single input channel to that many, as weights for colour images need it; 0 for no.
         pos_embed: 'fourier', 'learned' or 'none'.
         num_bands: Frequencies of the Fourier features per axis.

@@ -26,14 +26,14 @@ class GridStem(Stem):
             raise ValueError(f'grey_chans repeats one channel, got in_chans={in_chans}')
         self.grey_chans = grey_chans
         self.content_chans = grey_chans or in_chans
-        self.num_frames = 0  # that stand beside each other in the channels of a token
+        self.num_frames = 1  # that stand beside each other in the channels of a token
 
     def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
         """Prepare inputs for cross-attention.
 
         Args:
             x: (B, in_chans, *spatial); with one axis also (B, in_chans, 1, samples), as timm's image shapes need it.
-                For 'frames' (B, in_chans, num_frames, height, width).
+                For 'frames' (B, in_chans, num_frames, height, width), an image if there is one alone.
             mask: Boolean (B, *grid), True where an input takes part.
 
         Returns:
@@ -44,7 +44,7 @@ class GridStem(Stem):
         """
         if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
             x = x.squeeze(2)
-        if self.num_frames > 0:
+        if self.num_frames > 1:
             _assert(x.ndim == 5, f'Input must be (batch, channels, frames, height, width), got {x.ndim} dimensions.')
             _assert(x.shape[2] == self.num_frames, f'Input has {x.shape[2]} frames, model takes {self.num_frames}.')
         else:
@@ -249,7 +249,7 @@ class FramesStem(GridStem):
         img_size, in_chans, positions, grey_chans, device, dtype: As in `PixelStem`; `img_size` is of one frame, with or
             without the number of frames before it.
         stem_chs: Channels after the map.
-        num_frames: Frames of an input.
+        num_frames: Frames of an input; with 1 inputs are images.
 
     Raises:
         ValueError: Inputs have other than two axes, or there are no frames.
@@ -289,10 +289,17 @@ class FramesStem(GridStem):
 
     def input_size(self) -> Tuple[int, ...]:
         """Shape of one input of the nominal size, without the batch."""
-        return (self.in_chans, self.num_frames, *self.img_size)
+        frames = (self.num_frames,) if self.num_frames > 1 else ()
+        return (self.in_chans, *frames, *self.img_size)
 
     def _content(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.transpose(1, 2).flatten(1, 2)  # (B, T·C, height, width), frame by frame
-        if not torch.jit.is_scripting() and may_shortcut(self.conv):
-            x = x.contiguous(memory_format=torch.channels_last)  # tokens side by side, without a copy of the result
+        if self.num_frames > 1:
+            x = x.transpose(1, 2).flatten(1, 2)  # (B, T·C, height, width), frame by frame
+        if not torch.jit.is_scripting():
+            x = self._laid_out(x)
         return self.conv(x)
+
+    @torch.jit.unused
+    def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in the layout from which the convolution makes tokens side by side, without a copy of them."""
+        return x.contiguous(memory_format=torch.channels_last) if may_shortcut(self.conv) else x

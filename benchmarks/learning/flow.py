@@ -2,7 +2,8 @@
 
 It is trained on pairs of known motion (`flow_pairs`) and measured on pairs of other photos, beside scikit-image's TV-L1
 and ILK and OpenCV's DIS with their own settings. It begins with many small images, which show many motions for the same
-work: with a few large ones from the start, small models stayed with the answer 0.
+work: with large ones from the start, small models stayed with the answer 0. Positions have low frequencies alone, so
+that larger images are not new to it.
 """
 
 import argparse

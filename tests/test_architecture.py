@@ -69,7 +69,7 @@ MAY_IMPORT = {
     'timm_extra.cli': (
         (
             *('timm_extra._device', 'timm_extra._nearest', 'timm_extra._version', 'timm_extra.__init__'),
-            *('timm_extra._files', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
+            *('timm_extra._files', 'timm_extra._progress', 'timm_extra.images', 'timm_extra.models', 'timm_extra.hub'),
             *(
                 'timm_extra.inputs',
                 'timm_extra.training',

@@ -33,6 +33,20 @@ def check_output(path: PathLike, force: bool = False) -> None:
         raise FileExistsError(f'{path} exists: name another file, or replace it with --force')
 
 
+def check_folder(folder: PathLike) -> None:
+    """Refuse a folder to write to, which need not be there, before anything is computed for it.
+
+    Raises:
+        NotADirectoryError: It, or one that it lies in, is a file.
+        PermissionError: It, or the one that it would be made in, cannot be written to.
+    """
+    existing = next(p for p in (Path(folder), *Path(folder).parents) if p.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f'{existing} is a file, not a folder to write to')
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f'{existing} cannot be written to')
+
+
 @contextmanager
 def atomic_file(path: PathLike) -> Iterator[Path]:
     """Write a file beside `path` that takes its place, flushed to disk, when the block ends.

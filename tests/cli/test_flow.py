@@ -2,6 +2,7 @@
 
 import json
 import sys
+import wave
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 from tests.flow.standin import create_standin
 from tests.samples import clip_file
 from timm_extra import cli
-from timm_extra.flow import read_flo
+from timm_extra.flow import read_flo, video
+from timm_extra.flow.video import read_pixels
 
 MODEL = ['--model', 'standin_flow', '--checkpoint', 'weights.pth', '--device', 'cpu']
 
@@ -26,6 +28,11 @@ def here(tmp_path, monkeypatch):
     for name, grey in (('a', 0), ('b', 100), ('frames/1', 0), ('frames/2', 100), ('frames/10', 255)):
         Image.fromarray(np.full((6, 8), grey, dtype=np.uint8)).save(f'{name}.png')
     Image.new('L', (4, 3)).save('small.png')
+    (tmp_path / 'single').mkdir()
+    Image.new('L', (4, 3)).save('single/1.png')
+    with wave.open('sound.wav', 'wb') as sound:
+        sound.setparams((1, 2, 8000, 0, 'NONE', ''))
+        sound.writeframes(bytes(800))
     (tmp_path / 'text.txt').write_text('no image')
 
 
@@ -82,6 +89,9 @@ def test_files_that_are_there_stay_unless_forced(tmp_path, capsys):
         ('a.png frames', 'frames cannot be read: Is a directory'),
         ('a.png none.png', "no image at 'none.png'"),
         ('a.png', 'a.png has one frame, flow needs two'),
+        ('single', 'single has one frame, flow needs two'),
+        ('sound.wav', 'sound.wav has no pictures'),
+        ('a.png b.png --output a.png/out', 'a.png is a file, not a folder to write to'),
         ('text.txt', 'text.txt cannot be read: Invalid data found when processing input'),
         ('none', "no video or folder at 'none'"),
         ('a.png b.png small.png', 'give two images, or one video or folder of frames, got 3 files'),
@@ -92,8 +102,10 @@ def test_files_that_are_there_stay_unless_forced(tmp_path, capsys):
         ('a.png b.png --model-kwargs scle=3', "unexpected keyword argument 'scle'"),
     ],
 )
-def test_flow_says_what_is_wrong(words, message, tmp_path, capsys):
+def test_flow_says_what_is_wrong_before_a_model_is_loaded(words, message, tmp_path, capsys, monkeypatch):
     before = names(tmp_path)
+    if '--model-kwargs' not in words:
+        monkeypatch.setattr(cli.flow, 'create_classifier', None)
     assert cli.main(['flow', *MODEL, *words.split()]) == 1
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count('\n') == 1 and printed.out == ''
@@ -107,6 +119,48 @@ def test_models_without_flow_or_weights_are_refused(capsys):
     torch.save(timm.create_model('test_ceit').state_dict(), 'ceit.pth')
     assert cli.main(['flow', 'a.png', 'b.png', '--model', 'test_ceit', '--checkpoint', 'ceit.pth']) == 1
     assert 'this CeiT estimates no flow: its inputs are 3×160×160, not 3×2×H×W' in capsys.readouterr().err
+    assert cli.main(['flow', 'a.png', 'b.png', '--model-kwargs', 'num_classes=7']) == 1
+    said = 'this PerceiverIO estimates no flow: its num_classes is 7, not 2, x and y of every pixel'
+    assert capsys.readouterr().err == f'timm-extra: {said}\n'  # without asking the Hub for its weights
+
+
+@pytest.mark.parametrize('json_wanted', [False, True])
+def test_what_is_written_before_an_error_is_said(json_wanted, tmp_path, capsys):
+    content = (tmp_path / 'b.png').read_bytes()
+    (tmp_path / 'frames' / '10.png').write_bytes(content[:45])  # of which its header takes 41
+    assert cli.main(['flow', 'frames', *MODEL, *(['--json'] if json_wanted else [])]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith('timm-extra: frames/10.png cannot be read: ') and printed.err.count('\n') == 1
+    assert names(tmp_path / 'flow') == ['1.flo', '1.png']
+    if json_wanted:
+        assert [pair['flo'] for pair in json.loads(printed.out)] == ['flow/1.flo']
+    else:
+        assert printed.out.splitlines()[1:] == ['  flow/1.flo', '  flow/1.png']
+
+
+def test_what_is_written_before_an_interruption_is_said(tmp_path, capsys, monkeypatch):
+    def interrupt(path):
+        if path.name == '10.png':
+            raise KeyboardInterrupt
+        return read_pixels(path)
+
+    monkeypatch.setattr(video, 'read_pixels', interrupt)
+    assert cli.main(['flow', 'frames', *MODEL, '--json']) == 130
+    printed = capsys.readouterr()
+    assert [pair['flo'] for pair in json.loads(printed.out)] == ['flow/1.flo']
+    assert printed.err == 'timm-extra: interrupted\n'
+    assert names(tmp_path / 'flow') == ['1.flo', '1.png']
+
+
+def test_lines_and_the_bar_do_not_share_a_line_of_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr(sys, 'stdout', sys.stderr)  # as in a terminal
+    assert cli.main(['flow', 'frames', *MODEL]) == 0
+    screen = capsys.readouterr().err
+    assert '| 0/2 [' in screen
+    for line in screen.splitlines():
+        assert 'pair' not in line or '→' not in line.split('\r')[-1]
+    assert 'pair/s]frames' not in screen and 'pair/s]  flow' not in screen
 
 
 def test_missing_pyav_is_said_for_videos_alone(monkeypatch, capsys):

@@ -7,14 +7,14 @@ from torch import nn
 
 SIZE = (3, 2, 368, 496)
 default_cfgs = {
-    'standin_flow': dict(url='', num_classes=0, input_size=(3, 368, 496), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    'standin_flow': dict(url='', num_classes=2, input_size=(3, 368, 496), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 }
 
 
 class BrightnessFlow(nn.Module):
     """Flow (B, 2, H, W) of frames (B, 3, 2, H, W): `scale` times the red of the first, and the green of the second."""
 
-    def __init__(self, scale: float = 1.0, num_classes: int = 0, in_chans: int = 3):
+    def __init__(self, scale: float = 1.0, num_classes: int = 2, in_chans: int = 3):
         super().__init__()
         self.num_classes = num_classes
         self._traits = dict(input_size=SIZE)  # as Perceivers state what timm's configuration cannot

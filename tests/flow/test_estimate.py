@@ -1,5 +1,7 @@
 """Estimated flow: images of all kinds as the model sees them, and videos."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import timm
@@ -8,7 +10,7 @@ from PIL import Image
 
 import timm_extra  # noqa: F401
 from tests.flow.standin import create_standin
-from timm_extra.flow import Frame, estimate_flow, estimate_video_flow, open_video
+from timm_extra.flow import Frame, check_estimates_flow, estimate_flow, estimate_video_flow, open_video
 
 
 def save(pixels, path, **options):
@@ -99,6 +101,47 @@ def test_videos_give_the_flow_of_each_pair_as_it_is_asked_for(tmp_path):
     assert [pair.first.name for pair in rest] == ['1', '2']
     for number, pair in enumerate([first, *rest]):
         assert torch.equal(pair.flow, estimate_flow(model, frames[number], frames[number + 1]))
+
+
+def test_a_video_is_a_file_a_folder_or_images_of_any_kind(photo, tmp_path):
+    model = create_standin()
+    images = [photo, 255 - photo, photo // 2]
+    files = [save(image, tmp_path / f'{i}.png') for i, image in enumerate(images)]
+    array = np.stack(images)
+    expected = [estimate_flow(model, a, b) for a, b in pairwise(images)]
+    kinds = (tmp_path, str(tmp_path), files, images, array, torch.from_numpy(array).permute(0, 3, 1, 2), iter(images))
+    frames = [Frame(str(i), str(i), torch.from_numpy(image).permute(2, 0, 1)) for i, image in enumerate(images)]
+    for video in (*kinds, frames):
+        pairs = list(estimate_video_flow(model, video))
+        assert all(torch.equal(pair.flow, flow) for pair, flow in zip(pairs, expected, strict=True))
+    with pytest.raises(ValueError, match='frame 0 is 8 × 5 and frame 1 is 7 × 5 pixels'):
+        list(estimate_video_flow(model, [photo, photo[:, :7]]))
+    for video, said in ((5, 'got int'), (None, 'got NoneType'), (Image.fromarray(photo), 'got Image')):
+        with pytest.raises(ValueError, match=f'the video must be a file, a folder or frames, {said}'):
+            estimate_video_flow(model, video)
+    with pytest.raises(ValueError, match='an image must be a PIL image, an array or a tensor, got NoneType'):
+        list(estimate_video_flow(model, [photo, None]))
+    with pytest.raises(FileNotFoundError, match=r"no video or folder at 'none\.mp4'"):
+        estimate_video_flow(model, 'none.mp4')
+
+
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        (dict(num_classes=10), 'its num_classes is 10, not 2, x and y of every pixel'),
+        (dict(num_classes=0), 'its num_classes is 0, not 2, x and y of every pixel'),
+        (dict(query_type='learned'), "it classifies, as its query_type is 'learned'"),
+    ],
+)
+def test_models_of_two_frames_that_give_something_else_are_refused(options, said):
+    small = dict(num_latents=4, latent_dim=16, num_heads=2, block_depth=1)
+    model = timm.create_model('perceiver_io_flow', **small, **options)
+    with pytest.raises(ValueError) as caught:
+        check_estimates_flow(model)
+    assert str(caught.value) == f'this PerceiverIO estimates no flow: {said}'
+    check_estimates_flow(timm.create_model('perceiver_io_flow', **small))
+    with pytest.raises(ValueError, match='the model must be a timm model, got str'):
+        check_estimates_flow('perceiver_io_flow')
 
 
 @pytest.mark.parametrize('count, said', [(1, 'has one frame, flow needs two'), (0, 'the video has no frame, flow')])

@@ -2,11 +2,13 @@
 
 import struct
 
+import numpy as np
 import pytest
 import torch
 from torchvision.datasets._optical_flow import _read_flo
 
 from timm_extra.flow import known_flow, read_flo, write_flo
+from timm_extra.plot import flow_colours
 
 
 @pytest.mark.parametrize('size', [(1, 1), (5, 7), (1, 13)])
@@ -65,3 +67,25 @@ def test_files_that_are_not_there(tmp_path):
         read_flo(tmp_path / 'a.flo')
     with pytest.raises(FileNotFoundError, match='no folder at'):
         write_flo(torch.zeros(2, 1, 1), tmp_path / 'none' / 'a.flo')
+
+
+def test_arrays_are_written_too(tmp_path):
+    flow = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    for i, given in enumerate((flow, flow.astype('>f4'), np.asfortranarray(flow), flow[:, ::-1][:, ::-1])):
+        assert np.array_equal(read_flo(write_flo(given, tmp_path / f'{i}.flo')), flow)
+
+
+def test_what_is_no_flow_of_a_pair_is_named(tmp_path):
+    for flow, said in (
+        ('a.flo', 'flow must be a tensor or a NumPy array, got str'),
+        (
+            np.zeros((3, 5, 2)),
+            'flow must be (2, H, W), got (3, 5, 2): move x and y, which OpenCV has last, to the front',
+        ),
+        (np.zeros((2, 0, 5)), 'flow must be (2, H, W) of at least one pixel, got (2, 0, 5)'),
+    ):
+        for function in (lambda flow: write_flo(flow, tmp_path / 'a.flo'), flow_colours):
+            with pytest.raises(ValueError) as caught:
+                function(flow)
+            assert str(caught.value) == said
+    assert list(tmp_path.iterdir()) == []

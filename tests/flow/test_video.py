@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.samples import clip, clip_file
-from timm_extra.flow import open_frames, open_video
+from timm_extra.flow import check_frames, open_frames, open_video, video
 
 
 def write_video(path, frames, codec='mpeg4'):
@@ -131,3 +131,33 @@ def test_missing_pyav_is_one_line_that_says_what_to_install(tmp_path, monkeypatc
     with pytest.raises(ModuleNotFoundError) as caught:
         open_video(tmp_path / 'a.mp4')
     assert str(caught.value) == 'videos need PyAV: pip install "timm-extra[video]"'
+
+
+def test_frames_are_checked_without_reading_them_all(tmp_path, monkeypatch):
+    """By their headers; where these differ the images have the last word, as one may be turned."""
+    pixels = np.zeros((4, 6), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6  # by a quarter
+    Image.fromarray(pixels).save(tmp_path / '1.png')
+    Image.fromarray(pixels).save(tmp_path / '2.png')
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / '3.png', exif=exif)
+    check_frames(open_video(tmp_path))
+    Image.fromarray(pixels).save(tmp_path / '4.png', exif=exif)
+    with pytest.raises(
+        ValueError, match=r'3\.png is 6 × 4 and .*4\.png is 4 × 6 pixels: flow needs images of one size'
+    ):
+        check_frames(open_video(tmp_path))
+    (tmp_path / '4.png').write_text('none')
+    with pytest.raises(ValueError, match=r'4\.png cannot be read: cannot identify image file'):
+        check_frames(open_video(tmp_path))
+    for name in ('3.png', '4.png'):
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(video, 'read_pixels', None)
+    check_frames(open_video(tmp_path))
+
+
+def test_a_video_file_of_one_frame_is_named(tmp_path):
+    path = write_video(tmp_path / 'one frame.mp4', [corner()])
+    with pytest.raises(ValueError, match=f'{path} has one frame, flow needs two'):
+        check_frames(open_video(path))
+    check_frames(open_frames(str(write_video(tmp_path / 'two.mp4', [corner()] * 2))))

@@ -1,5 +1,6 @@
 """Colours of optical flow, and the files of a pair."""
 
+import os
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from torchvision.utils import flow_to_image
 
 from tests.flow.standin import create_standin
 from timm_extra.flow import open_frames, read_flo
-from timm_extra.plot import flow_colours, plot_flow, write_flow_image
+from timm_extra.plot import check_flow_files, flow_colours, plot_flow, write_flow_image
 
 
 def around(count=720, length=1.0):
@@ -132,3 +133,26 @@ def test_of_a_video_file_no_frame_of_it_may_be_there(tmp_path):
     assert [pair.flo for pair in plot_flow(create_standin(), video, out)] == [str(out / 'clip-00000.flo')]
     with pytest.raises(FileExistsError, match=r'clip-00000\.flo exists'):
         plot_flow(create_standin(), video, out)
+
+
+@pytest.mark.parametrize('name, said', [('a', 'no extension'), ('a.xyz', "the extension '.xyz'"), ('a.flo', "'.flo'")])
+def test_names_of_no_kind_of_image_are_refused(name, said, tmp_path):
+    with pytest.raises(ValueError, match=rf'{name} has .*{said}, which says no kind of image: name it \.png'):
+        write_flow_image(around(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    assert Image.open(write_flow_image(around().numpy(), tmp_path / 'a.JPG')).size == (720, 1)
+
+
+def test_a_folder_of_frames_is_named_by_its_path(frames, tmp_path):
+    found = plot_flow(create_standin(), str(tmp_path), tmp_path / 'out')
+    assert [pair.first for pair in found] == list(map(str, frames[:2]))
+    with pytest.raises(ValueError, match='the video must be what open_video gives, got list'):
+        plot_flow(create_standin(), frames, tmp_path / 'out')
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_computed(frames, tmp_path, monkeypatch):
+    (tmp_path / 'fixed').mkdir(mode=0o500)
+    monkeypatch.setattr(os, 'access', lambda path, mode: path.stat().st_mode & 0o200 != 0)  # who runs tests may be root
+    for folder in (tmp_path / 'fixed', tmp_path / 'fixed' / 'out'):
+        with pytest.raises(PermissionError, match='fixed cannot be written to'):
+            check_flow_files(open_frames(frames[:2]), folder)

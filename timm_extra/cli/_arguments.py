@@ -137,25 +137,57 @@ def create_model(args: argparse.Namespace, **options):
         options.pop('pretrained')
         return _of_size(lambda **kwargs: _checked(kind, place, {**options, **kwargs}), args)
     check_name(args.model)
+    if options.get('pretrained'):
+        _find_weights(args)
     return _of_size(lambda **kwargs: timm.create_model(args.model, **options, **kwargs), args)
+
+
+def _find_weights(args: argparse.Namespace) -> None:
+    """Say what is downloaded, after asking the Hub whether it is there: huggingface_hub is patient for a minute."""
+    from timm_extra import hub
+    from timm_extra.training.accelerator import in_first_process
+
+    if any(name in args.model_kwargs for name in ('pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')):
+        return  # of other weights, or elsewhere
+    repo_id = hub.missing_weights(args.model)
+    if repo_id is None:
+        return
+    if in_first_process():
+        print(f'timm-extra: downloading the weights of {args.model} from {repo_id} on the Hub', file=sys.stderr)
+    try:
+        hub.check_repository(repo_id)
+    except hub.HubError as e:
+        raise ValueError(f'the weights of {args.model}: {e}') from e
 
 
 def create_image_model(args: argparse.Namespace):
     """As `create_model`, for a model of images: another is refused before anything of its size is allocated."""
-    import timm
-    import torch
-
     from timm_extra.images import check_takes_images
-    from timm_extra.models.info import arguments_refused, check_name, is_ours
 
-    if ':' not in args.model:
-        check_name(args.model)
-    if timm.is_model(args.model) and is_ours(args.model):  # timm's own are of images
-        with torch.device('meta'), arguments_refused(args.model, args.model_kwargs):
-            check_takes_images(timm.create_model(args.model, **args.model_kwargs))
+    if (shape := shape_of_model(args)) is not None:
+        check_takes_images(shape)
     model = create_model(args)
     check_takes_images(model)
     return model
+
+
+def shape_of_model(args: argparse.Namespace):
+    """The model that a name stands for, without numbers: what a verb cannot use is refused before anything is loaded.
+
+    None for models of folders and of the Hub, and for timm's own, which are of images.
+    """
+    import timm
+    import torch
+
+    from timm_extra.models.info import arguments_refused, check_name, is_ours
+
+    if ':' in args.model:
+        return None
+    check_name(args.model)
+    if not is_ours(args.model):
+        return None
+    with torch.device('meta'), arguments_refused(args.model, args.model_kwargs):
+        return timm.create_model(args.model, **args.model_kwargs)
 
 
 def _checked(kind: str, place: str, kwargs: Dict[str, Any]):

@@ -1,10 +1,18 @@
 """`timm-extra flow`: optical flow between two images or along a video."""
 
 import argparse
-import json
 import sys
+from contextlib import closing
 
-from ._arguments import checkpoint_argument, create_classifier, device_argument, name_arguments, output_argument
+from ._arguments import (
+    checkpoint_argument,
+    create_classifier,
+    device_argument,
+    name_arguments,
+    output_argument,
+    shape_of_model,
+)
+from ._json import json_list
 from ._verb import Verb
 
 FOLDER = 'flow'
@@ -26,21 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from timm_extra import accelerate
     from timm_extra._device import find_device
-    from timm_extra.flow import open_frames
-    from timm_extra.plot import plot_flow
+    from timm_extra._progress import print_line
+    from timm_extra.flow import check_estimates_flow, check_frames, open_frames
+    from timm_extra.plot import check_flow_files, plot_flow
 
     find_device(args.device)
-    frames = open_frames(args.frames)
+    video = open_frames(args.frames)
+    options = dict(max_flow=args.max_flow, force=args.force)
+    check_flow_files(video, args.output, **options)
+    check_frames(video)
+    if (shape := shape_of_model(args)) is not None:
+        check_estimates_flow(shape)
     model = accelerate(create_classifier(args))
-    options = dict(max_flow=args.max_flow, device=args.device, progress=sys.stderr.isatty(), force=args.force)
-    done = []
-    for pair in plot_flow(model, frames, args.output, **options):
-        done.append(pair)
-        if not args.json:
-            print(f'{pair.first} → {pair.second}: mean {pair.mean:.2f} px, longest {pair.longest:.2f} px')
-            print(f'  {pair.flo}\n  {pair.png}')
-    if args.json:
-        print(json.dumps([pair._asdict() for pair in done], indent=1))
+    found = plot_flow(model, video, args.output, device=args.device, progress=sys.stderr.isatty(), **options)
+    with json_list(args.json) as done, closing(found):  # the bar is gone before the list is printed
+        for pair in found:
+            done.append(pair._asdict())
+            if not args.json:
+                what = f'{pair.first} → {pair.second}: mean {pair.mean:.2f} px, longest {pair.longest:.2f} px'
+                print_line(f'{what}\n  {pair.flo}\n  {pair.png}')
     return 0
 
 

@@ -1,11 +1,12 @@
 """`timm-extra predict`: classes of images."""
 
 import argparse
-import json
 import sys
+from contextlib import closing
 from dataclasses import asdict
 
 from ._arguments import checkpoint_argument, create_classifier, device_argument, model_arguments
+from ._json import json_list
 from ._verb import Verb
 
 
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from timm_extra import accelerate
     from timm_extra._device import find_device
+    from timm_extra._progress import print_line
     from timm_extra.images import find_files
     from timm_extra.inference import predict
     from timm_extra.inputs import inputs_of
@@ -48,19 +50,17 @@ def run(args: argparse.Namespace) -> int:
     )
     if str(files):
         print(f'timm-extra: {files}', file=sys.stderr)
-    done, unreadable = [], 0
-    for prediction in found:
-        if prediction.error:
-            unreadable += 1
-            print('timm-extra:', *prediction.error.splitlines(), file=sys.stderr)
-        if args.json:
-            done.append(asdict(prediction))
-        elif not prediction.error:
-            print(prediction.path)
-            for guess in prediction.guesses:
-                print(f'  {100 * guess.probability:6.2f} %  {guess.label}')
-    if args.json:
-        print(json.dumps(done, indent=1))
+    unreadable = 0
+    with json_list(args.json) as done, closing(found):  # the bar is gone before the list is printed
+        for prediction in found:
+            if prediction.error:
+                unreadable += 1
+                print_line(' '.join(['timm-extra:', *prediction.error.splitlines()]), sys.stderr)
+            if args.json:
+                done.append(asdict(prediction))
+            elif not prediction.error:
+                guesses = (f'  {100 * guess.probability:6.2f} %  {guess.label}' for guess in prediction.guesses)
+                print_line('\n'.join([prediction.path, *guesses]))
     return 1 if unreadable else 0
 
 

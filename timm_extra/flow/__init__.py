@@ -2,14 +2,17 @@
 
 from .error import end_point_error, flow_loss
 from .estimate import VideoFlow, check_estimates_flow, estimate_flow, estimate_video_flow
-from .files import known_flow, read_flo, write_flo
-from .video import Frame, Video, open_frames, open_video
+from .field import as_flow, known_flow
+from .files import read_flo, write_flo
+from .video import Frame, Video, check_frames, open_frames, open_video
 
 __all__ = [
     'Frame',
     'Video',
     'VideoFlow',
+    'as_flow',
     'check_estimates_flow',
+    'check_frames',
     'end_point_error',
     'estimate_flow',
     'estimate_video_flow',

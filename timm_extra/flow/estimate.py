@@ -1,8 +1,9 @@
 """Flow that a model estimates, between two images and along a video."""
 
+import os
+from collections.abc import Iterable
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple, Tuple
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from timm_extra._device import find_device
 from timm_extra._progress import progress_bar
 from timm_extra.images import as_tensor, input_config
 
-from .video import CHANNELS, Frame, Video, read_pixels, unit_pixels
+from .video import CHANNELS, Frame, Video, check_number, check_sizes, open_video, read_pixels, unit_pixels
 
 FRAMES = 2
 
@@ -31,20 +32,29 @@ class VideoFlow(NamedTuple):
 
 
 def check_estimates_flow(model: nn.Module) -> None:
-    """Refuse a model that does not take two frames.
+    """Refuse a model that does not take two frames, or gives something else for them, as classes of a video.
 
     Args:
         model: A timm model.
 
     Raises:
-        ValueError: Its inputs are of another shape.
+        ValueError: Its inputs or its outputs are others.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'the model must be a timm model, got {type(model).__name__}')
     size = input_config(model)['input_size']
+    # of two classes for the whole video, only what the model gives can tell
+    outputs, classifies = getattr(model, 'num_classes', 2), getattr(model, 'query_type', None) == 'learned'
     if len(size) != 4 or size[:2] != (CHANNELS, FRAMES):
         taken = '×'.join(map(str, size))
-        raise ValueError(
-            f'this {type(model).__name__} estimates no flow: its inputs are {taken}, not {CHANNELS}×{FRAMES}×H×W'
-        )
+        problem = f'its inputs are {taken}, not {CHANNELS}×{FRAMES}×H×W'
+    elif outputs != 2:
+        problem = f'its num_classes is {outputs}, not 2, x and y of every pixel'
+    elif classifies:
+        problem = "it classifies, as its query_type is 'learned'"
+    else:
+        return
+    raise ValueError(f'this {type(model).__name__} estimates no flow: {problem}')
 
 
 def estimate_flow(model: nn.Module, first: Any, second: Any, *, device: str = 'auto') -> torch.Tensor:
@@ -63,7 +73,7 @@ def estimate_flow(model: nn.Module, first: Any, second: Any, *, device: str = 'a
     Raises:
         ValueError: The model estimates no flow, an image cannot be read, the sizes differ, or there is no such device.
     """
-    frames = (_frame(image, which) for image, which in ((first, 'first'), (second, 'second')))
+    frames = (_frame(image, which, f'the {which} image') for image, which in ((first, 'first'), (second, 'second')))
     (found,) = estimate_video_flow(model, frames, device=device)
     return found.flow
 
@@ -75,7 +85,8 @@ def estimate_video_flow(
 
     Args:
         model: As in `estimate_flow`, like `device`.
-        video: What `open_video` gives, or other frames (`Frame`), one after the other.
+        video: What `open_video` takes or gives, or other frames one after the other, each a `Frame` or what
+            `estimate_flow` takes.
         device: Likewise.
         progress: Show a bar on stderr (needs tqdm).
 
@@ -83,10 +94,12 @@ def estimate_video_flow(
         One entry for each pair of successive frames, in order, as they are computed.
 
     Raises:
-        ValueError: The model estimates no flow, there is no such device, and while it goes on: a frame cannot be read,
-            two differ in size, or there are fewer than two.
+        FileNotFoundError: As in `open_video`, like `ModuleNotFoundError`.
+        ValueError: The model estimates no flow, there is no such device or video, and while it goes on: a frame cannot
+            be read, two differ in size, or there are fewer than two.
     """
     check_estimates_flow(model)
+    video = _frames(video)
     config = input_config(model)
     model = model.to(find_device(device)).eval()
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ('mean', 'std'))
@@ -95,9 +108,8 @@ def estimate_video_flow(
 
 def _estimate(model, video, mean: torch.Tensor, std: torch.Tensor, progress: bool) -> Iterator[VideoFlow]:
     total = video.total - 1 if isinstance(video, Video) and video.total else None
-    bar = progress_bar(total, 'pair') if progress else None
     like = next(model.parameters())
-    try:
+    with progress_bar(total, 'pair', progress) as update:
         for first, second in _pairs(video):
             frames = torch.stack([(frame.pixels - mean) / std for frame in (first, second)], 1)  # (3, 2, H, W)
             with torch.inference_mode(), _sizes_refused():
@@ -105,12 +117,8 @@ def _estimate(model, video, mean: torch.Tensor, std: torch.Tensor, progress: boo
             height, width = frames.shape[-2:]
             if flow.shape != (1, 2, height, width):
                 raise ValueError(f'the model gives {tuple(flow.shape)}, not flow of (1, 2, {height}, {width})')
-            if bar is not None:
-                bar.update()
+            update(1)
             yield VideoFlow(first, second, flow[0].float().cpu())
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 @contextmanager
@@ -122,29 +130,33 @@ def _sizes_refused() -> Iterator[None]:
         raise ValueError(str(e)) from e
 
 
-def _pairs(video) -> Iterator[Tuple[Frame, Frame]]:
+def _frames(video: Any) -> Iterable[Frame]:
+    """The frames of what stands for a video."""
+    if isinstance(video, Video):
+        return video
+    if isinstance(video, (str, os.PathLike)):
+        return open_video(video)
+    if not isinstance(video, Iterable):
+        raise ValueError(f'the video must be a file, a folder or frames, got {type(video).__name__}')
+    return (_frame(frame, str(number), f'frame {number}') for number, frame in enumerate(video))
+
+
+def _pairs(video: Iterable[Frame]) -> Iterator[Tuple[Frame, Frame]]:
     """Successive frames, of which there must be two."""
-    first: Optional[Frame] = None
-    single = True
+    count, first = 0, None
     for second in video:
+        count += 1
         if first is not None:
-            _check_sizes(first, second)
-            single = False
+            check_sizes(first, second)
             yield first, second
         first = second
-    if single:
-        what = video.path if isinstance(video, Video) else 'the video'
-        raise ValueError(f'{what} has {"no frame" if first is None else "one frame"}, flow needs two')
+    check_number(count, video)
 
 
-def _check_sizes(first: Frame, second: Frame) -> None:
-    if first.pixels.shape != second.pixels.shape:
-        said = [f'{frame.source} is {frame.pixels.shape[2]} × {frame.pixels.shape[1]}' for frame in (first, second)]
-        raise ValueError(f'{said[0]} and {said[1]} pixels: flow needs images of one size')
-
-
-def _frame(image: Any, which: str) -> Frame:
+def _frame(image: Any, name: str, source: str) -> Frame:
     """An image in a file or in memory as a frame."""
-    if isinstance(image, (str, Path)):
-        return Frame(which, str(image), read_pixels(image))
-    return Frame(which, f'the {which} image', unit_pixels(as_tensor(image, CHANNELS)))
+    if isinstance(image, Frame):
+        return image._replace(pixels=unit_pixels(as_tensor(image.pixels, CHANNELS)))
+    if isinstance(image, (str, os.PathLike)):
+        return Frame(name, str(image), read_pixels(image))
+    return Frame(name, source, unit_pixels(as_tensor(image, CHANNELS)))

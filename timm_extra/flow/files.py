@@ -8,29 +8,19 @@ row by row. A component above 1e9 in absolute value, or NaN, means that the flow
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from timm_extra._files import PathLike, atomic_file
 
+from .field import as_flow, known_flow
+
 MAGIC = b'PIEH'
 HEADER = struct.Struct('<4sii')  # magic, width, height
 LONGEST = 99_999  # pixels of width or height, as Middlebury's own reader has it
-UNKNOWN_ABOVE = 1e9
-UNKNOWN = 1e10  # what stands in a file for it, as in Middlebury's own
-
-
-def known_flow(flow: torch.Tensor) -> torch.Tensor:
-    """Where flow is known: both components are numbers of at most 1e9 in absolute value.
-
-    Args:
-        flow: (…, 2, H, W), in pixels.
-
-    Returns:
-        (…, H, W), boolean.
-    """
-    return (flow.abs() <= UNKNOWN_ABOVE).all(-3)  # NaN is not
+UNKNOWN = 1e10  # what stands in a file for unknown flow, as in Middlebury's own
 
 
 def read_flo(path: PathLike) -> torch.Tensor:
@@ -63,11 +53,12 @@ def read_flo(path: PathLike) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
 
 
-def write_flo(flow: torch.Tensor, path: PathLike) -> Path:
+def write_flo(flow: Any, path: PathLike) -> Path:
     """Write a `.flo` file, whole or not at all.
 
     Args:
-        flow: (2, H, W) in pixels, x to the right and y down. Unknown flow (`known_flow`) is written as 1e10.
+        flow: Tensor or NumPy array (2, H, W) in pixels, x to the right and y down. Unknown flow (`known_flow`) is
+            written as 1e10.
         path: File to write, replaced if it is there.
 
     Returns:
@@ -75,9 +66,10 @@ def write_flo(flow: torch.Tensor, path: PathLike) -> Path:
 
     Raises:
         OSError: It cannot be written.
-        ValueError: The shape is another.
+        ValueError: It is neither, or the shape is another.
     """
-    if flow.ndim != 3 or flow.shape[0] != 2 or not all(1 <= length <= LONGEST for length in flow.shape[1:]):
+    flow = as_flow(flow, single=True)
+    if max(flow.shape) > LONGEST:
         raise ValueError(f'flow must be (2, H, W) with H and W in 1 to {LONGEST:,}, got {tuple(flow.shape)}')
     flow = flow.detach().cpu().double()
     flow = torch.where(known_flow(flow), flow, UNKNOWN)

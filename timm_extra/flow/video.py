@@ -1,15 +1,17 @@
 """Frames of a video: of a file, or images in a folder in the order of their names."""
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Union
 
 import torch
 from timm.utils.misc import natural_key
 
 from timm_extra._files import PathLike
-from timm_extra.images import as_tensor, find_images, read_image
+from timm_extra.images import as_tensor, find_images, read_header, read_image
 
 CHANNELS = 3
 QUARTER_TURN = 90  # degrees
@@ -60,7 +62,7 @@ class Video:
         return begin == self.path.stem and number.isdecimal()
 
 
-def open_frames(paths: Sequence[PathLike]) -> Video:
+def open_frames(paths: Union[PathLike, Sequence[PathLike]]) -> Video:
     """Two images, or a video that is ready to be read.
 
     Args:
@@ -71,6 +73,8 @@ def open_frames(paths: Sequence[PathLike]) -> Video:
         ModuleNotFoundError: As in `open_video`.
         ValueError: There are none or more than two, or as in `open_video`.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        return open_video(paths)
     if len(paths) == 1:
         return open_video(paths[0])
     if len(paths) != 2:
@@ -109,6 +113,38 @@ def open_video(path: PathLike) -> Video:
         if names.setdefault(file.stem, file) != file:
             raise ValueError(f'{names[file.stem]} and {file} would be one frame, as they have the same name')
     return Video(path, len(images), images)
+
+
+def check_frames(video: Video) -> None:
+    """Refuse a video without two frames of one size, as far as headers of images and two frames of a file tell.
+
+    What they do not tell is found when a frame is read: a file that is cut off, frames of a video after the second.
+
+    Raises:
+        ValueError: There are fewer than two frames, one cannot be read, or they differ in size.
+    """
+    if not video.images:
+        check_number(len(list(islice(video, 2))), video)
+        return
+    check_number(len(video.images), video)
+    headers = [read_header(file) for file in video.images]
+    for i in range(1, len(headers)):
+        if headers[i - 1] is None or headers[i - 1] != headers[i]:  # decoding has the last word
+            check_sizes(*Video(video.path, 2, video.images[i - 1 : i + 1]))
+
+
+def check_number(count: int, video: Any) -> None:
+    """Refuse fewer frames than two of a `Video` or of others."""
+    if count < 2:
+        what = video.path if isinstance(video, Video) else 'the video'
+        raise ValueError(f'{what} has {"one frame" if count else "no frame"}, flow needs two')
+
+
+def check_sizes(first: Frame, second: Frame) -> None:
+    """Refuse two frames of different sizes."""
+    if first.pixels.shape != second.pixels.shape:
+        said = [f'{frame.source} is {frame.pixels.shape[2]} × {frame.pixels.shape[1]}' for frame in (first, second)]
+        raise ValueError(f'{said[0]} and {said[1]} pixels: flow needs images of one size')
 
 
 def read_pixels(path: PathLike) -> torch.Tensor:

@@ -11,7 +11,7 @@ from .folders import (
     image_files,
     real_path,
 )
-from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_image
+from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_header, read_image
 from .preprocess import Preprocessing, check_normalisation, check_takes_images, input_config, preprocessing
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     'image_files',
     'input_config',
     'preprocessing',
+    'read_header',
     'read_image',
     'real_path',
 ]

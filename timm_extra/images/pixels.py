@@ -3,7 +3,7 @@
 import os
 import warnings
 from functools import cache
-from typing import Any, BinaryIO, Optional, Union
+from typing import Any, BinaryIO, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -63,6 +63,23 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return 'cannot identify image file'
     return getattr(error, 'strerror', None) or str(error)
+
+
+def read_header(path: PathLike) -> Optional[Tuple[int, int, Optional[int]]]:
+    """What the header of an image file says, without its pixels.
+
+    Returns:
+        Width and height as they are stored, and the EXIF orientation, if there is one; None where there is no header
+        that can be read. What `decode` gives has the last word on the size.
+    """
+    reads_heic()
+    try:
+        with open(path, 'rb') as file, warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            image = Image.open(file)
+            return (*image.size, _orientation(image))
+    except Exception:  # as in `decode`, which says what is wrong
+        return None
 
 
 @cache

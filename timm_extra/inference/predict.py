@@ -1,7 +1,7 @@
 """Classes of images, audio and point clouds in files."""
 
 from dataclasses import dataclass
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Generator, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ def predict(
     mean: Optional[Sequence[float]] = None,
     std: Optional[Sequence[float]] = None,
     as_timm: bool = False,
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Classify images or other files that the model takes, preprocessed as the model's configuration says.
 
     Args:
@@ -89,31 +89,29 @@ def predict(
     return _predict(model, files, inputs, labels, min(topk, len(labels)), batch_size, progress)
 
 
-def _predict(model, files, inputs, labels, topk, batch_size, progress) -> Iterator[Prediction]:
-    bar = progress_bar(len(files), inputs.kind.one) if progress else None
+def _predict(model, files, inputs, labels, topk, batch_size, progress) -> Generator[Prediction, None, None]:
     like = next(model.parameters())
-    for begin in range(0, len(files), batch_size):
-        read = [_read(file, inputs) for file in files[begin : begin + batch_size]]
-        tensors = [x for x, _ in read if x is not None]
-        guesses: Iterator[List[Guess]] = iter(())
-        if tensors:
-            with torch.inference_mode():
-                logits = model(torch.stack(tensors).to(like))
-            if logits.shape != (len(tensors), len(labels)):
-                raise ValueError(f'the model gives {tuple(logits.shape)}, not ({len(tensors)}, {len(labels)}) logits')
-            probabilities = logits.float().softmax(-1)
-            values, indices = probabilities.topk(topk)
-            guesses = iter(_guesses(v, i, labels) for v, i in zip(values.tolist(), indices.tolist(), strict=True))
-        for file, (x, error) in zip(files[begin : begin + batch_size], read, strict=True):
-            yield Prediction(str(file), [] if x is None else next(guesses), error)
-        if bar is not None:
-            bar.update(len(read))
-    if bar is not None:
-        bar.close()
+    with progress_bar(len(files), inputs.kind.one, progress) as update:
+        for begin in range(0, len(files), batch_size):
+            read = [_read(file, inputs) for file in files[begin : begin + batch_size]]
+            tensors = [x for x, _ in read if x is not None]
+            guesses = iter(_guesses(model, torch.stack(tensors).to(like), labels, topk) if tensors else ())
+            for file, (x, error) in zip(files[begin : begin + batch_size], read, strict=True):
+                yield Prediction(str(file), [] if x is None else next(guesses), error)
+            update(len(read))
 
 
-def _guesses(values: Sequence[float], indices: Sequence[int], labels: Sequence[str]) -> List[Guess]:
-    return [Guess(i, labels[i], v) for v, i in zip(values, indices, strict=True)]
+def _guesses(model: nn.Module, x: torch.Tensor, labels: Sequence[str], topk: int) -> List[List[Guess]]:
+    """The most probable classes of each input of a batch."""
+    with torch.inference_mode():
+        logits = model(x)
+    if logits.shape != (len(x), len(labels)):
+        raise ValueError(f'the model gives {tuple(logits.shape)}, not ({len(x)}, {len(labels)}) logits')
+    probable = logits.float().softmax(-1).topk(topk)
+    return [
+        [Guess(i, labels[i], v) for v, i in zip(values, indices, strict=True)]
+        for values, indices in zip(probable.values.tolist(), probable.indices.tolist(), strict=True)
+    ]
 
 
 def _read(file: PathLike, inputs: Inputs) -> Tuple[Optional[torch.Tensor], Optional[str]]:

@@ -4,13 +4,14 @@ All but those of optical flow need matplotlib (extra `plot`).
 """
 
 from .attention import class_token_attention, decoder_attention, latent_attention, lca_attention, plot_attention
-from .flow import FlowFiles, colour_wheel, flow_colours, plot_flow, write_flow_image
+from .flow import FlowFiles, check_flow_files, colour_wheel, flow_colours, plot_flow, write_flow_image
 from .islands import LevelIslands, island_sheet, pca_rgb, plot_islands
 from .sheets import class_token_sheet, latent_sheet, learning_curve, new_figure, prediction_sheet
 
 __all__ = [
     'FlowFiles',
     'LevelIslands',
+    'check_flow_files',
     'class_token_attention',
     'class_token_sheet',
     'colour_wheel',

@@ -1,14 +1,14 @@
 """Optical flow in the colours of the field: the hue is the direction, the saturation the length."""
 
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional
+from typing import Any, Generator, NamedTuple, Optional, Union
 
 import torch
 from PIL import Image
 from torch import nn
 
-from timm_extra._files import PathLike, atomic_file, atomic_folder, check_output
-from timm_extra.flow import Video, VideoFlow, estimate_video_flow, known_flow, write_flo
+from timm_extra._files import PathLike, atomic_file, atomic_folder, check_folder, check_output
+from timm_extra.flow import Video, VideoFlow, as_flow, estimate_video_flow, known_flow, open_video, write_flo
 
 # from red over yellow, green, cyan, blue and magenta to red again, in steps that look alike
 STEPS = (15, 6, 4, 11, 13, 6)
@@ -27,7 +27,7 @@ def colour_wheel() -> torch.Tensor:
     return torch.cat(parts).float()
 
 
-def flow_colours(flow: torch.Tensor, max_flow: Optional[float] = None) -> torch.Tensor:
+def flow_colours(flow: Any, max_flow: Optional[float] = None) -> torch.Tensor:
     """Colours of optical flow: no motion is white, to the right red, down yellow, to the left cyan, up violet.
 
     The wheel of Baker et al. (A Database and Evaluation Methodology for Optical Flow, ICCV 2007), as in
@@ -36,17 +36,17 @@ def flow_colours(flow: torch.Tensor, max_flow: Optional[float] = None) -> torch.
     knows neither of the two, and adds float32's epsilon to the maximum, which shows where that is below 1e-4.
 
     Args:
-        flow: (2, H, W) in pixels, x to the right and y down; unknown where `timm_extra.flow.known_flow` says so.
+        flow: Tensor or NumPy array (2, H, W) in pixels, x to the right and y down; unknown where
+            `timm_extra.flow.known_flow` says so.
         max_flow: Length in pixels that has the full colour; that of the longest known flow when None.
 
     Returns:
         (3, H, W) RGB, uint8.
 
     Raises:
-        ValueError: The shape is another, or the maximum is not positive.
+        ValueError: It is neither, has another shape or no pixels, or the maximum is not positive.
     """
-    if flow.ndim != 3 or flow.shape[0] != 2:
-        raise ValueError(f'flow must be (2, H, W), got {tuple(flow.shape)}')
+    flow = as_flow(flow, single=True)
     _check_max_flow(max_flow)
     known = known_flow(flow)
     flow = torch.where(known, flow.detach(), 0).double()
@@ -64,21 +64,24 @@ def flow_colours(flow: torch.Tensor, max_flow: Optional[float] = None) -> torch.
     return (255 * colours * known.unsqueeze(-1)).floor().byte().permute(2, 0, 1)
 
 
-def write_flow_image(flow: torch.Tensor, path: PathLike, max_flow: Optional[float] = None) -> Path:
+def write_flow_image(flow: Any, path: PathLike, max_flow: Optional[float] = None) -> Path:
     """Write optical flow in the colours of `flow_colours` as an image file.
 
     Args:
         flow: As in `flow_colours`, like `max_flow`.
-        path: File to write, of the kind that its extension names; PNG keeps the colours.
+        path: File to write, of the kind that its extension names, which Pillow has to know; PNG keeps the colours.
         max_flow: Likewise.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: As in `flow_colours`.
+        ValueError: As in `flow_colours`, and for an extension of no images.
     """
     path = Path(path)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        said = f'the extension {path.suffix!r}' if path.suffix else 'no extension'
+        raise ValueError(f'{path} has {said}, which says no kind of image: name it .png')
     image = Image.fromarray(flow_colours(flow, max_flow).permute(1, 2, 0).cpu().numpy())
     with atomic_file(path) as aside:
         image.save(aside)
@@ -107,19 +110,19 @@ class FlowFiles(NamedTuple):
 
 def plot_flow(
     model: nn.Module,
-    video: Video,
+    video: Union[Video, PathLike],
     folder: PathLike,
     *,
     max_flow: Optional[float] = None,
     device: str = 'auto',
     progress: bool = False,
     force: bool = False,
-) -> Iterator[FlowFiles]:
+) -> Generator[FlowFiles, None, None]:
     """Estimate the flow between successive frames and write each as `.flo` and PNG, named as its first frame.
 
     Args:
         model: As in `timm_extra.flow.estimate_video_flow`, like `device` and `progress`.
-        video: What `timm_extra.flow.open_frames` or `open_video` gives.
+        video: What `timm_extra.flow.open_frames` or `open_video` gives, or what the latter takes.
         folder: Folder to write to, made if absent.
         max_flow: As in `flow_colours`.
         device: Likewise.
@@ -130,15 +133,13 @@ def plot_flow(
         One entry for each pair of successive frames, in order, as they are written.
 
     Raises:
-        FileExistsError: A file to write is there; before anything is computed.
-        NotADirectoryError: The folder is a file.
+        OSError: As in `check_flow_files`; before anything is computed.
         ValueError: As in `flow_colours` and `estimate_video_flow`.
     """
-    _check_max_flow(max_flow)
-    folder = Path(folder)
-    _check_folder(folder, video, force)
+    video = open_video(video) if isinstance(video, (str, Path)) else video
+    check_flow_files(video, folder, max_flow=max_flow, force=force)
     found = estimate_video_flow(model, video, device=device, progress=progress)
-    return (_write(pair, folder, max_flow) for pair in found)
+    return (_write(pair, Path(folder), max_flow) for pair in found)
 
 
 def _check_max_flow(max_flow: Optional[float]) -> None:
@@ -146,10 +147,26 @@ def _check_max_flow(max_flow: Optional[float]) -> None:
         raise ValueError(f'`max_flow` must be positive and finite, got {max_flow}')
 
 
-def _check_folder(folder: Path, video: Video, force: bool) -> None:
-    """Refuse files that would be written over, with `force` too where they are what is read."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f'{folder} is a file, not a folder to write to')
+def check_flow_files(video: Video, folder: PathLike, *, max_flow: Optional[float] = None, force: bool = False) -> None:
+    """Refuse what `plot_flow` refuses, without a model, as one that would have to be downloaded first.
+
+    Args:
+        video: As in `plot_flow`, like `folder`, `max_flow` and `force`.
+        folder: Likewise.
+        max_flow: Likewise.
+        force: Likewise.
+
+    Raises:
+        FileExistsError: A file to write is there.
+        NotADirectoryError: The folder, or one that it lies in, is a file.
+        PermissionError: The folder cannot be written to.
+        ValueError: A file to write is one of the frames, or the maximum is not positive.
+    """
+    if not isinstance(video, Video):
+        raise ValueError(f'the video must be what open_video gives, got {type(video).__name__}')
+    _check_max_flow(max_flow)
+    folder = Path(folder)
+    check_folder(folder)
     if not folder.exists():
         return
     if video.images:

@@ -1,0 +1,487 @@
+"""Attention of a grid's positions to keys on a GPU: queries never exist, nor scores outside of registers.
+
+With x = [content, features of the line, features along it] and x̂ = (x − mean) · rstd, a score is
+
+    scale · rstd · (content·k₀ + line product + product along − mean · Σk) + bias
+
+where the products of the features with their parts of the keys are matrices in float32, with a row for each line and
+one for each position along it, and mean and rstd are made beforehand. What is left of a score is one product of the
+content, in the dtype of the keys. Tables are moved by their mean as in `Grid`, content is as given: the product of the
+shift with Σk₀ is part of the lines'.
+
+Positions are a program's rows in the passes over keys. The pass for the gradients of keys walks over the lines with a
+block of keys and one of positions along them: the weights' sums over lines stay in registers, those along lines are
+stored, and the gradients of tables and of their parts of the keys are products of these sums. No sums are atomic.
+Weights are rounded to the dtype of products before all of their sums, which so cancel where exact ones do.
+"""
+
+import math
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from .._grid import Grid, GridGradients, Tile, cut
+from .._pieces import (
+    add_product,
+    load_pieces,
+    product,
+    round_up,
+    scale_pieces,
+    split_loop,
+    store_pieces,
+    zero_pieces,
+)
+from .._target import describe, target
+from .._tiles import tile_budget
+from . import product_dtype
+from .tiles import Tiles, config
+
+LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
+LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))
+# Sizes, which change from call to call: a kernel that was compiled for one serves all, divisible by 16 or not.
+SIZES = ['c', 'heads', 'items', 'N', 'length', 'lines', 'MP', 'blocks', 'each', 'cb', 'sb']
+
+
+@triton.jit
+def _content(CONTENT, b, n, cb, c, N, CP: tl.constexpr, LIKE):
+    # (CP, positions) of content (B, c, N), zeros beyond c
+    k = tl.arange(0, CP)
+    place = CONTENT + b * cb + k[:, None].to(tl.int64) * N + n[None, :]
+    return tl.load(place, mask=k[:, None] < c, other=0.0).to(LIKE.dtype.element_ty)
+
+
+@triton.jit
+def _before_weights(KEYS, ALONG, LINES, SUMS, i, m0, x, mean, col, line, length, lines, MP, CP: tl.constexpr,
+                    BN: tl.constexpr):  # fmt: skip
+    # (positions, BN): scores less bias, over scale · rstd; and the keys (BN, CP) of it
+    m = m0 + tl.arange(0, BN)
+    u = tl.load(ALONG + i * length * MP + col[:, None] * MP + m[None, :])
+    u += tl.load(LINES + i * lines * MP + line[:, None] * MP + m[None, :])
+    u -= mean[:, None] * tl.load(SUMS + i * MP + m)[None, :]
+    if CP > 0:
+        k = tl.load(KEYS + (i * MP + m)[:, None] * CP + tl.arange(0, CP)[None, :])
+        u = tl.dot(tl.trans(x), tl.trans(k), u, input_precision='ieee')
+        return u, k
+    else:
+        return u, u
+
+
+@triton.jit
+def _not_above_one(s):
+    # 2^s of scores less their log-sum-exp; where both are so large that rounding leaves more than 0, 1
+    return tl.exp2(tl.where(s > 0, 0.0, s))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _grid_query_fwd_kernel(
+    CONTENT, KEYS, VALUES, ALONG, LINES, SUMS, BIAS, MEAN, RSTD, OUT, LSE, factor,
+    c, heads, N, length, lines, MP, blocks, cb, sb,
+    D: tl.constexpr, DP: tl.constexpr, CP: tl.constexpr,
+    WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    # CONTENT (B, c, N), of batch stride cb; KEYS (I, MP, CP), VALUES (I, MP, DP), ALONG (I, length, MP),
+    # LINES (I, lines, MP), SUMS and BIAS (I, MP), −∞ in the padding; I = B · heads. MEAN and RSTD (B, N), of batch
+    # stride sb; OUT (I, N, D), LSE (I, N). The factor makes scores powers of 2
+    block = tl.program_id(0) % blocks
+    i = (tl.program_id(0) // blocks).to(tl.int64)
+    b = i // heads
+    MP = tl.multiple_of(MP, 16)
+    rows = tl.arange(0, BM)
+    n = tl.minimum(block * BM + rows, N - 1)
+    mean = tl.load(MEAN + b * sb + n)
+    steep = tl.load(RSTD + b * sb + n) * factor
+    x = mean
+    if CP > 0:
+        x = _content(CONTENT, b, n, cb, c, N, CP, KEYS)
+    top = tl.full([BM], LOWEST, tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    sums = zero_pieces(BM, WIDTHS)
+    for m0 in tl.range(0, MP, BN, num_stages=STAGES):
+        u, _ = _before_weights(
+            KEYS, ALONG, LINES, SUMS, i, m0, x, mean, n % length, n // length, length, lines, MP, CP, BN
+        )
+        s = u * steep[:, None] + tl.load(BIAS + i * MP + m0 + tl.arange(0, BN))[None, :]
+        new = tl.maximum(top, tl.max(s, 1))
+        p = tl.exp2(s - new[:, None])
+        less = tl.exp2(top - new)
+        total = total * less + tl.sum(p, 1)
+        v = load_pieces(VALUES + (i * MP + m0) * DP, tl.arange(0, BN), DP, WIDTHS)
+        sums = add_product(scale_pieces(sums, less[:, None]), p.to(VALUES.dtype.element_ty), v)
+        top = new
+    none = total == 0
+    sums = scale_pieces(sums, (1.0 / tl.where(none, 1.0, total))[:, None])
+    first = i * N + block.to(tl.int64) * BM
+    inside = rows < N - block * BM
+    store_pieces(OUT + first * D, sums, rows, inside, D, WIDTHS)
+    lse = tl.where(none, float('inf'), (top + tl.log2(total)) / LOG2E)
+    tl.store(LSE + first + rows, lse, mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _grid_query_bwd_q_kernel(
+    CONTENT, KEYS, VALUES, ALONG, LINES, SUMS, BIAS, MEAN, RSTD, G, LSE, DELTA, DCONTENT, WEIGHED, PRODUCTS, factor,
+    c, heads, N, length, lines, MP, blocks, cb, sb,
+    D: tl.constexpr, DP: tl.constexpr, CP: tl.constexpr,
+    WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    # as above; G (I, N, DP), LSE and DELTA (I, N). Of weights w, the gradient of a score times rstd: DCONTENT (I, c, N)
+    # Σ w·k₀, WEIGHED (I, N) Σ w·Σk, and PRODUCTS (I, N) Σ w·u
+    block = tl.program_id(0) % blocks
+    i = (tl.program_id(0) // blocks).to(tl.int64)
+    b = i // heads
+    MP = tl.multiple_of(MP, 16)
+    rows = tl.arange(0, BM)
+    n = tl.minimum(block * BM + rows, N - 1)
+    mean = tl.load(MEAN + b * sb + n)
+    rstd = tl.load(RSTD + b * sb + n)
+    lse = tl.load(LSE + i * N + n) * LOG2E
+    delta = tl.load(DELTA + i * N + n)
+    g = load_pieces(G + i * N * DP, n.to(tl.int64), DP, WIDTHS)
+    x = mean
+    if CP > 0:
+        x = _content(CONTENT, b, n, cb, c, N, CP, KEYS)
+        total = tl.zeros([BM, CP], tl.float32)
+    weighed = tl.zeros([BM], tl.float32)
+    products = tl.zeros([BM], tl.float32)
+    for m0 in tl.range(0, MP, BN, num_stages=STAGES):
+        u, k = _before_weights(
+            KEYS, ALONG, LINES, SUMS, i, m0, x, mean, n % length, n // length, length, lines, MP, CP, BN
+        )
+        m = i * MP + m0 + tl.arange(0, BN)
+        p = _not_above_one(u * (rstd * factor)[:, None] + tl.load(BIAS + m)[None, :] - lse[:, None])
+        v = load_pieces(VALUES + (i * MP + m0) * DP, tl.arange(0, BN), DP, WIDTHS)
+        w = (p * (product(g, v) - delta[:, None]) * rstd[:, None]).to(KEYS.dtype.element_ty)
+        if CP > 0:
+            total = tl.dot(w, k, total, input_precision='ieee')
+        w = w.to(tl.float32)
+        weighed += tl.sum(w * tl.load(SUMS + m)[None, :], 1)
+        products += tl.sum(w * u, 1)
+    first = i * N + n
+    inside = block * BM + rows < N
+    tl.store(WEIGHED + first, weighed, mask=inside)
+    tl.store(PRODUCTS + first, products, mask=inside)
+    if CP > 0:
+        k = tl.arange(0, CP)
+        place = DCONTENT + (i * c + k[None, :]) * N + n[:, None]
+        tl.store(place, total, mask=inside[:, None] & (k < c)[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _grid_query_bwd_k_kernel(
+    CONTENT, KEYS, VALUES, ALONG, LINES, SUMS, BIAS, MEAN, RSTD, G, LSE, DELTA,
+    DALONG, DLINES, DKEYS, DVALUES, MEANS, DBIAS, factor,
+    c, heads, items, N, length, lines, MP, blocks, each, cb, sb,
+    D: tl.constexpr, DP: tl.constexpr, CP: tl.constexpr,
+    WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    # as above, with scores (BN, BM) on their side, BM positions along a line; a part has `each` of these. Sums of w:
+    # DALONG (I, length, MP) over lines, DLINES (blocks along, I, lines, MP) along them; and unless these are None, of
+    # each part, DKEYS (parts, I, MP, CP) Σ w·content, MEANS (parts, I, MP) Σ w·mean, DBIAS Σ w/rstd, DVALUES
+    # (parts, I, MP, D) Σ p·g
+    block = tl.program_id(0) % blocks
+    rest = tl.program_id(0) // blocks
+    i = (rest % items).to(tl.int64)
+    part = rest // items
+    b = i // heads
+    MP = tl.multiple_of(MP, 16)
+    m = i * MP + block * BN + tl.arange(0, BN)
+    v = load_pieces(VALUES + (i * MP + block * BN) * DP, tl.arange(0, BN), DP, WIDTHS)
+    summed = tl.load(SUMS + m)
+    bias = tl.load(BIAS + m)
+    if CP > 0:
+        k = tl.load(KEYS + m[:, None] * CP + tl.arange(0, CP)[None, :])
+        dkeys = tl.zeros([BN, CP], tl.float32)
+    dvalues = zero_pieces(BN, WIDTHS)
+    means = tl.zeros([BN], tl.float32)
+    dbias = tl.zeros([BN], tl.float32)
+    start = tl.multiple_of(part * each, BM)
+    for w0 in range(start, tl.minimum(start + each, length), BM):
+        col = w0 + tl.arange(0, BM)
+        inside = col < length
+        col = tl.minimum(col, length - 1)
+        at = i * length * MP + col[None, :] * MP + (block * BN + tl.arange(0, BN))[:, None]
+        along = tl.load(ALONG + at)
+        dalong = tl.zeros([BN, BM], tl.float32)
+        for line in tl.range(0, lines, num_stages=STAGES):
+            n = line * length + col
+            mean = tl.load(MEAN + b * sb + n)
+            rstd = tl.load(RSTD + b * sb + n)
+            lse = tl.load(LSE + i * N + n, mask=inside, other=float('inf')) * LOG2E  # beyond the line p is 0
+            delta = tl.load(DELTA + i * N + n)
+            g = load_pieces(G + i * N * DP, n.to(tl.int64), DP, WIDTHS)
+            u = along + tl.load(LINES + i * lines * MP + line * MP + block * BN + tl.arange(0, BN))[:, None]
+            u -= summed[:, None] * mean[None, :]
+            if CP > 0:
+                x = _content(CONTENT, b, n, cb, c, N, CP, KEYS)
+                u = tl.dot(k, x, u, input_precision='ieee')
+            p = _not_above_one(u * (rstd * factor)[None, :] + bias[:, None] - lse[None, :])
+            ds = p * (product(v, g) - delta[None, :])
+            w = (ds * rstd[None, :]).to(KEYS.dtype.element_ty)
+            wide = w.to(tl.float32)
+            dalong += wide
+            to = (tl.cast(w0 // BM, tl.int64) * items + i) * lines + line
+            tl.store(DLINES + to * MP + block * BN + tl.arange(0, BN), tl.sum(wide, 1))
+            if DVALUES is not None:
+                means += tl.sum(wide * mean[None, :], 1)
+                dbias += tl.sum(ds, 1)
+                dvalues = add_product(dvalues, p.to(VALUES.dtype.element_ty), g)
+                if CP > 0:
+                    dkeys = tl.dot(w, tl.trans(x), dkeys, input_precision='ieee')
+        tl.store(DALONG + at, dalong, mask=inside[None, :])
+    if DVALUES is not None:
+        to = part.to(tl.int64) * items * MP + m
+        tl.store(MEANS + to, means)
+        tl.store(DBIAS + to, dbias)
+        store_pieces(DVALUES, dvalues, to, to >= 0, D, WIDTHS)
+        if CP > 0:
+            tl.store(DKEYS + to[:, None] * CP + tl.arange(0, CP)[None, :], dkeys)
+
+
+class _Operands(NamedTuple):
+    """What the kernels read, of I = B·H items and M keys, padded to MP.
+
+    Attributes:
+        grid: The grid.
+        features: Features of the lines (lines, F₀ + F₁).
+        parts: Keys that meet the content, the features of lines and those along them (I, M, ·) float32.
+        content: (B or 1, c, N).
+        keys: (I, MP, CP), those of the content.
+        values: (I, MP, DP).
+        along: Products of the features along lines (I, length, MP).
+        lines: Products of the features of lines, and of the shift (I, lines, MP).
+        sums: Of the keys over channels (I, MP).
+        bias: (I, MP), in powers of 2.
+        mean: Of the vectors (B or 1, N), less the shift.
+        rstd: 1 / deviation (B or 1, N).
+    """
+
+    grid: Grid
+    features: torch.Tensor
+    parts: Tuple[torch.Tensor, ...]
+    content: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    along: torch.Tensor
+    lines: torch.Tensor
+    sums: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    rstd: torch.Tensor
+
+    @property
+    def tensors(self) -> Tuple[torch.Tensor, ...]:
+        """Those that kernels take, in their order."""
+        return self[3:]
+
+    def shared(self, D: int, tiles: Tiles) -> dict:
+        """Sizes and constants that all kernels take."""
+        c, N = self.content.shape[1:]
+        return dict(
+            c=c,
+            N=N,
+            length=self.along.shape[1],
+            lines=self.lines.shape[1],
+            MP=self.sums.shape[1],
+            cb=0 if self.content.shape[0] == 1 else c * N,
+            sb=0 if self.mean.shape[0] == 1 else N,
+            D=D,
+            DP=self.values.shape[2],
+            CP=self.keys.shape[2],
+            **tiles.constants,
+        )
+
+
+def _operands(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    content: torch.Tensor,
+    axes: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    eps: Optional[float],
+    MP: int,
+) -> _Operands:
+    grid = Grid(content, axes, torch.float32, eps)
+    c, missing = content.shape[1], MP - k.shape[2]
+    dtype = product_dtype(k, v, content)
+    wide = k.flatten(0, 1).float()
+    own, of_lines, along = parts = wide.split([c, sum(grid.features[:2]), grid.features[2]], -1)
+    features = grid.line_features(slice(0, grid.content.shape[2]))
+
+    def padded(t: torch.Tensor, channels: int = 0, value: float = 0.0) -> torch.Tensor:
+        """(I, M, …) with rows up to MP and more channels."""
+        more = (0, channels, 0, missing) if t.ndim == 3 else (0, missing)
+        return (F.pad(t, more, value=value) if channels or missing else t).contiguous()
+
+    of_shift = (own.sum(-1) * grid.shift).unsqueeze(1)
+    return _Operands(
+        grid,
+        features,
+        parts,
+        grid.content.flatten(2).contiguous(),
+        padded(k.flatten(0, 1)[..., :c].to(dtype), _padded_channels(c) - c),
+        padded(v.flatten(0, 1).to(dtype), -v.shape[3] % 16),
+        F.pad(grid.table(2) @ along.mT, (0, missing)),
+        F.pad(features @ of_lines.mT - of_shift, (0, missing)),
+        padded(wide.sum(-1)),
+        padded(bias.flatten(0, 1).float() * math.log2(math.e), value=-math.inf),
+        *_statistics(grid),
+    )
+
+
+def _padded_channels(c: int) -> int:
+    return max(16, triton.next_power_of_2(c)) if c else 0
+
+
+def _statistics(grid: Grid) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1 / deviation (B or 1, N) of the grid's vectors."""
+    B = grid.content.shape[0]
+    mean, rstd = (grid.shift.new_empty(B, *grid.content.shape[2:]) for _ in range(2))
+    for tile in _cut(grid):
+        place = slice(None), tile.lines, tile.along
+        mean[place], rstd[place] = grid.statistics(grid.shifted(0, B, tile), tile)
+    return mean.flatten(1), rstd.flatten(1)
+
+
+def _cut(grid: Grid) -> List[Tile]:
+    """Tiles of the grid whose content is no more than PyTorch should look at together."""
+    B, c, lines, length = grid.content.shape
+    n = max(1, tile_budget(grid.content.device) // (B * max(c, 1)))
+    return list(cut(slice(0, lines), slice(0, length), n, length))
+
+
+def _tiles(kernel: str, v: torch.Tensor, content: torch.Tensor) -> Tiles:
+    D, c = v.shape[3], content.shape[1]
+    return config(kernel, describe(target(v.device)), round_up(D, 16), _padded_channels(c))
+
+
+def forward(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    content: torch.Tensor,
+    axes: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    scale: float,
+    eps: Optional[float],
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """As `eager.forward`, with products in the dtype of k, v and content where they have one of 16 bits."""
+    B, H, M, D = v.shape
+    tiles = _tiles('fwd', v, content)
+    given = _operands(k, v, content, axes, bias, eps, round_up(M, tiles.keys))
+    N = given.content.shape[2]
+    blocks = triton.cdiv(N, tiles.rows)
+    out, lse = (v.new_empty(shape, dtype=torch.float32) for shape in ((B, H, N, D), (B, H, N)))
+    _grid_query_fwd_kernel[(B * H * blocks,)](
+        *given.tensors, out, lse, scale * math.log2(math.e), heads=H, blocks=blocks, **given.shared(D, tiles)
+    )
+    return out, lse
+
+
+def backward(
+    grad: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    content: torch.Tensor,
+    axes: Sequence[torch.Tensor],
+    bias: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    eps: Optional[float],
+    needs_keys: bool,
+    needs_queries: bool,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, List[torch.Tensor], torch.Tensor]:
+    """As `eager.backward`, with products as in `forward`."""
+    H, M, D = v.shape[1:]
+    MP = round_up(M, max(_tiles(kernel, v, content).keys for kernel in ('bwd_q', 'bwd_k')))
+    given = _operands(k, v, content, axes, bias, eps, MP)
+    g = F.pad(grad.flatten(0, 1).to(given.values.dtype), (0, given.values.shape[2] - D)).contiguous()
+    # of the gradient as rounded for the products, so that what cancels there does cancel
+    delta = (g[..., :D].float() * out.flatten(0, 1)).sum(-1)
+    beside = g, lse.flatten(0, 1).contiguous(), delta
+    sums = _key_sums(given, beside, H, D, scale, _tiles('bwd_k', v, content), needs_keys)
+    dk, dv, dbias = (t.new_empty(t.shape if needs_keys else 0) for t in (k, v, bias))
+    if needs_keys:
+        for to, found in zip((dk, dv, dbias), sums.finish(given, M, scale)):
+            to.copy_(found.view(to.shape))
+    if not needs_queries:
+        return dk, dv, content.new_empty(0), [], dbias
+    of_content, of_tables = _query_gradients(given, beside, H, D, scale, _tiles('bwd_q', v, content), sums).finish(
+        content, axes
+    )
+    return dk, dv, of_content, of_tables, dbias
+
+
+class _KeySums(NamedTuple):
+    """Sums of weights over positions; what they are is said at `_grid_query_bwd_k_kernel`.
+
+    Attributes:
+        along: Over lines (I, length, MP).
+        lines: Along lines (I, lines, MP).
+        parts: DKEYS, DVALUES, MEANS and DBIAS, or None each.
+    """
+
+    along: torch.Tensor
+    lines: torch.Tensor
+    parts: Tuple[Optional[torch.Tensor], ...]
+
+    def finish(self, given: _Operands, M: int, scale: float) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of keys (I, M, C), values (I, M, D) and biases (I, M)."""
+        along, lines = self.along[..., :M], self.lines[..., :M]
+        own, dv, means, dbias = (t.sum(0)[:, :M] for t in self.parts)
+        own = own[..., : given.content.shape[1]] - (lines.sum(1) * given.grid.shift).unsqueeze(-1)
+        dk = torch.cat([own, lines.mT @ given.features, along.mT @ given.grid.table(2)], -1)
+        return (dk - means.unsqueeze(-1)) * scale, dv, dbias
+
+
+def _key_sums(
+    given: _Operands, beside: Tuple[torch.Tensor, ...], H: int, D: int, scale: float, tiles: Tiles, needs_keys: bool
+) -> _KeySums:
+    items, MP = given.sums.shape
+    (length, lines), CP = (t.shape[1] for t in (given.along, given.lines)), given.keys.shape[2]
+    blocks = MP // tiles.keys
+    each, parts = split_loop(items * blocks, length, tiles.rows, given.sums.device)
+    along = given.sums.new_empty(items, length, MP)
+    by_block = given.sums.new_empty(triton.cdiv(length, tiles.rows), items, lines, MP)
+    of_keys = [None] * 4
+    if needs_keys:
+        of_keys = [given.sums.new_empty(parts, items, MP, *channels) for channels in ((CP,), (D,), (), ())]
+    _grid_query_bwd_k_kernel[(items * blocks * parts,)](
+        *given.tensors, *beside, along, by_block, *of_keys, scale * math.log2(math.e),
+        heads=H, items=items, blocks=blocks, each=each, **given.shared(D, tiles),
+    )  # fmt: skip
+    return _KeySums(along, by_block.sum(0), tuple(of_keys))
+
+
+def _query_gradients(
+    given: _Operands, beside: Tuple[torch.Tensor, ...], H: int, D: int, scale: float, tiles: Tiles, sums: _KeySums
+) -> GridGradients:
+    grid, (_, of_lines, of_along) = given.grid, given.parts
+    (items, M), (B, c, N), sizes = of_lines.shape[:2], given.content.shape, grid.content.shape[2:]
+    blocks = triton.cdiv(N, tiles.rows)
+    found = [given.sums.new_empty(shape) for shape in ((items, c, N), (items, N), (items, N))]
+    _grid_query_bwd_q_kernel[(items * blocks,)](
+        *given.tensors, *beside, *found, scale * math.log2(math.e), heads=H, blocks=blocks, **given.shared(D, tiles)
+    )
+
+    def of_positions(t: torch.Tensor) -> torch.Tensor:
+        """(I, …, N) to (B or 1, …, lines, length), times the scale."""
+        t = t.unflatten(0, (-1, H)).sum(1)
+        return (t if B > 1 else t.sum(0, keepdim=True)).unflatten(-1, sizes) * scale
+
+    content, weighed, products = map(of_positions, found)
+    mean, rstd = (t.unflatten(-1, sizes) for t in (given.mean, given.rstd))
+    gradients = GridGradients(grid)
+    gradients.add_lines(slice(0, sizes[0]), (sums.lines[..., :M] @ of_lines).sum(0) * scale)
+    gradients.tables[2] += (sums.along[..., :M] @ of_along).sum(0) * scale
+    gradients.content += content
+    if grid.eps is None:
+        return gradients
+    for tile in _cut(grid):
+        place = slice(None), tile.lines, tile.along
+        a, slope = weighed[place] / grid.channels, products[place] * rstd[place].square() / grid.channels
+        shifted = grid.shifted(0, B, tile)
+        gradients.add(0, B, tile, -gradients.normalised(tile, shifted, mean[place], a, slope))
+    return gradients

@@ -21,9 +21,9 @@ def limits(
 ) -> Optional[str]:
     """What the kernels cannot do, or what PyTorch does with less work.
 
-    Multiply-adds per score, with c channels of content and D of values: forward c + D, backward 4 c + 3 D, as scores are
-    computed once for queries and once for keys. PyTorch: c + D and 3 c + 2 D. In float32 both run at one rate, where
-    `latent_cross_attention` counts what the kernels would have to reach.
+    Multiply-adds per score, with c channels of content and D of values: forward c + D, backward 5 c + 3 D, as scores
+    are computed once each for queries, keys and values. PyTorch: c + D and 3 c + 2 D. In float32 both run at one
+    rate, where `latent_cross_attention` counts what the kernels would have to reach.
     """
     gpu, channels, values = describe(target(k.device)), content.shape[1], v.shape[3]
     lines, length = math.prod(content.shape[2:-1]), content.shape[-1]

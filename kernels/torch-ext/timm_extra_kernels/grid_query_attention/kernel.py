@@ -172,37 +172,35 @@ def _grid_query_bwd_q_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def _grid_query_bwd_k_kernel(
     CONTENT, KEYS, VALUES, ALONG, LINES, SUMS, BIAS, MEAN, RSTD, G, LSE, DELTA,
-    DALONG, DLINES, DKEYS, DVALUES, MEANS, DBIAS, factor,
+    DALONG, DLINES, DKEYS, MEANS, DBIAS, factor,
     c, heads, items, N, length, lines, MP, blocks, each, cb, sb,
     D: tl.constexpr, DP: tl.constexpr, CP: tl.constexpr,
     WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # as above, with scores (BN, BM) on their side, BM positions along a line; a part has `each` of these. Sums of w:
-    # DALONG (I, length, MP) over lines, DLINES (blocks along, I, lines, MP) along them; and unless these are None, of
-    # each part, DKEYS (parts, I, MP, CP) Σ w·content, MEANS (parts, I, MP) Σ w·mean, DBIAS Σ w/rstd, DVALUES
-    # (parts, I, MP, D) Σ p·g
+    # DALONG (I, length, MP) over lines, DLINES (blocks along, I, lines, MP) along them; of each part, DKEYS
+    # (parts, I, MP, CP) Σ w·content, MEANS (parts, I, MP) Σ w·mean and DBIAS Σ w/rstd
     block = tl.program_id(0) % blocks
     rest = tl.program_id(0) // blocks
     i = (rest % items).to(tl.int64)
     part = rest // items
     b = i // heads
     MP = tl.multiple_of(MP, 16)
-    m = i * MP + block * BN + tl.arange(0, BN)
+    keys = block * BN + tl.arange(0, BN)
+    m = i * MP + keys
     v = load_pieces(VALUES + (i * MP + block * BN) * DP, tl.arange(0, BN), DP, WIDTHS)
     summed = tl.load(SUMS + m)
     bias = tl.load(BIAS + m)
     if CP > 0:
         k = tl.load(KEYS + m[:, None] * CP + tl.arange(0, CP)[None, :])
         dkeys = tl.zeros([BN, CP], tl.float32)
-    dvalues = zero_pieces(BN, WIDTHS)
     means = tl.zeros([BN], tl.float32)
     dbias = tl.zeros([BN], tl.float32)
     start = tl.multiple_of(part * each, BM)
     for w0 in range(start, tl.minimum(start + each, length), BM):
-        col = w0 + tl.arange(0, BM)
-        inside = col < length
-        col = tl.minimum(col, length - 1)
-        at = i * length * MP + col[None, :] * MP + (block * BN + tl.arange(0, BN))[:, None]
+        inside = w0 + tl.arange(0, BM) < length
+        col = tl.minimum(w0 + tl.arange(0, BM), length - 1)
+        at = i * length * MP + col[None, :] * MP + keys[:, None]
         along = tl.load(ALONG + at)
         dalong = tl.zeros([BN, BM], tl.float32)
         for line in tl.range(0, lines, num_stages=STAGES):
@@ -212,32 +210,68 @@ def _grid_query_bwd_k_kernel(
             lse = tl.load(LSE + i * N + n, mask=inside, other=float('inf')) * LOG2E  # beyond the line p is 0
             delta = tl.load(DELTA + i * N + n)
             g = load_pieces(G + i * N * DP, n.to(tl.int64), DP, WIDTHS)
-            u = along + tl.load(LINES + i * lines * MP + line * MP + block * BN + tl.arange(0, BN))[:, None]
+            u = along + tl.load(LINES + i * lines * MP + line * MP + keys)[:, None]
             u -= summed[:, None] * mean[None, :]
             if CP > 0:
                 x = _content(CONTENT, b, n, cb, c, N, CP, KEYS)
                 u = tl.dot(k, x, u, input_precision='ieee')
             p = _not_above_one(u * (rstd * factor)[None, :] + bias[:, None] - lse[None, :])
             ds = p * (product(v, g) - delta[None, :])
+            dbias += tl.sum(ds, 1)
             w = (ds * rstd[None, :]).to(KEYS.dtype.element_ty)
+            if CP > 0:
+                dkeys = tl.dot(w, tl.trans(x), dkeys, input_precision='ieee')
             wide = w.to(tl.float32)
             dalong += wide
+            means += tl.sum(wide * mean[None, :], 1)
             to = (tl.cast(w0 // BM, tl.int64) * items + i) * lines + line
-            tl.store(DLINES + to * MP + block * BN + tl.arange(0, BN), tl.sum(wide, 1))
-            if DVALUES is not None:
-                means += tl.sum(wide * mean[None, :], 1)
-                dbias += tl.sum(ds, 1)
-                dvalues = add_product(dvalues, p.to(VALUES.dtype.element_ty), g)
-                if CP > 0:
-                    dkeys = tl.dot(w, tl.trans(x), dkeys, input_precision='ieee')
+            tl.store(DLINES + to * MP + keys, tl.sum(wide, 1))
         tl.store(DALONG + at, dalong, mask=inside[None, :])
-    if DVALUES is not None:
-        to = part.to(tl.int64) * items * MP + m
-        tl.store(MEANS + to, means)
-        tl.store(DBIAS + to, dbias)
-        store_pieces(DVALUES, dvalues, to, to >= 0, D, WIDTHS)
+    to = part.to(tl.int64) * items * MP + m
+    tl.store(MEANS + to, means)
+    tl.store(DBIAS + to, dbias)
+    if CP > 0:
+        tl.store(DKEYS + to[:, None] * CP + tl.arange(0, CP)[None, :], dkeys)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _grid_query_bwd_v_kernel(
+    CONTENT, KEYS, VALUES, ALONG, LINES, SUMS, BIAS, MEAN, RSTD, G, LSE, DELTA, DVALUES, factor,
+    c, heads, items, N, length, lines, MP, blocks, each, cb, sb,
+    D: tl.constexpr, DP: tl.constexpr, CP: tl.constexpr,
+    WIDTHS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    # as above, with `each` positions of a part; DVALUES (parts, I, MP, D) Σ p·g
+    block = tl.program_id(0) % blocks
+    rest = tl.program_id(0) // blocks
+    i = (rest % items).to(tl.int64)
+    part = rest // items
+    b = i // heads
+    MP = tl.multiple_of(MP, 16)
+    keys = block * BN + tl.arange(0, BN)
+    m = i * MP + keys
+    summed = tl.load(SUMS + m)
+    bias = tl.load(BIAS + m)
+    if CP > 0:
+        k = tl.load(KEYS + m[:, None] * CP + tl.arange(0, CP)[None, :])
+    sums = zero_pieces(BN, WIDTHS)
+    start = tl.multiple_of(part * each, BM)
+    for n0 in tl.range(start, tl.minimum(start + each, N), BM, num_stages=STAGES):
+        inside = n0 + tl.arange(0, BM) < N
+        n = tl.minimum(n0 + tl.arange(0, BM), N - 1)
+        mean = tl.load(MEAN + b * sb + n)
+        steep = tl.load(RSTD + b * sb + n) * factor
+        lse = tl.load(LSE + i * N + n, mask=inside, other=float('inf')) * LOG2E
+        u = tl.load(ALONG + i * length * MP + (n % length)[None, :] * MP + keys[:, None])
+        u += tl.load(LINES + i * lines * MP + (n // length)[None, :] * MP + keys[:, None])
+        u -= summed[:, None] * mean[None, :]
         if CP > 0:
-            tl.store(DKEYS + to[:, None] * CP + tl.arange(0, CP)[None, :], dkeys)
+            u = tl.dot(k, _content(CONTENT, b, n, cb, c, N, CP, KEYS), u, input_precision='ieee')
+        p = _not_above_one(u * steep[None, :] + bias[:, None] - lse[None, :])
+        g = load_pieces(G + i * N * DP, n.to(tl.int64), DP, WIDTHS)
+        sums = add_product(sums, p.to(VALUES.dtype.element_ty), g)
+    rows = part.to(tl.int64) * items * MP + m
+    store_pieces(DVALUES, sums, rows, rows >= 0, D, WIDTHS)
 
 
 class _Operands(NamedTuple):
@@ -395,22 +429,20 @@ def backward(
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, List[torch.Tensor], torch.Tensor]:
     """As `eager.backward`, with products as in `forward`."""
     H, M, D = v.shape[1:]
-    MP = round_up(M, max(_tiles(kernel, v, content).keys for kernel in ('bwd_q', 'bwd_k')))
-    given = _operands(k, v, content, axes, bias, eps, MP)
+    tiles = {kernel: _tiles(kernel, v, content) for kernel in ('bwd_q', 'bwd_k', 'bwd_v')}
+    given = _operands(k, v, content, axes, bias, eps, round_up(M, max(t.keys for t in tiles.values())))
     g = F.pad(grad.flatten(0, 1).to(given.values.dtype), (0, given.values.shape[2] - D)).contiguous()
     # of the gradient as rounded for the products, so that what cancels there does cancel
     delta = (g[..., :D].float() * out.flatten(0, 1)).sum(-1)
-    beside = g, lse.flatten(0, 1).contiguous(), delta
-    sums = _key_sums(given, beside, H, D, scale, _tiles('bwd_k', v, content), needs_keys)
+    call = _Backward(given, (g, lse.flatten(0, 1).contiguous(), delta), H, M, D, scale)
+    sums = call.key_sums(tiles['bwd_k'])
     dk, dv, dbias = (t.new_empty(t.shape if needs_keys else 0) for t in (k, v, bias))
     if needs_keys:
-        for to, found in zip((dk, dv, dbias), sums.finish(given, M, scale)):
-            to.copy_(found.view(to.shape))
-    if not needs_queries:
-        return dk, dv, content.new_empty(0), [], dbias
-    of_content, of_tables = _query_gradients(given, beside, H, D, scale, _tiles('bwd_q', v, content), sums).finish(
-        content, axes
-    )
+        for to, found in ((dk, call.keys(sums)), (dv, call.values(tiles['bwd_v'])), (dbias, sums.bias)):
+            to.copy_(found[:, :M].view(to.shape))
+    of_content, of_tables = content.new_empty(0), []
+    if needs_queries:
+        of_content, of_tables = call.queries(tiles['bwd_q'], sums).finish(content, axes)
     return dk, dv, of_content, of_tables, dbias
 
 
@@ -420,68 +452,93 @@ class _KeySums(NamedTuple):
     Attributes:
         along: Over lines (I, length, MP).
         lines: Along lines (I, lines, MP).
-        parts: DKEYS, DVALUES, MEANS and DBIAS, or None each.
+        content: Of content (I, MP, CP).
+        means: Of means (I, MP).
+        bias: Of 1 / rstd (I, MP).
     """
 
     along: torch.Tensor
     lines: torch.Tensor
-    parts: Tuple[Optional[torch.Tensor], ...]
-
-    def finish(self, given: _Operands, M: int, scale: float) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of keys (I, M, C), values (I, M, D) and biases (I, M)."""
-        along, lines = self.along[..., :M], self.lines[..., :M]
-        own, dv, means, dbias = (t.sum(0)[:, :M] for t in self.parts)
-        own = own[..., : given.content.shape[1]] - (lines.sum(1) * given.grid.shift).unsqueeze(-1)
-        dk = torch.cat([own, lines.mT @ given.features, along.mT @ given.grid.table(2)], -1)
-        return (dk - means.unsqueeze(-1)) * scale, dv, dbias
+    content: torch.Tensor
+    means: torch.Tensor
+    bias: torch.Tensor
 
 
-def _key_sums(
-    given: _Operands, beside: Tuple[torch.Tensor, ...], H: int, D: int, scale: float, tiles: Tiles, needs_keys: bool
-) -> _KeySums:
-    items, MP = given.sums.shape
-    (length, lines), CP = (t.shape[1] for t in (given.along, given.lines)), given.keys.shape[2]
-    blocks = MP // tiles.keys
-    each, parts = split_loop(items * blocks, length, tiles.rows, given.sums.device)
-    along = given.sums.new_empty(items, length, MP)
-    by_block = given.sums.new_empty(triton.cdiv(length, tiles.rows), items, lines, MP)
-    of_keys = [None] * 4
-    if needs_keys:
-        of_keys = [given.sums.new_empty(parts, items, MP, *channels) for channels in ((CP,), (D,), (), ())]
-    _grid_query_bwd_k_kernel[(items * blocks * parts,)](
-        *given.tensors, *beside, along, by_block, *of_keys, scale * math.log2(math.e),
-        heads=H, items=items, blocks=blocks, each=each, **given.shared(D, tiles),
-    )  # fmt: skip
-    return _KeySums(along, by_block.sum(0), tuple(of_keys))
+class _Backward(NamedTuple):
+    """A call of `backward`: what its kernels read, heads H, keys M, channels D of values, and the scale.
 
+    Attributes:
+        given: As in the forward pass.
+        beside: G, LSE and DELTA.
+    """
 
-def _query_gradients(
-    given: _Operands, beside: Tuple[torch.Tensor, ...], H: int, D: int, scale: float, tiles: Tiles, sums: _KeySums
-) -> GridGradients:
-    grid, (_, of_lines, of_along) = given.grid, given.parts
-    (items, M), (B, c, N), sizes = of_lines.shape[:2], given.content.shape, grid.content.shape[2:]
-    blocks = triton.cdiv(N, tiles.rows)
-    found = [given.sums.new_empty(shape) for shape in ((items, c, N), (items, N), (items, N))]
-    _grid_query_bwd_q_kernel[(items * blocks,)](
-        *given.tensors, *beside, *found, scale * math.log2(math.e), heads=H, blocks=blocks, **given.shared(D, tiles)
-    )
+    given: _Operands
+    beside: Tuple[torch.Tensor, ...]
+    H: int
+    M: int
+    D: int
+    scale: float
 
-    def of_positions(t: torch.Tensor) -> torch.Tensor:
-        """(I, …, N) to (B or 1, …, lines, length), times the scale."""
-        t = t.unflatten(0, (-1, H)).sum(1)
-        return (t if B > 1 else t.sum(0, keepdim=True)).unflatten(-1, sizes) * scale
+    def _launch(self, kernel: triton.JITFunction, tiles: Tiles, programs: int, *outs: torch.Tensor, **sizes) -> None:
+        kernel[(programs,)](
+            *self.given.tensors, *self.beside, *outs, self.scale * math.log2(math.e), heads=self.H, **sizes,
+            **self.given.shared(self.D, tiles),
+        )  # fmt: skip
 
-    content, weighed, products = map(of_positions, found)
-    mean, rstd = (t.unflatten(-1, sizes) for t in (given.mean, given.rstd))
-    gradients = GridGradients(grid)
-    gradients.add_lines(slice(0, sizes[0]), (sums.lines[..., :M] @ of_lines).sum(0) * scale)
-    gradients.tables[2] += (sums.along[..., :M] @ of_along).sum(0) * scale
-    gradients.content += content
-    if grid.eps is None:
+    def _new(self, *shape: int) -> torch.Tensor:
+        return self.given.sums.new_empty(shape)
+
+    def key_sums(self, tiles: Tiles) -> _KeySums:
+        """Sums of weights by key."""
+        (items, MP), CP = self.given.sums.shape, self.given.keys.shape[2]
+        length, lines, blocks = self.given.along.shape[1], self.given.lines.shape[1], MP // tiles.keys
+        each, parts = split_loop(items * blocks, length, tiles.rows, self.given.sums.device)
+        along, by_block = self._new(items, length, MP), self._new(triton.cdiv(length, tiles.rows), items, lines, MP)
+        by_part = [self._new(parts, items, MP, *channels) for channels in ((CP,), (), ())]
+        self._launch(
+            _grid_query_bwd_k_kernel, tiles, items * blocks * parts, along, by_block, *by_part,
+            items=items, blocks=blocks, each=each,
+        )  # fmt: skip
+        return _KeySums(along, by_block.sum(0), *(t.sum(0) for t in by_part))
+
+    def keys(self, sums: _KeySums) -> torch.Tensor:
+        """Gradients of the keys (I, MP, C)."""
+        grid = self.given.grid
+        own = sums.content[..., : self.given.content.shape[1]] - (sums.lines.sum(1) * grid.shift).unsqueeze(-1)
+        dk = torch.cat([own, sums.lines.mT @ self.given.features, sums.along.mT @ grid.table(2)], -1)
+        return (dk - sums.means.unsqueeze(-1)) * self.scale
+
+    def values(self, tiles: Tiles) -> torch.Tensor:
+        """Gradients of the values (I, MP, D)."""
+        (items, MP), N = self.given.sums.shape, self.given.content.shape[2]
+        blocks = MP // tiles.keys
+        each, parts = split_loop(items * blocks, N, tiles.rows, self.given.sums.device)
+        dv = self._new(parts, items, MP, self.D)
+        self._launch(_grid_query_bwd_v_kernel, tiles, items * blocks * parts, dv, items=items, blocks=blocks, each=each)
+        return dv.sum(0)
+
+    def queries(self, tiles: Tiles, sums: _KeySums) -> GridGradients:
+        """Gradients of content and tables."""
+        grid, (_, of_lines, of_along) = self.given.grid, self.given.parts
+        items, (B, c, N), sizes = self.given.sums.shape[0], self.given.content.shape, grid.content.shape[2:]
+        blocks = triton.cdiv(N, tiles.rows)
+        found = [self._new(*shape) for shape in ((items, c, N), (items, N), (items, N))]
+        self._launch(_grid_query_bwd_q_kernel, tiles, items * blocks, *found, blocks=blocks)
+        content, weighed, products = (self._of_positions(t) for t in found)
+        mean, rstd = (t.unflatten(-1, sizes) for t in (self.given.mean, self.given.rstd))
+        gradients = GridGradients(grid)
+        gradients.content += content
+        gradients.add_lines(slice(0, sizes[0]), (sums.lines[..., : self.M] @ of_lines).sum(0) * self.scale)
+        gradients.tables[2] += (sums.along[..., : self.M] @ of_along).sum(0) * self.scale
+        for tile in _cut(grid) if grid.eps is not None else ():
+            place = slice(None), tile.lines, tile.along
+            a, slope = weighed[place] / grid.channels, products[place] * rstd[place].square() / grid.channels
+            shifted = grid.shifted(0, B, tile)
+            gradients.add(0, B, tile, -gradients.normalised(tile, shifted, mean[place], a, slope))
         return gradients
-    for tile in _cut(grid):
-        place = slice(None), tile.lines, tile.along
-        a, slope = weighed[place] / grid.channels, products[place] * rstd[place].square() / grid.channels
-        shifted = grid.shifted(0, B, tile)
-        gradients.add(0, B, tile, -gradients.normalised(tile, shifted, mean[place], a, slope))
-    return gradients
+
+    def _of_positions(self, t: torch.Tensor) -> torch.Tensor:
+        """(I, …, N) to (B or 1, …, lines, length), times the scale."""
+        t = t.unflatten(0, (-1, self.H)).sum(1)
+        t = t if self.given.content.shape[0] > 1 else t.sum(0, keepdim=True)
+        return t.unflatten(-1, self.given.grid.content.shape[2:]) * self.scale

@@ -38,28 +38,32 @@ TABLES: Dict[str, Dict[str, list]] = {
         fwd=[(512, 128, 99, 64, 32, 32, 2, 8)],
         bwd_q=[(512, 128, 99, 64, 32, 32, 1, 8)],
         bwd_k=[(512, 128, 99, 64, 32, 32, 1, 8)],
+        bwd_v=[(512, 128, 99, 64, 32, 32, 1, 8)],
     ),
     'wgmma': dict(
         fwd=[(512, 128, 227, 64, 64, 32, 2, 8)],
         bwd_q=[(512, 128, 227, 64, 64, 32, 2, 8)],
         bwd_k=[(512, 128, 227, 64, 32, 64, 2, 8)],
+        bwd_v=[(512, 128, 227, 64, 32, 64, 2, 8)],
     ),
     'tcgen05': dict(
         fwd=[(512, 128, 227, 64, 64, 32, 2, 8)],
         bwd_q=[(512, 128, 227, 64, 64, 32, 2, 8)],
         bwd_k=[(512, 128, 227, 64, 32, 64, 2, 8)],
+        bwd_v=[(512, 128, 227, 64, 32, 64, 2, 8)],
     ),
     'mfma': dict(
         fwd=[(512, 128, 64, 64, 32, 32, 1, 4)],
         bwd_q=[(512, 128, 64, 64, 32, 32, 1, 4)],
         bwd_k=[(512, 128, 64, 64, 32, 32, 1, 4)],
+        bwd_v=[(512, 128, 64, 64, 32, 32, 1, 4)],
     ),
-    INTERPRETER: {kernel: [(512, 128, 64, 16, 16, 32, 1, 8)] for kernel in ('fwd', 'bwd_q', 'bwd_k')},
+    INTERPRETER: {kernel: [(512, 128, 64, 16, 16, 32, 1, 8)] for kernel in ('fwd', 'bwd_q', 'bwd_k', 'bwd_v')},
 }
 
 
 def config(kernel: str, target: Target, values: int, channels: int) -> Tiles:
-    """Tiles of the kernel fwd, bwd_q or bwd_k for padded channels of values and of content."""
+    """Tiles of the kernel fwd, bwd_q, bwd_k or bwd_v for padded channels of values and of content."""
     for most_values, most_channels, shared, smallest, *rest in TABLES[target.unit][kernel]:
         if most_values >= values and most_channels >= channels and shared <= target.shared:
             return Tiles(cover(values, smallest), *rest)

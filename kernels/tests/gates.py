@@ -110,6 +110,7 @@ def limit(spec, direction, args):
 
 # The peak that getrusage knows is at least that of the process which started this one.
 PEAK = """
+import ctypes
 import re
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def status(field):
 
 
 def peak(call):
+    getattr(ctypes.CDLL(None), 'malloc_trim', int)(0)  # or a call takes what an earlier one has left
     Path('/proc/self/clear_refs').write_text('5')
     before = status('VmRSS')
     call()

@@ -1,5 +1,7 @@
 """Attention of a grid's positions to keys against a dense reference in float64, forward and gradients."""
 
+import math
+
 import pytest
 import torch
 from gates import printed_by
@@ -132,6 +134,67 @@ def test_masked_keys_have_no_influence(value):
     assert not found[1][0][1].any()
 
 
+@pytest.mark.usefixtures('_tiles')
+@pytest.mark.parametrize('lowest', [-math.inf, torch.finfo(torch.float64).min])
+@pytest.mark.parametrize('heads, eps', [(1, 1e-5), (2, 1e-5), (2, None)])
+def test_a_bias_of_minus_infinity_leaves_a_key_out(lowest, heads, eps):
+    """As the mask does; the largest negative number too, which a deviation of queries above 1 would make infinite."""
+    k, v, content, bias, *axes = (t.detach() for t in inputs((5, 3), heads, offset=3.0))
+    out = ~some_mask('some')[:, None].expand(-1, heads, -1)
+    if heads > 1:
+        out = torch.stack([out[:, 0], torch.zeros_like(out[:, 0])], 1)  # of one head alone
+    content = 9 * content
+    found = []
+    for function in (grid_query_attention, dense):
+        given = [t.clone().requires_grad_() for t in (k, v, content, bias.masked_fill(out, lowest), *axes)]
+        k_, v_, content_, bias_, *axes_ = given
+        options = dict(bias=bias_, scale=0.3, eps=eps)
+        result = function(k_, v_, content_, axes_, **options)
+        found.append((result, *torch.autograd.grad(result.square().sum(), given)))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
+    assert not found[0][4][out].any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_head_whose_keys_are_all_left_out_gives_zeros_and_no_gradients(dtype):
+    k, v, content, bias, *axes = (t.detach().to(dtype) for t in inputs((5, 3)))
+    bias[0, 1] = -math.inf
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1, 2:] = False  # of the others the bias leaves none
+    bias[1, :, :2] = -math.inf
+    given = [t.requires_grad_() for t in (k, v, content, bias, *axes)]
+    result = grid_query_attention(k, v, content, axes, bias=bias, scale=0.3, mask=mask)
+    alone = grid_query_attention(k[:1, :1], v[:1, :1], content[:1], axes, bias=bias[:1, :1], scale=0.3)
+    assert not result[0, 1].any() and not result[1].any()
+    torch.testing.assert_close(result[:1, :1], alone)
+    of_k, of_v, of_content, of_bias, *of_axes = torch.autograd.grad(result.square().sum(), given)
+    for gradient in (of_k, of_v, of_bias):
+        assert gradient[0, 0].any() and not gradient[0, 1].any() and not gradient[1].any()
+    assert not of_content[1].any() and all(t.isfinite().all() and t.any() for t in (of_content, *of_axes))
+
+
+def test_transforms_leave_keys_out_as_the_operator_does():
+    k, v, content, bias, *axes = (t.detach() for t in inputs((5, 3)))
+    bias[0, 1], bias[1, 0, 2] = -math.inf, -math.inf
+
+    def attend(values):
+        return grid_query_attention(k, values, content, axes, bias=bias, scale=0.3)
+
+    torch.testing.assert_close(torch.func.vmap(attend)(v[None])[0], attend(v))
+    found, tangent = torch.func.jvp(attend, (v,), (v,))
+    torch.testing.assert_close((found, tangent), (attend(v), attend(v)))
+
+
+def test_a_mask_wins_over_the_lowest_bias():
+    """Keys that take part count, however low their bias, as long as no other does."""
+    k, v, content, bias, *axes = (t.detach() for t in inputs((5, 3)))
+    mask = some_mask('some')
+    ours = grid_query_attention(k, v, content, axes, bias=torch.full_like(bias, -1e30), scale=0.3, mask=mask)
+    counted = mask[:, None, :, None] / mask.sum(1)[:, None, None, None]
+    torch.testing.assert_close(ours, (counted * v).sum(2, keepdim=True).expand_as(ours))
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     k, v, content, bias, *axes = (t.detach().to(dtype) for t in inputs((13, 17)))
@@ -223,8 +286,8 @@ def test_memory_does_not_grow_with_the_number_of_positions():
     """A matrix of all scores would need 56 MiB, the queries 35 MiB, as the table of the one axis does."""
     _, *two_axes, small, large = printed_by(MEMORY)
     for fewer, more in (two_axes, (small, large)):
-        assert more[0] < fewer[0] + 15, 'forward'
-        assert more[1] < fewer[1] + 15, 'backward'
+        assert more[0] < fewer[0] + 20, 'forward'
+        assert more[1] < fewer[1] + 20, 'backward'
 
 
 @pytest.mark.parametrize(

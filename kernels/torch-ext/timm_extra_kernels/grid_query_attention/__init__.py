@@ -9,11 +9,12 @@ from .._checks import check_floating, check_grid, check_mask
 from .._register import Operators
 from .._target import INTERPRETER, describe, target
 from .._tiles import compute_dtype
+from .naive import LOWEST
 from .tiles import CHANNELS, VALUES
 
 __all__ = ['grid_query_attention']
 LARGEST_MATRIX = 1 << 26  # elements of what the kernels have of each line, or position along one, and key
-LOWEST = -1e20  # the bias of keys that take no part: finite times any deviation, so that an item without any is not NaN
+LOWEST_GIVEN = 0.1 * LOWEST  # the bias of keys that take part: above the others by more than any softmax sees
 
 
 def limits(
@@ -70,7 +71,8 @@ OPERATORS = Operators(
 def prepare(k, v, content, axes, bias, scale, eps, mask) -> Tuple[Any, ...]:
     """Check the arguments of `grid_query_attention` and bring them into the operator's order.
 
-    Keys that take no part become zeros with a bias far below every score, and their values zeros.
+    Keys that take no part, by the mask or a bias of −inf, have a bias of `LOWEST`; what they hold by the mask becomes
+    zeros.
     """
     name, axes = 'grid_query_attention', list(axes)
     _check_keys(k, v, bias)
@@ -79,12 +81,15 @@ def prepare(k, v, content, axes, bias, scale, eps, mask) -> Tuple[Any, ...]:
     if content.shape[0] not in (1, k.shape[0]):
         raise ValueError(f'{name}: content has a batch of {content.shape[0]}, k of {k.shape[0]}')
     check_mask(name, mask, (k.shape[0], k.shape[2]), k.device)
+    dtype = compute_dtype(k, v, content, *axes, k if bias is None else bias)
     if bias is None:
-        bias = k.new_zeros(k.shape[:3])
+        bias = k.new_zeros(k.shape[:3], dtype=dtype)
+    else:
+        bias = bias.to(dtype).clamp(min=LOWEST_GIVEN).masked_fill(bias == -math.inf, LOWEST)
     if mask is not None:
         out = ~mask[:, None]  # (B, 1, M)
         k, v = (t.masked_fill(out[..., None], 0.0) for t in (k, v))  # 0 · NaN would not be 0
-        bias = bias.to(compute_dtype(k, v, content, *axes, bias)).masked_fill(out, LOWEST)
+        bias = bias.masked_fill(out, LOWEST)
     return k, v, content, axes, bias, float(scale), None if eps is None else float(eps)
 
 
@@ -113,6 +118,8 @@ def grid_query_attention(
             consist of position features alone.
         axes: One table (Sᵢ, Fᵢ) per spatial axis, as Fourier features of the positions along it.
         bias: Added to the scores of each key (B, H, M), as what a shift of the queries' normalisation leaves of them.
+            With −inf a key takes no part, and a head without any gives zeros, as in PyTorch's
+            `scaled_dot_product_attention`; softmax alone would give NaN. Other numbers below −1e19 count as −1e19.
         scale: Factor of the products of queries and keys.
         eps: Added to the variance in the layer normalisation of queries, which has no affine; None takes them as they
             are.

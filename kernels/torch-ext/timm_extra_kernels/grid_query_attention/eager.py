@@ -19,6 +19,7 @@ import torch
 from .._grid import Grid, GridGradients, Tile, evenly
 from .._tiles import Memory, Range, batch_step, compute_dtype, ranges, tile_budget
 from ..linear import linear
+from .naive import without_keys
 
 
 @torch.no_grad()
@@ -38,13 +39,13 @@ def forward(
         v: Values (B, H, M, D).
         content: (B or 1, c, *spatial).
         axes: One table (Sᵢ, Fᵢ) per spatial axis.
-        bias: Added to the scores of each key (B, H, M).
+        bias: Added to the scores of each key (B, H, M), finite; `LOWEST` for keys that take no part.
         scale: Factor of the products.
         eps: Added to the variance of a query; None for x̂ = x.
 
     Returns:
         Output (B, H, N, D), N the product of the spatial sizes, and log-sum-exp of the scores (B, H, N), in the dtype
-        of the arithmetic.
+        of the arithmetic; zeros and +inf for heads without keys.
     """
     B, H, M, D = v.shape
     grid = Grid(content, axes, compute_dtype(k, v, content, *axes, bias), eps)
@@ -61,6 +62,7 @@ def forward(
                 place = slice(b0, b1), slice(None), tile.lines, tile.along
                 _multiply(p, keys.v, keys.vt, out[place])
                 lse[place] = _log_sum_exp(scores, p).view(lse[place].shape)
+    lse.masked_fill_(without_keys(bias)[..., None, None], float('inf'))
     return out.flatten(2, 3), lse.flatten(2, 3)
 
 
@@ -132,6 +134,7 @@ def backward(
             if inputs:
                 inputs.add_along(along, keys, over_lines)
         if sums:
+            sums.vt.masked_fill_(keys.without, 0.0)
             for whole, part in zip((dk, dv, dbias), sums.finish(scale)):
                 whole[b0:b1] = part.unflatten(0, (-1, H))
     of_content, of_tables = inputs.finish(content, axes) if inputs else (content.new_empty(0), [])
@@ -201,6 +204,9 @@ class _Keys:
         parts = own.mT, -k.sum(-1).unsqueeze(1), bias.flatten(0, 1).to(grid.dtype).unsqueeze(1)
         self.rows = torch.cat(parts, 1)  # (b·H, c + 2, M), to be multiplied with those of the queries
         self.v = v.flatten(0, 1).to(grid.dtype).contiguous()  # (b·H, M, D)
+        self.without = without_keys(bias).view(-1, 1, 1)  # (b·H, 1, 1)
+        if self.without.device.type != 'cpu' or bool(self.without.any()):  # asking a GPU would cost more
+            self.v = self.v.masked_fill(self.without, 0.0)
         self.vt = self.v.mT
         if self.v.shape[0] == 1:  # `linear` takes matrices in rows
             self.vt = self.vt.contiguous()

@@ -37,6 +37,7 @@ from .._pieces import (
 from .._target import describe, target
 from .._tiles import tile_budget
 from . import product_dtype
+from .naive import LOWEST as LOWEST_BIAS
 from .tiles import Tiles, config
 
 LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
@@ -71,7 +72,7 @@ def _before_weights(KEYS, ALONG, LINES, SUMS, i, m0, x, mean, col, line, length,
 
 @triton.jit
 def _not_above_one(s):
-    # 2^s of scores less their log-sum-exp; where both are so large that rounding leaves more than 0, 1
+    # 2^s of scores less their log-sum-exp, 1 where these are so large that their rounding leaves more
     return tl.exp2(tl.where(s > 0, 0.0, s))
 
 
@@ -360,9 +361,14 @@ def _operands(
         F.pad(grid.table(2) @ along.mT, (0, missing)),
         F.pad(features @ of_lines.mT - of_shift, (0, missing)),
         padded(wide.sum(-1)),
-        padded(bias.flatten(0, 1).float() * math.log2(math.e), value=-math.inf),
+        padded(_in_powers_of_2(bias.flatten(0, 1)), value=-math.inf),
         *_statistics(grid),
     )
+
+
+def _in_powers_of_2(bias: torch.Tensor) -> torch.Tensor:
+    """Biases whose scores are powers of 2; −∞ for keys that take no part, so that they weigh 0 where no other does."""
+    return (bias.float() * math.log2(math.e)).masked_fill(bias <= LOWEST_BIAS, -math.inf)
 
 
 def _padded_channels(c: int) -> int:

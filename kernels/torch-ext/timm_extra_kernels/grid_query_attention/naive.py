@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 from ..fourier_cross_attention.naive import tokens
 
+LOWEST = -1e20  # the bias of keys that take no part: below every score, and finite times any deviation of a query
+
 
 def forward(
     k: torch.Tensor,
@@ -20,9 +22,16 @@ def forward(
     """softmax(scale · x̂ kᵀ + bias) v.
 
     k is (B, H, M, C), v (B, H, M, D), content (B or 1, c, *spatial), axes one table (Sᵢ, Fᵢ) per spatial axis and bias
-    (B, H, M); C = c + ΣFᵢ. Returns (B, H, N, D), N the product of the spatial sizes.
+    (B, H, M); C = c + ΣFᵢ. Returns (B, H, N, D), N the product of the spatial sizes; zeros for heads whose biases are
+    all `LOWEST`.
     """
     x = tokens(content, axes)  # (B or 1, N, C)
     if eps is not None:
         x = F.layer_norm(x, x.shape[-1:], None, None, eps)
-    return (x.unsqueeze(1) @ k.mT * scale + bias.unsqueeze(2)).softmax(-1) @ v
+    out = (x.unsqueeze(1) @ k.mT * scale + bias.unsqueeze(2)).softmax(-1) @ v
+    return out.masked_fill(without_keys(bias)[..., None, None], 0.0)
+
+
+def without_keys(bias: torch.Tensor) -> torch.Tensor:
+    """Which heads (B, H) have no key that takes part."""
+    return bias.amax(-1) <= LOWEST

@@ -13,9 +13,7 @@ from timm_extra_kernels._spec import SPECS
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EACH = [pytest.param(spec, id=spec.name) for spec in SPECS]
 BY_NAME = {spec.name: spec for spec in SPECS}
-KERNELS = [pytest.param(spec, id=spec.name) for spec in SPECS if spec.has_kernel]
 ALL = [pytest.param(spec, case, id=f'{spec.name}-{case.name}') for spec in SPECS for case in spec.cases]
-ALL_KERNELS = [param for param in ALL if param.values[0].has_kernel]
 
 
 def tensors(args):

@@ -151,7 +151,7 @@ def test_large_scores_do_not_overflow(dtype, device, launches):
 
 
 @pytest.mark.parametrize('wanted, not_launched', [('k', 'bwd_q'), ('content', 'bwd_v')])
-def test_gradients_that_nobody_needs_are_left_out(wanted, not_launched, dtype, device, launches):
+def test_gradients_that_are_not_needed_are_left_out(wanted, not_launched, dtype, device, launches):
     k, v, content, axes, bias, *_ = cases.inputs(SMALL, dtype, device)
     found = []
     for function in (grid_query_attention, exactly):

@@ -10,6 +10,7 @@ from .._register import Operators
 from .._target import INTERPRETER, describe, target
 from .._tiles import compute_dtype
 from .naive import LOWEST
+from .operands import product_dtype
 from .tiles import CHANNELS, VALUES
 
 __all__ = ['grid_query_attention']
@@ -28,7 +29,7 @@ def limits(
     """
     gpu, channels, values = describe(target(k.device)), content.shape[1], v.shape[3]
     lines, length = math.prod(content.shape[2:-1]), content.shape[-1]
-    keys = math.prod(k.shape[:3])
+    keys = k.shape[0] * k.shape[1] * -(-k.shape[2] // 64) * 64  # as padded at most
     if channels > CHANNELS:
         return f'{channels} content channels are more than {CHANNELS}'
     if values > VALUES:
@@ -45,12 +46,6 @@ def limits(
 
 
 limits.may_be_empty = ('content',)  # without channels
-
-
-def product_dtype(*tensors: torch.Tensor) -> torch.dtype:
-    """Dtype of the kernels' products: that of all tensors where it has 16 bits, else float32."""
-    (dtype, *others) = {t.dtype for t in tensors}
-    return torch.float32 if others else dtype
 
 
 def _fake(k, v, content, axes, bias, scale, eps):

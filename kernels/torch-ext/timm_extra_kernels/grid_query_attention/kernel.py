@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .._grid import Grid, GridGradients, Tile, cut
+from .._grid import GridGradients
 from .._pieces import (
     add_product,
     load_pieces,
@@ -35,9 +35,7 @@ from .._pieces import (
     zero_pieces,
 )
 from .._target import describe, target
-from .._tiles import tile_budget
-from . import product_dtype
-from .naive import LOWEST as LOWEST_BIAS
+from .operands import Operands, operands, padded_channels, tiles_of
 from .tiles import Tiles, config
 
 LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
@@ -275,126 +273,9 @@ def _grid_query_bwd_v_kernel(
     store_pieces(DVALUES, sums, rows, rows >= 0, D, WIDTHS)
 
 
-class _Operands(NamedTuple):
-    """What the kernels read, of I = B·H items and M keys, padded to MP.
-
-    Attributes:
-        grid: The grid.
-        features: Features of the lines (lines, F₀ + F₁).
-        parts: Keys that meet the content, the features of lines and those along them (I, M, ·) float32.
-        content: (B or 1, c, N).
-        keys: (I, MP, CP), those of the content.
-        values: (I, MP, DP).
-        along: Products of the features along lines (I, length, MP).
-        lines: Products of the features of lines, and of the shift (I, lines, MP).
-        sums: Of the keys over channels (I, MP).
-        bias: (I, MP), in powers of 2.
-        mean: Of the vectors (B or 1, N), less the shift.
-        rstd: 1 / deviation (B or 1, N).
-    """
-
-    grid: Grid
-    features: torch.Tensor
-    parts: Tuple[torch.Tensor, ...]
-    content: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    along: torch.Tensor
-    lines: torch.Tensor
-    sums: torch.Tensor
-    bias: torch.Tensor
-    mean: torch.Tensor
-    rstd: torch.Tensor
-
-    @property
-    def tensors(self) -> Tuple[torch.Tensor, ...]:
-        """Those that kernels take, in their order."""
-        return self[3:]
-
-    def shared(self, D: int, tiles: Tiles) -> dict:
-        """Sizes and constants that all kernels take."""
-        c, N = self.content.shape[1:]
-        return dict(
-            c=c,
-            N=N,
-            length=self.along.shape[1],
-            lines=self.lines.shape[1],
-            MP=self.sums.shape[1],
-            cb=0 if self.content.shape[0] == 1 else c * N,
-            sb=0 if self.mean.shape[0] == 1 else N,
-            D=D,
-            DP=self.values.shape[2],
-            CP=self.keys.shape[2],
-            **tiles.constants,
-        )
-
-
-def _operands(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    content: torch.Tensor,
-    axes: Sequence[torch.Tensor],
-    bias: torch.Tensor,
-    eps: Optional[float],
-    MP: int,
-) -> _Operands:
-    grid = Grid(content, axes, torch.float32, eps)
-    c, missing = content.shape[1], MP - k.shape[2]
-    dtype = product_dtype(k, v, content)
-    wide = k.flatten(0, 1).float()
-    own, of_lines, along = parts = wide.split([c, sum(grid.features[:2]), grid.features[2]], -1)
-    features = grid.line_features(slice(0, grid.content.shape[2]))
-
-    def padded(t: torch.Tensor, channels: int = 0, value: float = 0.0) -> torch.Tensor:
-        """(I, M, …) with rows up to MP and more channels."""
-        more = (0, channels, 0, missing) if t.ndim == 3 else (0, missing)
-        return (F.pad(t, more, value=value) if channels or missing else t).contiguous()
-
-    of_shift = (own.sum(-1) * grid.shift).unsqueeze(1)
-    return _Operands(
-        grid,
-        features,
-        parts,
-        grid.content.flatten(2).contiguous(),
-        padded(k.flatten(0, 1)[..., :c].to(dtype), _padded_channels(c) - c),
-        padded(v.flatten(0, 1).to(dtype), -v.shape[3] % 16),
-        F.pad(grid.table(2) @ along.mT, (0, missing)),
-        F.pad(features @ of_lines.mT - of_shift, (0, missing)),
-        padded(wide.sum(-1)),
-        padded(_in_powers_of_2(bias.flatten(0, 1)), value=-math.inf),
-        *_statistics(grid),
-    )
-
-
-def _in_powers_of_2(bias: torch.Tensor) -> torch.Tensor:
-    """Biases whose scores are powers of 2; −∞ for keys that take no part, so that they weigh 0 where no other does."""
-    return (bias.float() * math.log2(math.e)).masked_fill(bias <= LOWEST_BIAS, -math.inf)
-
-
-def _padded_channels(c: int) -> int:
-    return max(16, triton.next_power_of_2(c)) if c else 0
-
-
-def _statistics(grid: Grid) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / deviation (B or 1, N) of the grid's vectors."""
-    B = grid.content.shape[0]
-    mean, rstd = (grid.shift.new_empty(B, *grid.content.shape[2:]) for _ in range(2))
-    for tile in _cut(grid):
-        place = slice(None), tile.lines, tile.along
-        mean[place], rstd[place] = grid.statistics(grid.shifted(0, B, tile), tile)
-    return mean.flatten(1), rstd.flatten(1)
-
-
-def _cut(grid: Grid) -> List[Tile]:
-    """Tiles of the grid whose content is no more than PyTorch should look at together."""
-    B, c, lines, length = grid.content.shape
-    n = max(1, tile_budget(grid.content.device) // (B * max(c, 1)))
-    return list(cut(slice(0, lines), slice(0, length), n, length))
-
-
 def _tiles(kernel: str, v: torch.Tensor, content: torch.Tensor) -> Tiles:
     D, c = v.shape[3], content.shape[1]
-    return config(kernel, describe(target(v.device)), round_up(D, 16), _padded_channels(c))
+    return config(kernel, describe(target(v.device)), round_up(D, 16), padded_channels(c))
 
 
 def forward(
@@ -409,7 +290,7 @@ def forward(
     """As `eager.forward`, with products in the dtype of k, v and content where they have one of 16 bits."""
     B, H, M, D = v.shape
     tiles = _tiles('fwd', v, content)
-    given = _operands(k, v, content, axes, bias, eps, round_up(M, tiles.keys))
+    given = operands(k, v, content, axes, bias, eps, round_up(M, tiles.keys))
     N = given.content.shape[2]
     blocks = triton.cdiv(N, tiles.rows)
     out, lse = (v.new_empty(shape, dtype=torch.float32) for shape in ((B, H, N, D), (B, H, N)))
@@ -436,7 +317,7 @@ def backward(
     """As `eager.backward`, with products as in `forward`."""
     H, M, D = v.shape[1:]
     tiles = {kernel: _tiles(kernel, v, content) for kernel in ('bwd_q', 'bwd_k', 'bwd_v')}
-    given = _operands(k, v, content, axes, bias, eps, round_up(M, max(t.keys for t in tiles.values())))
+    given = operands(k, v, content, axes, bias, eps, round_up(M, max(t.keys for t in tiles.values())))
     g = F.pad(grad.flatten(0, 1).to(given.values.dtype), (0, given.values.shape[2] - D)).contiguous()
     # of the gradient as rounded for the products, so that what cancels there does cancel
     delta = (g[..., :D].float() * out.flatten(0, 1)).sum(-1)
@@ -478,7 +359,7 @@ class _Backward(NamedTuple):
         beside: G, LSE and DELTA.
     """
 
-    given: _Operands
+    given: Operands
     beside: Tuple[torch.Tensor, ...]
     H: int
     M: int
@@ -536,7 +417,7 @@ class _Backward(NamedTuple):
         gradients.content += content
         gradients.add_lines(slice(0, sizes[0]), (sums.lines[..., : self.M] @ of_lines).sum(0) * self.scale)
         gradients.tables[2] += (sums.along[..., : self.M] @ of_along).sum(0) * self.scale
-        for tile in _cut(grid) if grid.eps is not None else ():
+        for tile in tiles_of(grid) if grid.eps is not None else ():
             place = slice(None), tile.lines, tile.along
             a, slope = weighed[place] / grid.channels, products[place] * rstd[place].square() / grid.channels
             shifted = grid.shifted(0, B, tile)

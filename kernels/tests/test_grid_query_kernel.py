@@ -150,6 +150,15 @@ def test_large_scores_do_not_overflow(dtype, device, launches):
     assert launches
 
 
+@pytest.mark.parametrize('common', [1e4, -1e18])
+def test_a_bias_that_all_keys_have_changes_nothing(common, dtype, device, launches):
+    k, v, content, axes, bias, *_ = cases.inputs(SMALL, dtype, device)
+    wide = torch.zeros_like(bias, dtype=torch.float32)
+    found = [with_gradients(grid_query_attention, k, v, content, axes, b) for b in (wide, wide + common)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert set(launches) == LAUNCHED
+
+
 @pytest.mark.parametrize('wanted, not_launched', [('k', 'bwd_q'), ('content', 'bwd_v')])
 def test_gradients_that_are_not_needed_are_left_out(wanted, not_launched, dtype, device, launches):
     k, v, content, axes, bias, *_ = cases.inputs(SMALL, dtype, device)

@@ -44,8 +44,9 @@ def forward(
         eps: Added to the variance of a query; None for x̂ = x.
 
     Returns:
-        Output (B, H, N, D), N the product of the spatial sizes, and log-sum-exp of the scores (B, H, N), in the dtype
-        of the arithmetic; zeros and +inf for heads without keys.
+        Output (B, H, N, D), N the product of the spatial sizes, and log-sum-exp (B, H, N) of the scores less the
+        largest bias of their head, as a large one would take its digits; in the dtype of the arithmetic. Zeros and +inf
+        for heads without keys.
     """
     B, H, M, D = v.shape
     grid = Grid(content, axes, compute_dtype(k, v, content, *axes, bias), eps)
@@ -62,6 +63,7 @@ def forward(
                 place = slice(b0, b1), slice(None), tile.lines, tile.along
                 _multiply(p, keys.v, keys.vt, out[place])
                 lse[place] = _log_sum_exp(scores, p).view(lse[place].shape)
+    lse -= bias.amax(-1)[..., None, None]
     lse.masked_fill_(without_keys(bias)[..., None, None], float('inf'))
     return out.flatten(2, 3), lse.flatten(2, 3)
 

@@ -31,7 +31,7 @@ class Operands(NamedTuple):
         along: Products of the features along lines (I, length, MP).
         lines: Products of the features of lines, and of the shift (I, lines, MP).
         sums: Of the keys over channels (I, MP).
-        bias: (I, MP), in powers of 2.
+        bias: (I, MP), less the largest of a head, in powers of 2.
         mean: Of the vectors (B or 1, N), less the shift.
         rstd: 1 / deviation (B or 1, N).
     """
@@ -111,8 +111,12 @@ def operands(
 
 
 def _in_powers_of_2(bias: torch.Tensor) -> torch.Tensor:
-    """Biases whose scores are powers of 2; −∞ for keys that take no part, so that they weigh 0 where no other does."""
-    return (bias.float() * math.log2(math.e)).masked_fill(bias <= LOWEST, -math.inf)
+    """Biases (I, M) less the largest of their head, for scores in powers of 2.
+
+    −∞ for keys that take no part, so that they weigh 0 where no other does.
+    """
+    wide = bias.float()
+    return ((wide - wide.amax(-1, keepdim=True)) * math.log2(math.e)).masked_fill(bias <= LOWEST, -math.inf)
 
 
 def padded_channels(c: int) -> int:

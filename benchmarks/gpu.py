@@ -78,7 +78,7 @@ def _tune(cases: List[Case], folder: Path, until: float) -> None:
     file = folder / f'{slug(torch.cuda.get_device_name())}.json'
     result = json.loads(file.read_text(encoding='utf-8'))
     result['tuning'] = []
-    kernels = {spec.name: spec.kernel for spec in SPECS if spec.has_kernel}
+    kernels = {spec.name: spec.kernel for spec in SPECS}
     for case in cases:
         kernel = kernels.get(case.name.split('/')[1])
         if not hasattr(kernel, 'config') or case.isolated or time.monotonic() > until:

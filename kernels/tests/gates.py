@@ -13,9 +13,7 @@ from timm_extra_kernels._spec import SPECS
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EACH = [pytest.param(spec, id=spec.name) for spec in SPECS]
 BY_NAME = {spec.name: spec for spec in SPECS}
-KERNELS = [pytest.param(spec, id=spec.name) for spec in SPECS if spec.has_kernel]
 ALL = [pytest.param(spec, case, id=f'{spec.name}-{case.name}') for spec in SPECS for case in spec.cases]
-ALL_KERNELS = [param for param in ALL if param.values[0].has_kernel]
 
 
 def tensors(args):
@@ -77,6 +75,9 @@ def check(spec, case, dtype, device, guard):
         naive += [results(spec.naive.forward, mapped(lambda t, seed=seed: beside(t, seed), args)) for seed in range(4)]
     assert len(ours) == len(exact)
     for i, (a, b, *several) in enumerate(zip(ours, exact, *naive, strict=True)):
+        assert a.shape == b.shape
+        if not b.numel():
+            continue
         # rounding the result, and what sums of terms of order 1 leave of float32 where they cancel to nothing
         floor = 4 * torch.finfo(dtype).eps * b.abs().max() + 8 * torch.finfo(torch.float32).eps
         error, naive_error = (a - b).abs().max(), max((c - b).abs().max() for c in several)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from gates import KERNELS, kernel_dtype, leaf, mapped, results
+from gates import EACH, kernel_dtype, leaf, mapped, results
 
 from timm_extra_kernels import _dispatch, explain
 from timm_extra_kernels._cases import Case
@@ -52,7 +52,7 @@ def failing(error):
 
 
 @pytest.mark.parametrize('failure', FAILURES)
-@pytest.mark.parametrize('spec', KERNELS)
+@pytest.mark.parametrize('spec', EACH)
 def test_a_kernel_that_fails_leaves_the_call_to_pytorch(spec, failure, device, kernels, monkeypatch, caplog):
     args = mapped(leaf, spec.inputs(spec.cases[0], kernel_dtype(spec, device), device))
     with monkeypatch.context() as off:
@@ -69,7 +69,7 @@ def test_a_kernel_that_fails_leaves_the_call_to_pytorch(spec, failure, device, k
 
 
 def test_calls_of_another_kind_keep_their_kernel(device, kernels, monkeypatch, caplog):
-    spec = next(param.values[0] for param in KERNELS)
+    spec = next(param.values[0] for param in EACH)
     small, large = (mapped(lambda t: t, spec.inputs(case, torch.float32, device)) for case in spec.cases[:2])
     forward = spec.kernel.forward
     calls = []
@@ -91,7 +91,7 @@ def test_calls_of_another_kind_keep_their_kernel(device, kernels, monkeypatch, c
 
 def test_memory_that_runs_out_is_an_error(device, kernels, monkeypatch):
     """PyTorch's own way takes no less of it, and a user is to see it."""
-    spec = next(param.values[0] for param in KERNELS)
+    spec = next(param.values[0] for param in EACH)
     args = spec.inputs(spec.cases[0], kernel_dtype(spec, device), device)
     monkeypatch.setattr(spec.kernel, 'forward', failing(torch.OutOfMemoryError('out of memory')))
     with pytest.raises(torch.OutOfMemoryError):
@@ -161,7 +161,7 @@ def test_memory_that_runs_out_in_the_probe_says_nothing_of_kernels(monkeypatch):
 
 
 def test_a_kernel_that_fails_is_not_tried_again_for_other_sizes(device, kernels, monkeypatch, caplog):
-    for spec, sizes in ((param.values[0], param.values[0].sizes) for param in KERNELS):
+    for spec, sizes in ((param.values[0], param.values[0].sizes) for param in EACH):
         monkeypatch.setattr(spec.kernel, 'forward', failing(out_of_resources()))
         caplog.clear()
         least = {name: least for name, (least, _) in sizes.items()}
@@ -188,7 +188,7 @@ def test_the_probe_finds_out_that_there_is_no_driver():
 
 
 def test_explain_names_a_kernel_that_failed(device, kernels, monkeypatch):
-    spec = next(param.values[0] for param in KERNELS)
+    spec = next(param.values[0] for param in EACH)
     args, kwargs = spec.example(device)
     assert explain(spec.function, *args, **kwargs).fused
     monkeypatch.setattr(spec.kernel, 'forward', failing(out_of_resources()))

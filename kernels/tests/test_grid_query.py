@@ -246,7 +246,8 @@ def test_strided_inputs_and_gradients():
     ops, args = torch.ops.timm_extra, (k, v, content, axes, bias, 0.3, 1e-5)
     torch.library.opcheck(ops.grid_query_attention, args)
     grad = torch.randn(2, 15, 2, 4, dtype=torch.float64).transpose(1, 2)
-    torch.library.opcheck(ops.grid_query_attention_backward, (grad, *args, True, False))
+    outs = ops.grid_query_attention(*args)
+    torch.library.opcheck(ops.grid_query_attention_backward, (grad, *args[:5], *outs, *args[5:], True, False))
 
 
 def test_compiled_with_a_mask_without_a_graph_break():

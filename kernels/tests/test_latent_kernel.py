@@ -4,7 +4,7 @@ import pytest
 import torch
 from gates import BY_NAME, check, limit
 
-from timm_extra_kernels import latent_cross_attention
+from timm_extra_kernels import _pieces, latent_cross_attention
 from timm_extra_kernels._cases import Case
 from timm_extra_kernels._target import describe
 from timm_extra_kernels.latent_cross_attention import cases, kernel
@@ -46,7 +46,7 @@ def test_an_item_without_inputs_gives_zeros(needs, shared, device, in_float32, l
 @pytest.mark.parametrize('processors', [1, 64])
 def test_splits_of_the_loops(processors, eps, device, in_float32, launches, guarded, monkeypatch):
     """One program does it all, or every step has its own: over keys forward and for q, over rows for x."""
-    monkeypatch.setattr(kernel, '_processors', lambda device: processors)
+    monkeypatch.setattr(_pieces, '_processors', lambda device: processors)
     check(SPEC, Case('long', dict(B=1, Q=1, H=2, M=41, C=19, N=150, eps=eps)), torch.float32, device, guarded)
     assert ('_latent_combine_fwd_kernel' in launches) == (processors > 1)
 

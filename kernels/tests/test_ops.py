@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gates import ALL_KERNELS, DTYPES, KERNELS, check, kernel_dtype, leaf, limit, mapped, results
+from gates import ALL, DTYPES, EACH, check, kernel_dtype, leaf, limit, mapped, results
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -17,14 +17,14 @@ def taken(spec, dtype, device):
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('spec, case', ALL_KERNELS)
+@pytest.mark.parametrize('spec, case', ALL)
 def test_kernels_are_right(spec, case, dtype, device, launches, guarded):
     check(spec, case, dtype, device, guarded)
     for direction in ('_fwd_', '_bwd_'):
         assert any(direction in name for name in launches) == taken(spec, dtype, device)
 
 
-@pytest.mark.parametrize('spec', KERNELS)
+@pytest.mark.parametrize('spec', EACH)
 def test_any_sizes(spec, device, launches, guarded):
     # a failing example is shown as it was drawn: making it smaller takes minutes here
     @settings(
@@ -42,7 +42,7 @@ def test_any_sizes(spec, device, launches, guarded):
     assert launches
 
 
-@pytest.mark.parametrize('spec, case', ALL_KERNELS)
+@pytest.mark.parametrize('spec, case', ALL)
 def test_two_runs_are_bit_equal(spec, case, device, launches):
     args = spec.inputs(case, kernel_dtype(spec, device), device)
     first, second = (results(spec.operator, mapped(leaf, args)) for _ in range(2))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from gates import EACH, KERNELS, kernel_dtype, leaf, mapped, outputs, tensors
+from gates import EACH, kernel_dtype, leaf, mapped, outputs, tensors
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 CPU = torch.device('cpu')
@@ -129,7 +129,7 @@ def test_transforms_are_right(spec, transform):
 
 # elsewhere functions do without their operators, so that there is one path
 @pytest.mark.parametrize('transform', ['functional_call', 'double backward'])
-@pytest.mark.parametrize('spec', KERNELS)
+@pytest.mark.parametrize('spec', EACH)
 def test_transforms_of_kernels_are_right(spec, transform, device, launches):
     compare(spec, transform, kernel_dtype(spec, device), device)
     assert launches

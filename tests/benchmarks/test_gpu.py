@@ -190,7 +190,7 @@ def test_all_of_a_run_is_in_one_file(monkeypatch, tmp_path):
     implementations = {OURS: Implementation('words', ready), 'plain': Implementation('words', ready)}
     cases = [Case('other/x', implementations), Case('kernels/tiled/x/forward', implementations)]
     monkeypatch.setattr(gpu, 'gate', lambda: True)
-    monkeypatch.setattr(gpu, 'SPECS', [SimpleNamespace(name='tiled', kernel=kernel, has_kernel=True)])
+    monkeypatch.setattr(gpu, 'SPECS', [SimpleNamespace(name='tiled', kernel=kernel)])
     monkeypatch.setattr(gpu.torch.cuda, 'get_device_name', processor)
     monkeypatch.setattr('triton.testing.do_bench', lambda call: 1.0)
     monkeypatch.setattr(command, 'measured_peak', lambda device: Work(1.0, 1.0, 1.0))

@@ -97,11 +97,12 @@ runs_kernels._dynamo_marked_constant = True
 
 
 def unsupported(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
-    """The part of `why_not` that holds on any device."""
-    for tensor in tensors(named.values()):
+    """The part of `why_not` that holds on any device. Tensors named in `limits.may_be_empty` may be that."""
+    may_be_empty = getattr(limits, 'may_be_empty', ())
+    for name, tensor in ((name, tensor) for name, value in named.items() for tensor in tensors([value])):
         if tensor.dtype not in DTYPES and tensor.dtype != torch.bool:
             return f'{tensor.dtype} has no kernel'
-        if not tensor.numel():
+        if not tensor.numel() and name not in may_be_empty:
             return f'a tensor of shape {tuple(tensor.shape)} is empty'
         if tensor.numel() > LARGEST:
             return f'a tensor of shape {tuple(tensor.shape)} has more than {LARGEST} elements'

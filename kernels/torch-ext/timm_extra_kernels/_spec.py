@@ -1,6 +1,6 @@
 """All operations in one list, which tests, compile gates, `doctor`, FLOP counts, layers and benchmarks read."""
 
-import importlib.util
+import importlib
 import inspect
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,8 +17,7 @@ from .linear import linear
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operation: a package of this one with the modules `naive`, `eager`, `cases` and, where there is one,
-    `kernel`.
+    """One operation: a package of this one with the modules `naive`, `eager`, `cases` and `kernel`.
 
     Attributes:
         name: Name of operation, operator, function and package.
@@ -74,11 +73,6 @@ class OpSpec:
     def eager(self) -> ModuleType:
         """`forward` and `backward` in PyTorch, fast and in bounded memory."""
         return self._module('eager')
-
-    @property
-    def has_kernel(self) -> bool:
-        """Whether there is a Triton form; without one PyTorch takes every call, and `limits` says so."""
-        return importlib.util.find_spec(f'.{self.name}.kernel', __package__) is not None
 
     @property
     def kernel(self) -> ModuleType:

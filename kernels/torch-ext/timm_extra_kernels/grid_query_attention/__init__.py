@@ -7,24 +7,59 @@ import torch
 
 from .._checks import check_floating, check_grid, check_mask
 from .._register import Operators
+from .._target import INTERPRETER, describe, target
 from .._tiles import compute_dtype
 from .naive import LOWEST
+from .operands import product_dtype
+from .tiles import CHANNELS, VALUES
 
 __all__ = ['grid_query_attention']
+LARGEST_MATRIX = 1 << 26  # elements of what the kernels have of each line, or position along one, and key
 LOWEST_GIVEN = 0.1 * LOWEST  # the bias of keys that take part: above the others by more than any softmax sees
 
 
-def limits(*, k: torch.Tensor) -> Optional[str]:
-    """What the kernels cannot do."""
-    return 'there is no kernel'
+def limits(
+    *, k: torch.Tensor, v: torch.Tensor, content: torch.Tensor, grad: Optional[torch.Tensor] = None
+) -> Optional[str]:
+    """What the kernels cannot do, or what PyTorch does with less work.
+
+    Multiply-adds per score, with c channels of content and D of values: forward c + D, backward 5 c + 3 D, as scores
+    are computed once each for queries, keys and values. PyTorch: c + D and 3 c + 2 D. In float32 both run at one
+    rate, where `latent_cross_attention` counts what the kernels would have to reach.
+    """
+    gpu, channels, values = describe(target(k.device)), content.shape[1], v.shape[3]
+    lines, length = math.prod(content.shape[2:-1]), content.shape[-1]
+    keys = k.shape[0] * k.shape[1] * -(-k.shape[2] // 64) * 64  # as padded at most
+    if channels > CHANNELS:
+        return f'{channels} content channels are more than {CHANNELS}'
+    if values > VALUES:
+        return f'{values} channels of values are more than {VALUES}'
+    if not gpu.unit:
+        return f'{gpu.name} has no matrix cores that the kernels use'
+    if product_dtype(k, v, content) == torch.float32 and gpu.name != INTERPRETER:
+        return 'products in float32 take PyTorch less work'
+    if keys * max(lines, length) > LARGEST_MATRIX:
+        return f'the tables of {lines} × {length} positions and {keys} keys have more than {LARGEST_MATRIX} products'
+    if grad is not None and keys * lines * -(-length // 16) > LARGEST_MATRIX:
+        return f'gradients of {lines} × {length} positions and {keys} keys take more than {LARGEST_MATRIX} sums'
+    return None
+
+
+limits.may_be_empty = ('content',)  # without channels
 
 
 def _fake(k, v, content, axes, bias, scale, eps):
-    return v.new_empty((*v.shape[:2], math.prod(content.shape[2:]), v.shape[3]))
+    dtype = compute_dtype(k, v, content, *axes, bias)
+    shape = *v.shape[:2], math.prod(content.shape[2:])
+    return v.new_empty((*shape, v.shape[3]), dtype=dtype), v.new_empty(shape, dtype=dtype)
 
 
 OPERATORS = Operators(
-    __name__, limits, _fake, flags=dict(needs_keys=('k', 'v', 'bias'), needs_queries=('content', 'axes'))
+    __name__,
+    limits,
+    _fake,
+    outputs=('out', 'lse'),
+    flags=dict(needs_keys=('k', 'v', 'bias'), needs_queries=('content', 'axes')),
 )
 
 
@@ -92,7 +127,7 @@ def grid_query_attention(
     Raises:
         ValueError: A shape, dtype or device does not fit; the message names it.
     """
-    return OPERATORS(*prepare(k, v, content, axes, bias, scale, eps, mask))
+    return OPERATORS(*prepare(k, v, content, axes, bias, scale, eps, mask)).to(v.dtype)
 
 
 def _check_keys(k: torch.Tensor, v: torch.Tensor, bias: Optional[torch.Tensor]) -> None:

@@ -31,7 +31,7 @@ def forward(
     bias: torch.Tensor,
     scale: float,
     eps: Optional[float],
-) -> torch.Tensor:
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """softmax(scale · x̂ kᵀ + bias) v, tile by tile over the queries.
 
     Args:
@@ -44,11 +44,14 @@ def forward(
         eps: Added to the variance of a query; None for x̂ = x.
 
     Returns:
-        (B, H, N, D) in the dtype of v, N the product of the spatial sizes; zeros for heads without keys.
+        Output (B, H, N, D), N the product of the spatial sizes, and log-sum-exp (B, H, N) of the scores less the
+        largest bias of their head, as a large one would take its digits; in the dtype of the arithmetic. Zeros and +inf
+        for heads without keys.
     """
     B, H, M, D = v.shape
     grid = Grid(content, axes, compute_dtype(k, v, content, *axes, bias), eps)
-    out = v.new_empty(B, H, *grid.content.shape[2:], D)
+    lse = grid.shift.new_empty(B, H, *grid.content.shape[2:])
+    out = lse.new_empty(*lse.shape, D)
     memories = [Memory(grid.shift) for _ in range(2)]
     for (b0, b1), columns in _tiles(grid, B, H * M):
         keys = _Keys(k[b0:b1], v[b0:b1], bias[b0:b1], grid, scale)
@@ -56,9 +59,13 @@ def forward(
             features = grid.table(2, along) @ keys.along.mT  # (b·H, n, M)
             for tile in (Tile(part, along) for part in lines):
                 scores = keys.scores(_queries(grid, tile, b0, b1, H), features, memories[0])
-                place = out[b0:b1, :, tile.lines, tile.along]
-                _multiply(_softmax(scores, memories[1]), keys.v, keys.vt, place)
-    return out.flatten(2, 3)
+                p = _softmax(scores, memories[1])
+                place = slice(b0, b1), slice(None), tile.lines, tile.along
+                _multiply(p, keys.v, keys.vt, out[place])
+                lse[place] = _log_sum_exp(scores, p).view(lse[place].shape)
+    lse -= bias.amax(-1)[..., None, None]
+    lse.masked_fill_(without_keys(bias)[..., None, None], float('inf'))
+    return out.flatten(2, 3), lse.flatten(2, 3)
 
 
 @torch.no_grad()
@@ -69,6 +76,8 @@ def backward(
     content: torch.Tensor,
     axes: Sequence[torch.Tensor],
     bias: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
     scale: float,
     eps: Optional[float],
     needs_keys: bool,
@@ -83,6 +92,8 @@ def backward(
         content: As in `forward`.
         axes: As in `forward`.
         bias: As in `forward`.
+        out: Output of `forward`, which only kernels need: here a tile has all keys, and its softmax is one pass.
+        lse: Log-sum-exp of `forward`, which only kernels need.
         scale: As in `forward`.
         eps: As in `forward`.
         needs_keys: Compute the gradients of k, v and bias.
@@ -214,6 +225,11 @@ def _softmax(scores: torch.Tensor, memory: Memory) -> torch.Tensor:
     return torch.softmax(scores, -1, out=memory.take(*scores.shape))
 
 
+def _log_sum_exp(scores: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Of each row, from its softmax p: its largest score, less the logarithm of that key's weight."""
+    return scores.amax(-1) - p.amax(-1).log_()
+
+
 def _softmax_backward(grad: torch.Tensor, p: torch.Tensor, memory: Memory) -> torch.Tensor:
     """p · (grad − Σ p · grad)."""
     return torch.ops.aten._softmax_backward_data.out(grad, p, -1, p.dtype, grad_input=memory.take(*p.shape))
@@ -222,7 +238,7 @@ def _softmax_backward(grad: torch.Tensor, p: torch.Tensor, memory: Memory) -> to
 def _multiply(a: torch.Tensor, b: torch.Tensor, bt: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Write a b into `out`, of as many elements, of a (i, m, k), b (i, k, n) and its transpose; returns it."""
     shape = *a.shape[:2], b.shape[2]
-    if a.shape[0] > 1 and out.is_contiguous() and out.dtype == a.dtype:
+    if a.shape[0] > 1 and out.is_contiguous():
         torch.bmm(a, b, out=out.view(shape))
         return out
     product = torch.bmm(a, b) if a.shape[0] > 1 else linear(a[0], bt[0])

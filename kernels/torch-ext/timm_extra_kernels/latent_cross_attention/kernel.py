@@ -7,7 +7,6 @@ pieces (the widths of `Tiles`), so that every score is computed once. Rows that 
 steps: checks of the bounds would take registers. Inputs that the mask leaves out are zeros in x̂.
 """
 
-import functools
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
@@ -15,7 +14,17 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .._target import FUSION, INTERPRETER, describe, target
+from .._pieces import (
+    add_product,
+    load_pieces,
+    product,
+    round_up,
+    scale_pieces,
+    split_loop,
+    store_pieces,
+    zero_pieces,
+)
+from .._target import FUSION, describe, target
 from .tiles import config
 
 LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
@@ -26,85 +35,12 @@ KEYS = 64  # x̂ has a multiple of so many rows: every step over keys divides it
 SIZES = ['batch', 'R', 'RP', 'N', 'NP', 'q_batch', 'blocks', 'keys', 'rows', 'rows_each', 'splits', 'xb', 'xn']
 
 
-@triton.constexpr_function
-def _before(widths, i):
-    return sum(widths[:i])
-
-
-@triton.jit
-def _tile(ptr, rows, at, CP: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr):
-    # (rows, WIDTH) of rows of CP elements, from channel `at`; EVEN if it does not end beyond CP
-    c = at + tl.arange(0, WIDTH)
-    place = ptr + rows[:, None] * CP + c[None, :]
-    if EVEN:
-        return tl.load(place)
-    else:
-        return tl.load(place, mask=c[None, :] < CP, other=0.0)
-
-
-@triton.jit
-def _tiles(ptr, rows, CP: tl.constexpr, WIDTHS: tl.constexpr):
-    # all CP channels in pieces, the last of which may reach beyond them
-    out = ()
-    for i in tl.static_range(len(WIDTHS)):
-        out += (_tile(ptr, rows, _before(WIDTHS, i), CP, WIDTHS[i], _before(WIDTHS, i + 1) <= CP),)
-    return out
-
-
-@triton.jit
-def _product(a, b):
-    # Σ aᵢ bᵢᵀ over pieces
-    s = tl.dot(a[0], tl.trans(b[0]), input_precision='ieee')
-    for i in tl.static_range(1, len(b)):
-        s = tl.dot(a[i], tl.trans(b[i]), s, input_precision='ieee')
-    return s
-
-
-@triton.jit
-def _zero(ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    return tl.zeros([ROWS, WIDTH], tl.float32)
-
-
-@triton.jit
-def _zeros(ROWS: tl.constexpr, WIDTHS: tl.constexpr):
-    out = ()
-    for i in tl.static_range(len(WIDTHS)):
-        out += (_zero(ROWS, WIDTHS[i]),)  # Triton 3.6 takes no element of a tuple into a list
-    return out
-
-
-@triton.jit
-def _add(sums, weights, values):
-    # sumsᵢ + weights @ valuesᵢ
-    out = ()
-    for i in tl.static_range(len(values)):
-        out += (tl.dot(weights, values[i], sums[i], input_precision='ieee'),)
-    return out
-
-
-@triton.jit
-def _scale(sums, factor):
-    out = ()
-    for i in tl.static_range(len(sums)):
-        out += (sums[i] * factor,)
-    return out
-
-
 @triton.jit
 def _where(rows, sums):
     out = ()
     for i in tl.static_range(len(sums)):
         out += (tl.where(rows[:, None], sums[i], 0.0),)
     return out
-
-
-@triton.jit
-def _store(ptr, sums, rows, inside, C: tl.constexpr, WIDTHS: tl.constexpr):
-    # into rows of C elements
-    for i in tl.static_range(len(WIDTHS)):
-        c = _before(WIDTHS, i) + tl.arange(0, WIDTHS[i])
-        valid = inside[:, None] & (c[None, :] < C)
-        tl.store(ptr + rows[:, None] * C + c[None, :], sums[i].to(ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -130,27 +66,27 @@ def _latent_attention_fwd_kernel(
     block, split, b = _program(blocks, splits)
     rows = tl.arange(0, BM)
     cols = tl.arange(0, BN)
-    q = _tiles(_item(Q, b, q_batch) + block.to(tl.int64) * BM * CP, rows, CP, WIDTHS)
+    q = load_pieces(_item(Q, b, q_batch) + block.to(tl.int64) * BM * CP, rows, CP, WIDTHS)
     top = tl.full([BM], LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
-    sums = _zeros(BM, WIDTHS)
+    sums = zero_pieces(BM, WIDTHS)
     start = tl.multiple_of(split * keys, BN)
     for n0 in tl.range(start, tl.minimum(start + keys, NP), BN, num_stages=STAGES):
         at = b * tl.multiple_of(NP, 16) + n0
-        x = _tiles(X + at * CP, cols, CP, WIDTHS)
-        s = _product(q, x)
+        x = load_pieces(X + at * CP, cols, CP, WIDTHS)
+        s = product(q, x)
         s = s * (scale * LOG2E) + tl.load(BIAS + at + cols)[None, :]
         new = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new[:, None])
         factor = tl.exp2(top - new)
         total = total * factor + tl.sum(p, 1)
-        sums = _add(_scale(sums, factor[:, None]), p.to(X.dtype.element_ty), x)
+        sums = add_product(scale_pieces(sums, factor[:, None]), p.to(X.dtype.element_ty), x)
         top = new
     none = total == 0
     first = (split * batch + b) * R + block.to(tl.int64) * BM
-    sums = _scale(sums, (1.0 / tl.where(none, 1.0, total))[:, None])
+    sums = scale_pieces(sums, (1.0 / tl.where(none, 1.0, total))[:, None])
     rows_inside = rows < R - block * BM
-    _store(OUT + first * C, sums, rows, rows_inside, C, WIDTHS)
+    store_pieces(OUT + first * C, sums, rows, rows_inside, C, WIDTHS)
     lse = tl.where(none, float('inf'), (top + tl.log2(total)) / LOG2E)
     tl.store(LSE + first + rows, lse, mask=rows_inside)
 
@@ -191,22 +127,22 @@ def _latent_attention_bwd_q_kernel(
     rows = tl.arange(0, BM)
     cols = tl.arange(0, BN)
     first = b * tl.multiple_of(RP, 16) + block.to(tl.int64) * BM
-    q = _tiles(_item(Q, b, q_batch) + block.to(tl.int64) * BM * CP, rows, CP, WIDTHS)
-    g = _tiles(G + first * CP, rows, CP, WIDTHS)
+    q = load_pieces(_item(Q, b, q_batch) + block.to(tl.int64) * BM * CP, rows, CP, WIDTHS)
+    g = load_pieces(G + first * CP, rows, CP, WIDTHS)
     lse = tl.load(LSE + first + rows) * LOG2E
     delta = tl.load(DELTA + first + rows)
-    sums = _zeros(BM, WIDTHS)
+    sums = zero_pieces(BM, WIDTHS)
     start = tl.multiple_of(split * keys, BN)
     for n0 in tl.range(start, tl.minimum(start + keys, NP), BN, num_stages=STAGES):
         at = b * tl.multiple_of(NP, 16) + n0
-        x = _tiles(X + at * CP, cols, CP, WIDTHS)
-        s = _product(q, x)
-        dp = _product(g, x)
+        x = load_pieces(X + at * CP, cols, CP, WIDTHS)
+        s = product(q, x)
+        dp = product(g, x)
         p = tl.exp2(s * (scale * LOG2E) + tl.load(BIAS + at + cols)[None, :] - lse[:, None])
         ds = p * (dp - delta[:, None])
-        sums = _add(sums, ds.to(X.dtype.element_ty), x)
+        sums = add_product(sums, ds.to(X.dtype.element_ty), x)
     dq_at = DQ + ((b * splits + split) * R + block.to(tl.int64) * BM) * C
-    _store(dq_at, _scale(sums, scale), rows, rows < R - block * BM, C, WIDTHS)
+    store_pieces(dq_at, scale_pieces(sums, scale), rows, rows < R - block * BM, C, WIDTHS)
 
 
 @triton.jit
@@ -235,26 +171,26 @@ def _latent_attention_bwd_x_kernel(
     rows = tl.arange(0, BM)
     cols = tl.arange(0, BN)
     at = b * tl.multiple_of(NP, 16) + block * BN
-    x = _tiles(X + at * CP, cols, CP, WIDTHS)
+    x = load_pieces(X + at * CP, cols, CP, WIDTHS)
     bias = tl.load(BIAS + at + cols)
-    sums = _zeros(BN, WIDTHS)
+    sums = zero_pieces(BN, WIDTHS)
     start = tl.multiple_of(split * rows_each, BM)
     for m0 in tl.range(start, tl.minimum(start + rows_each, RP), BM, num_stages=STAGES):
         first = b * tl.multiple_of(RP, 16) + m0
-        q = _tiles(_item(Q, b, q_batch) + tl.cast(m0, tl.int64) * CP, rows, CP, WIDTHS)
-        g = _tiles(G + first * CP, rows, CP, WIDTHS)
-        s = _product(x, q)
-        dp = _product(x, g)
+        q = load_pieces(_item(Q, b, q_batch) + tl.cast(m0, tl.int64) * CP, rows, CP, WIDTHS)
+        g = load_pieces(G + first * CP, rows, CP, WIDTHS)
+        s = product(x, q)
+        dp = product(x, g)
         lse = tl.load(LSE + first + rows) * LOG2E
         p = tl.exp2(s * (scale * LOG2E) + bias[:, None] - lse[None, :])
         ds = p * (dp - tl.load(DELTA + first + rows)[None, :]) * scale
-        sums = _add(sums, p.to(X.dtype.element_ty), g)
-        sums = _add(sums, ds.to(X.dtype.element_ty), q)
+        sums = add_product(sums, p.to(X.dtype.element_ty), g)
+        sums = add_product(sums, ds.to(X.dtype.element_ty), q)
     if RSTD is not None:
         sums = _through_norm(sums, x, tl.load(RSTD + at + cols), C)
     sums = _where(bias == 0, sums)  # not 0 · NaN where a query or a gradient is NaN
     dx_at = DX + ((split * batch + b) * N + block * BN) * C
-    _store(dx_at, sums, cols, cols < N - block * BN, C, WIDTHS)
+    store_pieces(dx_at, sums, cols, cols < N - block * BN, C, WIDTHS)
 
 
 @triton.jit
@@ -337,11 +273,11 @@ def forward(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """As `eager.forward`, with products in the dtype of q."""
     H, M, C = q.shape[1:]
-    B, R, CP = x.shape[0], H * M, _whole(C, 16)
+    B, R, CP = x.shape[0], H * M, round_up(C, 16)
     tiles = config('fwd', describe(target(x.device)), CP)
-    rows, xh = _padded_rows(q, _whole(R, tiles.rows), CP, q.dtype), _normalise(x, eps, _bytes(mask), CP, q.dtype)
+    rows, xh = _padded_rows(q, round_up(R, tiles.rows), CP, q.dtype), _normalise(x, eps, _bytes(mask), CP, q.dtype)
     NP, blocks = xh.rows.shape[1], triton.cdiv(R, tiles.rows)
-    keys, splits = _split(B * blocks, NP, tiles.keys, x.device)
+    keys, splits = split_loop(B * blocks, NP, tiles.keys, x.device)
     out, lse = (x.new_empty(shape, dtype=torch.float32) for shape in ((B, H, M, C), (B, H, M)))
     parts, lses = out, lse
     if splits > 1:
@@ -368,9 +304,9 @@ def backward(
     needs_x: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """As `eager.backward`, with products in the dtype of q."""
-    C, R, CP = q.shape[-1], q.shape[1] * q.shape[2], _whole(q.shape[-1], 16)
+    C, R, CP = q.shape[-1], q.shape[1] * q.shape[2], round_up(q.shape[-1], 16)
     gpu = describe(target(x.device))
-    RP = _whole(R, max(config(kernel, gpu, CP).rows for kernel in ('bwd_q', 'bwd_x')))
+    RP = round_up(R, max(config(kernel, gpu, CP).rows for kernel in ('bwd_q', 'bwd_x')))
     rows, g = _padded_rows(q, RP, CP, q.dtype), _padded_rows(grad, RP, CP, q.dtype)
     xh = _normalise(x, eps, _bytes(mask), CP, q.dtype)
     # of the gradient as rounded for the products, so that what cancels there does cancel
@@ -388,7 +324,7 @@ def _backward_q(q: torch.Tensor, xh: Normalised, given: tuple) -> torch.Tensor:
     B, NP, CP = xh.rows.shape
     tiles = config('bwd_q', describe(target(q.device)), CP)
     blocks = triton.cdiv(H * M, tiles.rows)
-    keys, splits = _split(B * blocks, NP, tiles.keys, q.device)
+    keys, splits = split_loop(B * blocks, NP, tiles.keys, q.device)
     whole = splits == 1 and q.shape[0] == B
     parts = q.new_empty(q.shape) if whole else q.new_empty((B, splits, H, M, C), dtype=torch.float32)
     _latent_attention_bwd_q_kernel[(B * blocks * splits,)](
@@ -407,7 +343,7 @@ def _backward_x(x: torch.Tensor, eps: Optional[float], xh: Normalised, given: tu
     RP = g.shape[1]
     tiles = config('bwd_x', describe(target(x.device)), CP)
     blocks = triton.cdiv(N, tiles.keys)
-    each, splits = _split(B * blocks, RP, tiles.rows, x.device)
+    each, splits = split_loop(B * blocks, RP, tiles.rows, x.device)
     dx = x.new_empty(x.shape)
     whole = splits == 1 and (eps is None or tiles.holds_norm)
     parts = dx if whole else x.new_empty((splits, B, N, CP), dtype=torch.float32)
@@ -441,7 +377,7 @@ def _normalise(
 ) -> Normalised:
     """x̂ in that dtype: x itself where that is the same."""
     B, N, C = x.shape
-    NP = _whole(N, KEYS)
+    NP = round_up(N, KEYS)
     if eps is None and mask is None and (N, C) == (NP, CP) and x.dtype == dtype and x.is_contiguous():
         return Normalised(x, x.new_zeros((B, NP), dtype=torch.float32), None, None)
     xh = x.new_empty((B, NP, CP), dtype=dtype)
@@ -456,10 +392,6 @@ def _normalise(
 
 def _bytes(mask: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
     return None if mask is None else mask.contiguous().view(torch.uint8)
-
-
-def _whole(size: int, step: int) -> int:
-    return triton.cdiv(size, step) * step
 
 
 def _padded_rows(t: torch.Tensor, RP: int, CP: int, dtype: torch.dtype) -> torch.Tensor:
@@ -481,26 +413,3 @@ def _aligned(x: torch.Tensor) -> bool:
 def _rows_at_once(channels: int) -> Dict[str, int]:
     block = triton.next_power_of_2(channels)
     return dict(BR=max(1, BLOCK // block), BC=block, num_warps=4, **FUSION)
-
-
-def _split(programs: int, size: int, step: int, device: torch.device) -> Tuple[int, int]:
-    """Length of the parts that a loop over `size` is split into, a multiple of its step, and their number."""
-    each = _steps_each(programs, triton.cdiv(size, step), _processors(device))
-    return each * step, triton.cdiv(triton.cdiv(size, step), each)
-
-
-@functools.lru_cache(maxsize=4096)
-def _steps_each(programs: int, steps: int, processors: int) -> int:
-    """Steps of a part, by which all processors finish earliest; what is not a step takes a program four of them."""
-    most = min(steps, max(1, triton.cdiv(4 * processors, programs)))
-    return min(
-        (triton.cdiv(steps, parts) for parts in range(1, most + 1)),
-        key=lambda each: triton.cdiv(programs * triton.cdiv(steps, each), processors) * (each + 4),
-    )
-
-
-def _processors(device: torch.device) -> int:
-    """Processors of the device; few in the interpreter, so that small inputs are split too."""
-    if device.type != 'cuda':
-        return 4 if target() == INTERPRETER else 132
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -17,7 +17,6 @@ import numpy as np
 import timm
 import torch
 from torch import nn
-from torch.nn.functional import unfold
 
 from timm_extra import hub
 from timm_extra.flow import end_point_error, flow_loss
@@ -28,6 +27,7 @@ from timm_extra.plot.sheets import draw_image
 from ..environment import environment
 from . import timed
 from .flow_pairs import FlowPairs, Motion, Pair, load_photos
+from .whiten import whiten
 
 SIZE, MOTION = (32, 32), Motion(shift=1.5, patch_shift=2.0, patches=2)
 MODEL: Dict[str, Any] = dict(
@@ -135,24 +135,6 @@ class Normalised(nn.Module):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return self.model(self.normalise(frames))
-
-
-@torch.no_grad()
-def whiten(conv: nn.Conv2d, inputs: torch.Tensor, floor: float = 1e-4) -> None:
-    """Begin with filters whose responses to a batch are uncorrelated and of variance 1.
-
-    Most of the variance of neighbourhoods is brightness, which both images share; motion is in what is left.
-
-    Args:
-        conv: Layer to initialise; filters beyond the number of its inputs stay as they are.
-        inputs: (B, in_channels, H, W).
-        floor: Added to all variances, as a part of the largest: what lies below is noise.
-    """
-    patches = unfold(inputs, conv.kernel_size).transpose(1, 2).flatten(0, 1).double()  # (B·N, in_channels·9)
-    variance, axes = torch.linalg.eigh(patches.T.cov())
-    filters = (axes / (variance + floor * variance[-1]).sqrt()).T.flip(0)[: len(conv.weight)].to(conv.weight)
-    conv.weight[: len(filters)] = filters.view(-1, *conv.weight.shape[1:])
-    conv.bias[: len(filters)] = -filters @ patches.mean(0).to(filters)
 
 
 @torch.inference_mode()

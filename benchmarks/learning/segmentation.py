@@ -7,9 +7,8 @@ textured background and under noise. The class of a pixel is the shape it belong
 import argparse
 import json
 import math
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import timm
 import torch
@@ -21,17 +20,19 @@ from timm_extra.plot.sheets import draw_image
 
 from ..environment import environment
 from . import timed
+from .whiten import whiten
 
 SIZE = 32
 CLASSES = ('background', 'disk', 'square', 'triangle', 'ring')
 COLOURS = ((235, 235, 235), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
 MODEL: Dict[str, Any] = dict(
-    img_size=SIZE, stem='frames', num_frames=1, stem_chs=32, num_bands=6, max_resolution=12, query_type='inputs',
-    num_latents=64, latent_dim=128, num_heads=4, num_blocks=1, block_depth=4, decoder_residual=True,
+    img_size=SIZE, stem='frames', num_frames=1, stem_chs=32, num_bands=8, max_resolution=16, query_type='inputs',
+    num_latents=64, latent_dim=128, num_heads=4, cross_num_heads=2, num_blocks=1, block_depth=4, decoder_residual=True,
     num_classes=len(CLASSES),
 )  # fmt: skip
 RECIPE: Dict[str, Any] = dict(batch_size=16, lr=2e-3, weight_decay=0.01, clip_grad=1.0, warmup=0.03)
 NUM_TEST, TEST_SEED, NUM_SHOWN = 400, 1, 6
+NUM_WHITEN = 100  # scenes
 
 
 def scene(seed: int) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -103,10 +104,14 @@ def _convolutions(chs: int, out_chs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-MODELS: Dict[str, Callable[[], nn.Module]] = {
-    'Perceiver IO': partial(timm.create_model, 'perceiver_io_small', **MODEL),
-    'U-Net': UNet,
-}
+def perceiver_io() -> nn.Module:
+    """Ours, whose stem begins with uncorrelated filters."""
+    model = timm.create_model('perceiver_io_small', **MODEL)
+    whiten(model.stem.conv, scenes(0, NUM_WHITEN)[0], floor=1e-2)
+    return model
+
+
+MODELS = {'Perceiver IO': perceiver_io, 'U-Net': UNet}
 
 
 def train(model: nn.Module, minutes: float, seed: int) -> Dict[str, Any]:

@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
 
 if __name__ == '__main__':
     check_estimators()
-    args = timed.arguments('flow', __doc__.splitlines()[0], minutes=40)
+    args = timed.arguments('flow', __doc__.splitlines()[0], minutes=30)
     result = run(args)
     (args.out / 'flow.json').write_text(json.dumps(result, indent=1) + '\n')
     print(table(result))

@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 if __name__ == '__main__':
-    args = timed.arguments('segmentation', __doc__.splitlines()[0], minutes=10)
+    args = timed.arguments('segmentation', __doc__.splitlines()[0], minutes=6)
     result = run(args)
     (args.out / 'segmentation.json').write_text(json.dumps(result, indent=1) + '\n')
     print(f'{table(result)}\n{args.out}/segmentation.json')

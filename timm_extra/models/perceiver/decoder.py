@@ -53,6 +53,7 @@ def decode(
         content = content.expand(batch, *content.shape[1:])
     axis, bands = _bands(sizes, whole)
     outs: List[torch.Tensor] = []
+    every: Optional[torch.Tensor] = None
     for begin, end in bands:
         part = content.narrow(axis + 2, begin, end - begin)
         axes = [t[begin:end] if i == axis else t for i, t in enumerate(queries.axes)]
@@ -60,8 +61,16 @@ def decode(
             out = checkpoint(outputs, part, axes, head, use_reentrant=False)
         else:
             out = outputs(part, axes, head)
-        outs.append(out.view(batch, *part.shape[2:], out.shape[2]))
-    return (outs[0] if len(outs) == 1 else torch.cat(outs, axis + 1)).flatten(1, -2)
+        out = out.view(batch, *part.shape[2:], out.shape[2])
+        if end - begin == sizes[axis]:
+            return out.flatten(1, -2)
+        if torch.is_grad_enabled():
+            outs.append(out)
+        else:  # small tensors that stay between the large ones of bands would leave holes that these do not fit into
+            if every is None:
+                every = out.new_empty(batch, *sizes, out.shape[-1])
+            every.narrow(axis + 1, begin, end - begin).copy_(out)
+    return (torch.cat(outs, axis + 1) if every is None else every).flatten(1, -2)
 
 
 def _outputs(

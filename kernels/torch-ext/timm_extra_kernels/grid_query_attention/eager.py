@@ -50,8 +50,8 @@ def forward(
     """
     B, H, M, D = v.shape
     grid = Grid(content, axes, compute_dtype(k, v, content, *axes, bias), eps)
-    lse = grid.shift.new_empty(B, H, *grid.content.shape[2:])
-    out = lse.new_empty(*lse.shape, D)
+    out = grid.shift.new_empty(B, H, *grid.content.shape[2:], D)
+    lse = out.new_empty(out.shape[:-1])
     memories = [Memory(grid.shift) for _ in range(2)]
     for (b0, b1), columns in _tiles(grid, B, H * M):
         keys = _Keys(k[b0:b1], v[b0:b1], bias[b0:b1], grid, scale)

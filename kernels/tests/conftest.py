@@ -32,6 +32,7 @@ def forced(monkeypatch) -> None:
     from timm_extra_kernels import _dispatch
 
     monkeypatch.setattr(_dispatch, 'why_not', _dispatch.unsupported)
+    monkeypatch.setattr(_dispatch, 'may_run_kernels', lambda device: True)
     monkeypatch.setattr(_dispatch, 'not_faster', lambda slower, named: None)
     monkeypatch.setattr(_dispatch, 'RAISED', (Exception,))
 

@@ -9,10 +9,11 @@ from gates import BY_NAME, check, kernel_dtype, limit
 from timm_extra_kernels import _pieces, grid_query_attention
 from timm_extra_kernels._cases import Case
 from timm_extra_kernels._dispatch import arguments, unsupported
+from timm_extra_kernels._launch import Tiles
 from timm_extra_kernels._target import describe
 from timm_extra_kernels.grid_query_attention import cases, eager, kernel, prepare
 from timm_extra_kernels.grid_query_attention.naive import forward as naive
-from timm_extra_kernels.grid_query_attention.tiles import CHANNELS, VALUES, Tiles, config
+from timm_extra_kernels.grid_query_attention.tiles import CHANNELS, VALUES, config
 
 SPEC = BY_NAME['grid_query_attention']
 SMALL = Case('small', dict(B=2, H=2, M=5, c=3, S=(5, 3), F=4, D=6))

@@ -6,10 +6,11 @@ from gates import BY_NAME, check, limit
 
 from timm_extra_kernels import _pieces, latent_cross_attention
 from timm_extra_kernels._cases import Case
+from timm_extra_kernels._launch import Tiles, cover
 from timm_extra_kernels._target import describe
 from timm_extra_kernels.latent_cross_attention import cases, kernel
 from timm_extra_kernels.latent_cross_attention.naive import forward as naive
-from timm_extra_kernels.latent_cross_attention.tiles import Tiles, config, cover
+from timm_extra_kernels.latent_cross_attention.tiles import config
 
 SPEC = BY_NAME['latent_cross_attention']
 SMALL = Case('small', dict(B=2, M=5, C=21, N=50))

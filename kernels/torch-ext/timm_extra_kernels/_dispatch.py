@@ -66,6 +66,11 @@ def why_not(limits: Limits, named: Dict[str, Any]) -> Optional[str]:
     return cannot_run(device)
 
 
+def may_run_kernels(device: torch.device) -> bool:
+    """Whether a kernel takes any call on such a device, for what only kernels need; a meta tensor's may be any."""
+    return device.type in ('cuda', 'meta')
+
+
 def _no_kernels(device: torch.device) -> Optional[str]:
     """The part of `why_not` that holds for all calls on a device, but for what trying a kernel shows."""
     if device.type != 'cuda':

@@ -5,6 +5,7 @@ from typing import Any, Optional, Sequence, Tuple
 
 import torch
 
+from .. import _dispatch
 from .._checks import check_floating, check_grid, check_mask
 from .._register import Operators
 from .._target import INTERPRETER, describe, target
@@ -51,7 +52,8 @@ limits.may_be_empty = ('content',)  # without channels
 def _fake(k, v, content, axes, bias, scale, eps):
     dtype = compute_dtype(k, v, content, *axes, bias)
     shape = *v.shape[:2], math.prod(content.shape[2:])
-    return v.new_empty((*shape, v.shape[3]), dtype=dtype), v.new_empty(shape, dtype=dtype)
+    lse = v.new_empty(shape if _dispatch.may_run_kernels(v.device) else 0, dtype=dtype)
+    return v.new_empty((*shape, v.shape[3]), dtype=dtype), lse
 
 
 OPERATORS = Operators(

@@ -16,6 +16,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
+from .. import _dispatch
 from .._grid import Grid, GridGradients, Tile, evenly
 from .._tiles import Memory, Range, batch_step, compute_dtype, ranges, tile_budget
 from ..linear import linear
@@ -46,12 +47,13 @@ def forward(
     Returns:
         Output (B, H, N, D), N the product of the spatial sizes, and log-sum-exp (B, H, N) of the scores less the
         largest bias of their head, as a large one would take its digits; in the dtype of the arithmetic. Zeros and +inf
-        for heads without keys.
+        for heads without keys. The log-sum-exp, which only kernels need, is empty
+        on devices without them.
     """
     B, H, M, D = v.shape
     grid = Grid(content, axes, compute_dtype(k, v, content, *axes, bias), eps)
     out = grid.shift.new_empty(B, H, *grid.content.shape[2:], D)
-    lse = out.new_empty(out.shape[:-1])
+    lse = out.new_empty(out.shape[:-1] if _dispatch.may_run_kernels(out.device) else 0)
     memories = [Memory(grid.shift) for _ in range(2)]
     for (b0, b1), columns in _tiles(grid, B, H * M):
         keys = _Keys(k[b0:b1], v[b0:b1], bias[b0:b1], grid, scale)
@@ -62,10 +64,12 @@ def forward(
                 p = _softmax(scores, memories[1])
                 place = slice(b0, b1), slice(None), tile.lines, tile.along
                 _multiply(p, keys.v, keys.vt, out[place])
-                lse[place] = _log_sum_exp(scores, p).view(lse[place].shape)
-    lse -= bias.amax(-1)[..., None, None]
-    lse.masked_fill_(without_keys(bias)[..., None, None], float('inf'))
-    return out.flatten(2, 3), lse.flatten(2, 3)
+                if lse.numel():
+                    lse[place] = _log_sum_exp(scores, p).view(lse[place].shape)
+    if lse.numel():
+        lse -= bias.amax(-1)[..., None, None]
+        lse = lse.masked_fill_(without_keys(bias)[..., None, None], float('inf')).flatten(2, 3)
+    return out.flatten(2, 3), lse
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from .._grid import GridGradients
+from .._launch import Tiles
 from .._pieces import (
     add_product,
     load_pieces,
@@ -36,7 +37,7 @@ from .._pieces import (
 )
 from .._target import describe, target
 from .operands import Operands, operands, padded_channels, tiles_of
-from .tiles import Tiles, config
+from .tiles import config
 
 LOWEST: tl.constexpr = tl.constexpr(-1e38)  # below every score, and finite so that scores of −inf weigh 0
 LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from .._grid import Grid, Tile, cut
+from .._launch import Tiles
 from .._tiles import tile_budget
 from .naive import LOWEST
-from .tiles import Tiles
 
 
 def product_dtype(*tensors: torch.Tensor) -> torch.dtype:

@@ -1,33 +1,9 @@
 """How the kernels of `grid_query_attention` cut their work, by what the GPU has and by channels."""
 
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict
 
-from .._target import FUSION, INTERPRETER, Target
-from ..latent_cross_attention.tiles import cover
-
-
-class Tiles(NamedTuple):
-    """How one kernel cuts its work.
-
-    Attributes:
-        widths: Channels of the values that a program holds, in pieces.
-        rows: Positions at once.
-        keys: Keys at once.
-        stages: Tiles under way.
-        warps: Warps of a program.
-    """
-
-    widths: Tuple[int, ...]
-    rows: int
-    keys: int
-    stages: int
-    warps: int
-
-    @property
-    def constants(self) -> dict:
-        """What the kernels take."""
-        return dict(WIDTHS=self.widths, BM=self.rows, BN=self.keys, STAGES=self.stages, num_warps=self.warps, **FUSION)
-
+from .._launch import Tiles, cover
+from .._target import INTERPRETER, Target
 
 CHANNELS = 128  # of the content that the kernels take
 VALUES = 512  # and of the values

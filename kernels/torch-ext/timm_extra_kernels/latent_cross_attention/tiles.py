@@ -1,38 +1,9 @@
 """How the kernels of `latent_cross_attention` cut their work, by what the GPU has and by channels."""
 
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict
 
-from .._target import FUSION, INTERPRETER, Target
-
-
-class Tiles(NamedTuple):
-    """How one kernel cuts its work.
-
-    Attributes:
-        widths: Channels of the sums that a program holds, in pieces.
-        rows: Queries at once.
-        keys: Inputs at once.
-        stages: Tiles under way.
-        warps: Warps of a program.
-    """
-
-    widths: Tuple[int, ...]
-    rows: int
-    keys: int
-    stages: int
-    warps: int
-
-    @property
-    def holds_norm(self) -> bool:
-        """Whether the gradient of x̂ can go through the layer normalisation in the program that has summed it up; with
-        four warps it would spill."""
-        return self.warps == 8
-
-    @property
-    def constants(self) -> dict:
-        """What the kernels take."""
-        return dict(WIDTHS=self.widths, BM=self.rows, BN=self.keys, STAGES=self.stages, num_warps=self.warps, **FUSION)
-
+from .._launch import Tiles, cover
+from .._target import INTERPRETER, Target
 
 FORWARD = 1024  # channels that the forward kernel takes
 BACKWARD = 512  # and those that the backward kernels take
@@ -97,13 +68,3 @@ def config(kernel: str, target: Target, CP: int) -> Tiles:
         if channels >= CP and shared <= target.shared:
             return Tiles(cover(CP, smallest), *rest)
     raise ValueError(f'{target.name} has no tiles for {CP} channels')
-
-
-def cover(channels: int, smallest: int) -> Tuple[int, ...]:
-    """Powers of two that sum up to no fewer channels, largest first and none above 256; at most three different ones
-    below 512, two where they are 64 and more."""
-    total = max(-(-channels // smallest) * smallest, 16)
-    while bin(total).count('1') > (3 if smallest < 64 else 2):
-        total += total & -total
-    whole, rest = divmod(total, 256)
-    return (256,) * whole + tuple(1 << i for i in reversed(range(8)) if rest >> i & 1)

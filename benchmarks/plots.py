@@ -52,7 +52,7 @@ def draw_speed(results: Results, file: Path) -> None:
     axis.axvline(1, color='black', lw=1)
     axis.grid(alpha=0.3)
     axis.set_xlabel('time of the other over ours: right of 1 ours is faster, left of it (grey) slower', fontsize=9)
-    axis.legend(fontsize=8.5, loc='lower right')
+    axis.legend(fontsize=8.5, loc='lower left', bbox_to_anchor=(0, 1), ncols=len(results), frameon=False)
     figure.savefig(file, dpi=DPI)
 
 

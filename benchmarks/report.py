@@ -91,10 +91,14 @@ def table(results: Results, cases: Sequence[str], columns: Sequence[str]) -> Lis
     return [f'| {" | ".join(line)} |' for line in lines]
 
 
-def _names(results: Results, prefix: str = '') -> List[str]:
+def _cases(results: Results) -> Dict[str, Dict[str, Any]]:
+    """All cases by name, in order."""
+    return {name: case for result in results.values() for name, case in result['cases'].items()}
+
+
+def _names(results: Results) -> List[str]:
     """Names of all cases that are on no axis, in order."""
-    cases = {name: case for result in results.values() for name, case in result['cases'].items()}
-    return [name for name, case in cases.items() if 'axis' not in case and name.startswith(prefix)]
+    return [name for name, case in _cases(results).items() if 'axis' not in case]
 
 
 def where(results: Results) -> List[str]:
@@ -148,7 +152,8 @@ def splice(text: str, results: Results, folder: Path) -> str:
     """A page in a folder with the figures of the committed results in all its sections.
 
     A section is what lies between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`: pictures and a table of all
-    families where NAME is 'summary', a table of the cases whose name begins with NAME elsewhere.
+    families where NAME is 'summary'; elsewhere a table of the cases whose name begins with NAME, of the processors that
+    they were measured on, with times where they are on an axis.
 
     Raises:
         ValueError: A section has no end, or no row belongs to it.
@@ -157,20 +162,20 @@ def splice(text: str, results: Results, folder: Path) -> str:
         raise ValueError('a section has no <!-- /benchmarks -->')
 
     def filled(match: 're.Match[str]') -> str:
-        every = match[2] == SUMMARY
-        names = _names(results, '' if every else match[2])
+        if match[2] == SUMMARY:
+            of, names, over = results, _names(results), {}
+            pictures = list(_pictures(results, os.path.relpath(RESULTS, folder)))
+        else:
+            names = [name for name in _cases(results) if name.startswith(match[2])]
+            of = {who: result for who, result in results.items() if set(names) & set(result['cases'])}
+            over = groups([dict(cases={name: _cases(of)[name] for name in names})])
+            pictures = []
         if not names:
             raise ValueError(f'no row belongs to the section {match[2]!r}')
-        pictures = _pictures(results, os.path.relpath(RESULTS, folder)) if every else ()
-        lines = [
-            match[1],
-            *where(results),
-            '',
-            RATIO,
-            '',
-            *pictures,
-            *table(results, names, ('ratio', 'memory, MiB', 'TFLOP/s')),
-        ]
+        columns = ('ratio', *(('time',) if over else ()), 'memory, MiB', 'TFLOP/s')
+        lines = [match[1], *where(of), '', RATIO, '', *pictures, *table(of, names, columns)]
+        for part in over.values():
+            lines += ['', *_growth(of, part)]
         return '\n'.join([*lines, '', match[3]])
 
     return SECTION.sub(filled, text)

@@ -20,7 +20,7 @@ README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 RESULTS = ROOT / 'benchmarks' / 'results'
 MODELS = (ROOT / 'docs' / 'models.md').read_text()
-STATING = [ROOT / 'docs' / 'benchmarks.md', ROOT / 'docs' / 'glom.md', ROOT / 'docs' / 'pretraining.md']
+STATING = [ROOT / 'docs' / f'{name}.md' for name in ('benchmarks', 'flow', 'glom', 'pretraining')]
 BLOCKS = [
     pytest.param(block, id=f'{page.stem}-{number}')
     for page in PAGES

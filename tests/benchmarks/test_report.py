@@ -114,6 +114,16 @@ def test_sections_of_pages_are_filled_alone_and_once(results, tmp_path):
     assert report.splice(once, results, report.ROOT / 'docs') == once
 
 
+def test_a_section_has_what_grows_with_times_and_the_processors_that_it_was_measured_on(results, tmp_path):
+    page = '<!-- benchmarks: perceiver/resolution -->\n<!-- /benchmarks -->\n'
+    for case in [name for name in results['amd-epyc']['cases'] if name.startswith('perceiver/resolution')]:
+        del results['amd-epyc']['cases'][case]
+    lines = report.splice(page, results, tmp_path).splitlines()
+    assert [line for line in lines if line.startswith('- ')] == report.where({'intel-xeon': results['intel-xeon']})
+    assert 'intel-xeon: time' in next(line for line in lines if line.startswith('| case |'))
+    assert lines[-3] == 'Time grows to the power of, on intel-xeon: timm-extra 0.50, plain 0.50.'
+
+
 @pytest.mark.parametrize('name, end', [('ceit/', ''), ('none/', '<!-- /benchmarks -->')])
 def test_what_is_wrong_with_a_section_is_named(name, end, results, tmp_path):
     with pytest.raises(ValueError, match='none/' if end else '/benchmarks'):

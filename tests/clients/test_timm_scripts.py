@@ -1,5 +1,6 @@
 """timm's own scripts, which are in no package: run from the checkout that TIMM_SCRIPTS names."""
 
+import csv
 import json
 import os
 import re
@@ -138,6 +139,22 @@ def test_validate(name, options, data, tmp_path):
     found = json.loads(printed[printed.index('--result') + len('--result') :].split('\n}')[0] + '\n}')
     right = logits(model, data).argmax(-1) == torch.arange(2 * CLASSES) // 2
     assert found['top1'] == pytest.approx(100 * right.float().mean().item(), abs=10.1 if '--amp' in options else 0.01)
+
+
+def test_naflex_loader(data, tmp_path):
+    """Images of mixed sizes, patches of a size drawn for each batch; evaluated as in training, by validate.py."""
+    small = ('patch_size=8', 'stem_chs=16', 'num_bands=4', 'num_latents=8', 'latent_dim=32', 'num_blocks=1')
+    shared = [
+        *('--data-dir', data, '--model', 'naflex_perceiver_small', '--model-kwargs', *small, '--num-classes', CLASSES),
+        *('--device', 'cpu', '--workers', 1, '-b', 5, '--naflex-loader', '--naflex-max-seq-len', 64),
+    ]
+    drawn = ('--naflex-train-seq-lens', 16, 36, '--naflex-patch-sizes', 4, 8, '--epochs', 1, '--warmup-epochs', 0)
+    run('train.py', *shared, *drawn, '--output', tmp_path, '--experiment', 'run')
+    summary = csv.DictReader((tmp_path / 'run' / 'summary.csv').read_text().splitlines())
+    trained = float(next(summary)['eval_top1'])
+    printed = run('validate.py', *shared, '--checkpoint', tmp_path / 'run' / 'last.pth.tar')
+    found = json.loads(printed[printed.index('--result') + len('--result') :].split('\n}')[0] + '\n}')
+    assert found['top1'] == pytest.approx(trained, abs=0.01)
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -7,6 +7,8 @@ from .fourier import fourier_features, fourier_table, grid_tokens
 from .perceiver import (
     Perceiver,
     PerceiverIO,
+    naflex_perceiver_io_small,
+    naflex_perceiver_small,
     perceiver_audio,
     perceiver_base,
     perceiver_io_base,
@@ -20,7 +22,18 @@ from .perceiver import (
     test_perceiver_io,
 )
 from .positions import Positions
-from .stems import STEMS, Conv1x1Stem, ConvStem, FramesStem, PatchStem, PixelStem, PointStem, Stem, TokenStem
+from .stems import (
+    STEMS,
+    Conv1x1Stem,
+    ConvStem,
+    FramesStem,
+    PatchEmbedStem,
+    PatchStem,
+    PixelStem,
+    PointStem,
+    Stem,
+    TokenStem,
+)
 
 __all__ = [
     'STEMS',
@@ -30,6 +43,7 @@ __all__ = [
     'CrossAttentionBlock',
     'FramesStem',
     'Inputs',
+    'PatchEmbedStem',
     'PatchStem',
     'Perceiver',
     'PerceiverIO',
@@ -43,6 +57,8 @@ __all__ = [
     'fourier_features',
     'fourier_table',
     'grid_tokens',
+    'naflex_perceiver_io_small',
+    'naflex_perceiver_small',
     'perceiver_audio',
     'perceiver_base',
     'perceiver_io_base',

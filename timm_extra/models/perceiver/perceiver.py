@@ -138,6 +138,8 @@ default_cfgs = generate_default_cfgs(
             hf_hub_id='deepmind/vision-perceiver-conv', first_conv='stem.conv'
         ),
         'perceiver_io_small': _io_cfg(),
+        'naflex_perceiver_small': _cfg(),
+        'naflex_perceiver_io_small': _io_cfg(),
         'perceiver_io_flow.deepmind_autoflow': _deepmind(
             hf_hub_id='deepmind/optical-flow-perceiver',
             input_size=(3, 368, 496),
@@ -194,6 +196,25 @@ def perceiver_io_small(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     """A quarter of the latents' area and half of the blocks."""
     model_args = dict(max_resolution=224, num_latents=256, latent_dim=512, num_blocks=4)
     return _create_perceiver(PerceiverIO, 'perceiver_io_small', pretrained, model_args, kwargs)
+
+
+# A grid of 32 × 32 patches, the 1,024 tokens that timm's loader makes at most by default, is what positions resolve
+NAFLEX_SMALL = dict(
+    **dict(stem='patch_embed', stem_chs=256, patch_size=16, num_bands=16, max_resolution=32),
+    **dict(num_latents=256, latent_dim=512, num_blocks=4),
+)
+
+
+@register_model
+def naflex_perceiver_small(pretrained: bool = False, **kwargs: Any) -> Perceiver:
+    """`perceiver_small` on patches of 16×16 pixels, for images of different sizes in one batch."""
+    return _create_perceiver(Perceiver, 'naflex_perceiver_small', pretrained, NAFLEX_SMALL, kwargs)
+
+
+@register_model
+def naflex_perceiver_io_small(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
+    """`perceiver_io_small` on patches of 16×16 pixels, for images of different sizes in one batch."""
+    return _create_perceiver(PerceiverIO, 'naflex_perceiver_io_small', pretrained, NAFLEX_SMALL, kwargs)
 
 
 @register_model

@@ -255,20 +255,24 @@ class PerceiverIO(Perceiver):
         """Inputs to outputs.
 
         Args:
-            x: (B, in_chans, *img_size), for points and tokens (B, N, in_chans).
+            x: (B, in_chans, *img_size), for points and tokens (B, N, in_chans); or a NaFlex batch, as `Perceiver` takes
+                it.
             mask: Boolean (B, *grid), True where an input takes part. An item without any attends to nothing.
             queries: (Q, query_dim) or (B, Q, query_dim) to decode by instead of the model's own.
 
         Returns:
             (B, num_classes); (B, Q, num_classes) with `queries` or several learned ones; (B, num_classes, *img_size)
             with `query_type='grid'`; (B, num_classes, *grid), or (B, num_classes, N) for points and tokens, with
-            'inputs'.
+            'inputs', where N is also the number of patches of a NaFlex batch.
         """
         if self.query_type == 'learned' or queries is not None or self.decoder is None:
             return self.forward_head(self.forward_features(x, mask), False, queries)
         inputs, grid = self.stem(x, mask)
-        z = self._latents_of(inputs, x.shape[0])
+        z = self._latents_of(inputs)
         if self.query_type == 'inputs':
             return self._decode_grid(z, inputs, grid)
+        _assert(
+            isinstance(x, torch.Tensor), "query_type='grid' needs images of one size: 'inputs' takes NaFlex batches."
+        )
         grid = list(x.shape[x.ndim - self.stem.num_axes :])
         return self._decode_grid(z, self._grid_queries(grid, z), grid)

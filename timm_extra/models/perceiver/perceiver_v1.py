@@ -35,9 +35,9 @@ class Perceiver(nn.Module):
         in_chans: Channels of the inputs; for points the 3 coordinates and further features together.
         num_classes: Classes of the head; 0 for none.
         global_pool: 'avg' (mean of the latents), or '' (all latents); None for the first.
-        stem: 'pixels', 'conv1x1', 'conv', 'patches', 'frames', 'points' or 'tokens'.
-        stem_chs: Channels of the stem's convolution.
-        patch_size: Inputs per patch along each axis, or along all, for 'patches'.
+        stem: 'pixels', 'conv1x1', 'conv', 'patches', 'patch_embed', 'frames', 'points' or 'tokens'.
+        stem_chs: Channels of the stem's convolution, or of embedded patches.
+        patch_size: Inputs per patch along each axis, or along all, for 'patches' and 'patch_embed'.
         num_frames: Frames of an input, for 'frames'; with 1 inputs are images.
         grey_chans: Repeat a single input channel to that many, as weights for colour images need it; 0 for no.
         pos_embed: 'fourier', 'learned' or 'none'.
@@ -74,7 +74,7 @@ class Perceiver(nn.Module):
     num_blocks: Final[int]
     num_cross_attends: Final[int]
 
-    __jit_unused_properties__ = ('input_size',)
+    __jit_unused_properties__ = ('input_size', 'embeds')
 
     pools = ('', 'avg')
     default_pool = 'avg'
@@ -202,6 +202,20 @@ class Perceiver(nn.Module):
         """
         return input_size(self) if hasattr(self, 'pretrained_cfg') else self.stem.input_size()
 
+    @property
+    def embeds(self) -> nn.Module:
+        """The stem, where timm's validate.py looks for the `patch_size` of NaFlex models."""
+        return self.stem
+
+    @torch.jit.ignore
+    def get_patch_size(self) -> Tuple[int, ...]:
+        """Height and width of the patches that are tokens, as timm's train.py asks NaFlex models for them.
+
+        Raises:
+            ValueError: The model takes no NaFlex batches.
+        """
+        return self.stem.naflex_patch_size()
+
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters and buffers as DeepMind's code does.
 
@@ -320,7 +334,7 @@ class Perceiver(nn.Module):
         _assert(output_fmt == 'NLC', 'Output format must be NLC: latents are not on a grid.')
         take_indices, max_index = feature_take_indices(self.num_blocks, indices)
         stop = max_index + 1 if stop_early and intermediates_only else self.num_blocks
-        z, intermediates = self._run(self.stem(x, mask)[0], x.shape[0], take_indices, stop)
+        z, intermediates = self._run(self.stem(x, mask)[0], take_indices, stop)
         if intermediates_only:
             return intermediates
         return z, intermediates
@@ -371,13 +385,11 @@ class Perceiver(nn.Module):
                 z = block(z)
         return z
 
-    def _run(
-        self, inputs: Inputs, batch: int, take_indices: List[int], stop: int
-    ) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    def _run(self, inputs: Inputs, take_indices: List[int], stop: int) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Latents after `stop` blocks (B, M, D), and after each of the blocks in `take_indices`."""
         z = self.latents.unsqueeze(0)
         if not torch.jit.is_scripting():
-            z = shared(z, batch, self.cross_attends[0])
+            z = shared(z, inputs.content.shape[0], self.cross_attends[0])
         intermediates: List[torch.Tensor] = []
         for i, stage in enumerate(self.stages):
             if i < stop:
@@ -390,11 +402,11 @@ class Perceiver(nn.Module):
 
     def forward_features(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Inputs to latents (B, M, D); inputs and mask as in `forward`."""
-        return self._latents_of(self.stem(x, mask)[0], x.shape[0])
+        return self._latents_of(self.stem(x, mask)[0])
 
-    def _latents_of(self, inputs: Inputs, batch: int) -> torch.Tensor:
+    def _latents_of(self, inputs: Inputs) -> torch.Tensor:
         no_intermediates: List[int] = []
-        return self._run(inputs, batch, no_intermediates, self.num_blocks)[0]
+        return self._run(inputs, no_intermediates, self.num_blocks)[0]
 
     def forward_head(self, z: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Latents (B, M, D) to logits (B, num_classes), or to pooled features (B, D) with `pre_logits`."""
@@ -407,7 +419,9 @@ class Perceiver(nn.Module):
         """Inputs to logits.
 
         Args:
-            x: (B, in_chans, *img_size), for points and tokens (B, N, in_chans).
+            x: (B, in_chans, *img_size), for points and tokens (B, N, in_chans). Images of different sizes come as a
+                NaFlex batch, a dictionary as timm's loader makes it, to the stems 'pixels', 'patches' and 'patch_embed'
+                with Fourier features.
             mask: Boolean (B, *grid), True where an input takes part. An item without any attends to nothing.
 
         Returns:

@@ -7,7 +7,7 @@ import inspect
 from typing import Any, Dict
 
 from ..positions import Positions
-from .grid import Conv1x1Stem, ConvStem, FramesStem, GridStem, PatchStem, PixelStem
+from .grid import Conv1x1Stem, ConvStem, FramesStem, GridStem, PatchEmbedStem, PatchStem, PixelStem
 from .stem import Size, Stem
 from .tokens import PointStem, TokenStem
 
@@ -18,6 +18,7 @@ __all__ = [
     'ConvStem',
     'FramesStem',
     'GridStem',
+    'PatchEmbedStem',
     'PatchStem',
     'PixelStem',
     'PointStem',
@@ -28,7 +29,10 @@ __all__ = [
 
 # A new stem has its class beside this file and in this list, and its own arguments in `Perceiver.__init__` with the
 # same defaults (`build_stem` compares them) and in `options` there.
-STEMS = {cls.kind: cls for cls in (PixelStem, Conv1x1Stem, ConvStem, PatchStem, FramesStem, PointStem, TokenStem)}
+STEMS = {
+    cls.kind: cls
+    for cls in (PixelStem, Conv1x1Stem, ConvStem, PatchStem, PatchEmbedStem, FramesStem, PointStem, TokenStem)
+}
 _PARAMETERS = {kind: inspect.signature(cls).parameters for kind, cls in STEMS.items()}
 _DEFAULTS = {name: p.default for parameters in _PARAMETERS.values() for name, p in parameters.items()}
 _COMMON = {*inspect.signature(Stem).parameters, 'same_padding', 'device', 'dtype'}

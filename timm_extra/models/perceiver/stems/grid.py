@@ -1,7 +1,7 @@
 """Stems of inputs on a grid: audio, images, video, pairs of frames."""
 
 import math
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,20 @@ from torch import nn
 from timm_extra.layers.shortcuts import may_shortcut
 
 from ..cross_attention import Inputs, flat_mask
-from ..fourier import fourier_table
+from ..fourier import fourier_features, fourier_table
 from ..positions import Positions
+from .naflex import enlargement, naflex_batch
 from .stem import Size, Stem
+
+
+def checked_patch_size(patch_size: Size, axes: int, kind: str) -> Tuple[int, ...]:
+    """A positive number for each axis."""
+    sizes = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
+    if len(sizes) != axes or min(sizes) < 1:
+        raise ValueError(
+            f'patch_size must be one positive number for each of {axes} axes with stem={kind!r}, got {patch_size}'
+        )
+    return sizes
 
 
 class GridStem(Stem):
@@ -33,15 +44,18 @@ class GridStem(Stem):
 
         Args:
             x: (B, in_chans, *spatial); with one axis also (B, in_chans, 1, samples), as timm's image shapes need it.
-                For 'frames' (B, in_chans, num_frames, height, width), an image if there is one alone.
+                For 'frames' (B, in_chans, num_frames, height, width), an image if there is one alone. Images may be a
+                NaFlex batch, as `naflex_batch` checks it, where tokens are patches with Fourier features.
             mask: Boolean (B, *grid), True where an input takes part.
 
         Returns:
-            What `CrossAttention` takes, and the sizes of the grid.
+            What `CrossAttention` takes, and the sizes of the grid; of a NaFlex batch the number of patches.
 
         Raises:
             AssertionError: Rank, channels or size of the input, or the mask, are not what the model takes.
         """
+        if not torch.jit.is_scripting() and not isinstance(x, torch.Tensor):
+            return self._of_patches(x, mask)
         if self.num_axes == 1 and x.ndim == 4 and x.shape[2] == 1:
             x = x.squeeze(2)
         if self.num_frames > 1:
@@ -70,6 +84,31 @@ class GridStem(Stem):
         """Inputs (B, c, *spatial) to content (B, c′, *grid)."""
         return x
 
+    @torch.jit.unused
+    def _of_patches(self, x: Dict[str, torch.Tensor], mask: Optional[torch.Tensor]) -> Tuple[Inputs, List[int]]:
+        """`forward` of a NaFlex batch. A token is what it would be in its image alone."""
+        batch = naflex_batch(x, mask, self.in_chans, self.naflex_patch_size())
+        patches = batch.patches
+        if self.grey_chans > 0:
+            patches = patches.repeat_interleave(self.grey_chans, dim=4)
+        content = self._embedded(patches)  # (B, N, c)
+        positions = batch.positions(torch.float32 if content.device.type == 'mps' else torch.float64)
+        parts = [content]
+        for i, resolution in enumerate(self.max_resolution):
+            features = fourier_features(positions[..., i], self.num_bands, resolution)
+            parts.append(features.to(torch.float32).to(content.dtype) if content.dtype != torch.float64 else features)
+        no_axes: List[torch.Tensor] = []
+        return Inputs(torch.cat(parts, dim=2), no_axes, batch.valid), [content.shape[1]]
+
+    def _embedded(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches (B, N, height, width, channels) to content (B, N, c)."""
+        _assert(
+            tuple(patches.shape[2:4]) == self.patch_size,
+            f'Patches are {tuple(patches.shape[2:4])}, stem={self.kind!r} takes {self.patch_size} alone; any size goes '
+            "with stem='patch_embed'.",
+        )
+        return patches.flatten(2)
+
 
 class PixelStem(GridStem):
     """Inputs as they are.
@@ -92,6 +131,7 @@ class PixelStem(GridStem):
         self, img_size: Size, in_chans: int, positions: Positions, grey_chans: int = 0, device=None, dtype=None
     ):
         super().__init__(img_size, in_chans, positions, grey_chans)
+        self.patch_size = (1,) * self.num_axes
         self._set_size(img_size)
         self._add_positions(self.content_chans, positions, device=device, dtype=dtype)
 
@@ -211,11 +251,7 @@ class PatchStem(GridStem):
     ):
         super().__init__(img_size, in_chans, positions, grey_chans)
         axes = self.num_axes
-        self.patch_size = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
-        if len(self.patch_size) != axes or min(self.patch_size) < 1:
-            raise ValueError(
-                f"patch_size must be one positive number for each of {axes} axes with stem='patches', got {patch_size}"
-            )
+        self.patch_size = checked_patch_size(patch_size, axes, self.kind)
         self._set_size(img_size)
         names = 'thw'[-axes:]
         before = ' '.join(f'({a} p{a})' for a in names)
@@ -240,6 +276,63 @@ class PatchStem(GridStem):
         for i, p in enumerate(self.patch_size):
             _assert(x.shape[i + 2] % p == 0, f'Input size ({x.shape[i + 2]}) should be divisible by patch ({p}).')
         return self.fold(x)
+
+
+class PatchEmbedStem(GridStem):
+    """Patches mapped linearly, as in timm's ViTs; those of other sizes than the model's are resized to it.
+
+    Images are padded with zeros at the bottom and on the right to whole patches. A patch of another size is resized by
+    the pseudo-inverse of the resizing from the model's, which is the same as to resample the weights for it:
+    `resample_patch_embed` of timm, after FlexiViT (arXiv:2212.08013 section 3.4).
+
+    Args:
+        img_size, in_chans, positions, device, dtype: As in `PixelStem`.
+        stem_chs: Channels after the map.
+        patch_size: Height and width of a patch, or one number for both.
+
+    Raises:
+        ValueError: Inputs have other than two axes, or patches are not of one positive number for each.
+    """
+
+    kind = 'patch_embed'
+    allowed_pos_embeds = ('fourier',)
+
+    def __init__(
+        self,
+        img_size: Size,
+        in_chans: int,
+        positions: Positions,
+        stem_chs: int = 64,
+        patch_size: Size = (),
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(img_size, in_chans, positions)
+        dd = {'device': device, 'dtype': dtype}
+        if self.num_axes != 2:
+            raise ValueError(f'stem={self.kind!r} is for images, got an img_size of {self.num_axes} numbers')
+        self.patch_size = checked_patch_size(patch_size, self.num_axes, self.kind)
+        self._set_size(img_size)
+        height, width = self.patch_size
+        self.fold = Rearrange('b c (h ph) (w pw) -> b h w (ph pw c)', ph=height, pw=width)
+        self.proj = nn.Linear(math.prod(self.patch_size) * in_chans, stem_chs, **dd)
+        self._add_positions(stem_chs, positions, **dd)
+
+    def grid_of(self, img_size: Sequence[int]) -> Tuple[int, ...]:
+        """Sizes of the grid of tokens for inputs of these sizes."""
+        return tuple(-(-s // p) for s, p in zip(img_size, self.patch_size, strict=True))
+
+    def _content(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = self.patch_size
+        rows, columns = (x.shape[2] + height - 1) // height, (x.shape[3] + width - 1) // width
+        x = F.pad(x, (0, columns * width - x.shape[3], 0, rows * height - x.shape[2]))
+        return self.proj(self.fold(x)).permute(0, 3, 1, 2)
+
+    def _embedded(self, patches: torch.Tensor) -> torch.Tensor:
+        size = tuple(patches.shape[2:4])
+        if size != self.patch_size:
+            patches = enlargement(size, self.patch_size).to(patches) @ patches.flatten(2, 3)  # (B, N, pixels, channels)
+        return self.proj(patches.flatten(2))
 
 
 class FramesStem(GridStem):

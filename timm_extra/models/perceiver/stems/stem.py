@@ -103,6 +103,20 @@ class Stem(nn.Module):
         """Shape of one input of the nominal size, without the batch."""
         return (self.in_chans, *self.img_size)
 
+    def naflex_patch_size(self) -> Tuple[int, ...]:
+        """Height and width of the patches that are tokens, for NaFlex batches.
+
+        Raises:
+            ValueError: The stem takes none.
+        """
+        size: Tuple[int, ...] = getattr(self, 'patch_size', ())  # of stems whose tokens are patches
+        if self.num_axes != 2 or not size or self.pos_embed_type != 'fourier':
+            raise ValueError(
+                f'stem={self.kind!r} with pos_embed={self.pos_embed_type!r} takes no NaFlex batches: for images, '
+                "stem='pixels', 'patches' or 'patch_embed' with pos_embed='fourier' does"
+            )
+        return size
+
     def image_size(self) -> Tuple[int, ...]:
         """The same as the three numbers that timm's configurations have: of video a frame, samples as one row."""
         return (self.in_chans, *((1, *self.img_size)[-2:]))

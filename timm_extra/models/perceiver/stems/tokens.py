@@ -60,6 +60,8 @@ class TokenStem(Stem):
         Raises:
             AssertionError: Rank, channels or number of the inputs, or the mask, are not what the model takes.
         """
+        if not torch.jit.is_scripting() and not isinstance(x, torch.Tensor):
+            self.naflex_patch_size()  # refuses
         if x.ndim == 4 and x.shape[1] == 1:
             x = x.squeeze(1)
         _assert(x.ndim == 3, f'Input must be (batch, number, channels), got {x.ndim} dimensions.')

@@ -50,7 +50,7 @@ def run_isolated(case: str, name: str, device: str) -> Dict[str, Any]:
         return dict(json.loads(done.stdout.splitlines()[-1]), result=torch.load(out))
 
 
-def _status(field: str) -> float:
+def status(field: str) -> float:
     """A field of this process's status in MiB."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f'{field}:')).split()[1]) / 1024
@@ -75,7 +75,7 @@ def main() -> None:
     else:
         release()  # memory that was freed while weights were made would hide what is needed now
         Path('/proc/self/clear_refs').write_text('5')  # resets the peak
-        before = _status('VmRSS')
+        before = status('VmRSS')
     times = []
     while not times or (
         case.isolated and sum(times[1:]) < ENOUGH_SECONDS and times[0] < TOO_LONG_SECONDS and len(times) < 20
@@ -86,7 +86,7 @@ def main() -> None:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
         if len(times) == 1:  # the first call alone says what is needed: later ones find memory that was not given back
-            peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else _status('VmHWM') - before
+            peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else status('VmHWM') - before
     torch.save((made.checked() if made.checked else result).detach().cpu(), out)
     print(json.dumps(dict(seconds=statistics.median(times[1:] or times), peak_mib=peak)))
 

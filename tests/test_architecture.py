@@ -18,7 +18,10 @@ MAY_IMPORT = {
     'timm_extra._progress': ((), ('tqdm',)),
     'timm_extra.layers': (('timm_extra_kernels',), ('torch', 'einops', 'timm.layers')),
     'timm_extra.models': (
-        ('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra._nearest', 'timm_extra.layers'),
+        (
+            *('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra._nearest'),
+            *('timm_extra._progress', 'timm_extra.layers'),
+        ),
         ('torch', 'einops', 'safetensors', 'timm'),
     ),
     'timm_extra.__init__': (('timm_extra._version', 'timm_extra.layers', 'timm_extra.models'), ()),

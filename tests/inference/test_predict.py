@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from timm_extra import cli, hub
-from timm_extra.inference.predict import class_labels, predict
+from timm_extra.inference.predict import class_labels, predict, predict_stream
 
 CLASSES = ('cat', 'dog', 'cow', 'hen', 'fox', 'owl', 'bee')
 
@@ -143,3 +144,57 @@ def test_predict_reports_errors_in_one_line(more, message, photos, folder, capsy
     assert cli.main(['predict', str(photos / 'a.png'), *more]) == 1
     captured = capsys.readouterr()
     assert captured.err.strip() == f'timm-extra: {message}' and not captured.out
+
+
+@pytest.fixture(scope='module')
+def streamed(tmp_path_factory):
+    """A saved Perceiver, and an image of 300 × 200 pixels as a tiled TIFF."""
+    root = tmp_path_factory.mktemp('streamed')
+    torch.manual_seed(0)
+    model = timm.create_model('test_perceiver_io', num_classes=7)
+    torch.nn.init.normal_(model.head.weight)
+    hub.save(model, root / 'model', model_config={'label_names': list(CLASSES)})
+    image = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+    tifffile.imwrite(root / 'slide.tif', image, tile=(64, 64), photometric='rgb')
+    (root / 'short.tif').write_bytes((root / 'slide.tif').read_bytes()[:-5000])
+    return root, image
+
+
+def test_streamed_images_are_seen_whole_and_unscaled(streamed, capsys):
+    root, image = streamed
+    model = timm.create_model(f'local-dir:{root / "model"}', pretrained=True).eval()
+    mean, std = (torch.tensor(model.pretrained_cfg[key]) for key in ('mean', 'std'))
+    x = ((torch.from_numpy(image) / 255 - mean) / std).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = model(x).softmax(1)[0]
+    found = list(predict_stream(model, [root / 'slide.tif', root / 'short.tif'], topk=7))
+    assert {g.label: g.probability for g in found[0].guesses} == pytest.approx(
+        dict(zip(CLASSES, expected.tolist(), strict=True)), abs=1e-5
+    )
+    assert found[1].guesses == [] and 'short.tif is truncated' in found[1].error
+
+    state = root / 'state'
+    arguments = ['predict', str(root / 'slide.tif'), '--model', f'local-dir:{root / "model"}', '--stream', '--json']
+    assert cli.main([*arguments, '--state', str(state)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row['guesses'][0]['label'] == CLASSES[int(expected.argmax())] and not state.exists()
+
+
+@pytest.mark.parametrize(
+    'more, message',
+    [
+        (['--state', 'a'], '--state goes with --stream'),
+        (['--stream', '--as-timm'], '--stream reads pixels as they are: it takes no --input-size and no --as-timm'),
+        (['other.tif', '--stream', '--state', 'a'], 'a state is of one image, got 2'),
+    ],
+)
+def test_what_does_not_go_with_streaming_is_named(more, message, streamed, capsys):
+    root, _ = streamed
+    assert cli.main(['predict', str(root / 'slide.tif'), *more, '--model', f'local-dir:{root / "model"}']) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_models_that_see_beyond_a_tile_are_refused(streamed):
+    root, _ = streamed
+    with pytest.raises(ValueError, match='this CeiT reads no image in tiles: Perceiver and Perceiver IO do'):
+        predict_stream(timm.create_model('test_ceit'), [root / 'slide.tif'])

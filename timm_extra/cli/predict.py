@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help="read pixels as timm's scripts do: 16 bits clipped, no EXIF orientation, transparency left out",
     )
+    parser.add_argument(
+        '--stream',
+        action='store_true',
+        help='read images larger than memory in tiles (TIFF, Zarr, .npy, slides), as one and without resizing',
+    )
+    parser.add_argument('--state', metavar='FILE', help='with --stream: go on from here after an interruption')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -30,26 +36,24 @@ def run(args: argparse.Namespace) -> int:
     from timm_extra._device import find_device
     from timm_extra._progress import print_line
     from timm_extra.images import find_files
-    from timm_extra.inference import predict
+    from timm_extra.inference import predict, predict_stream
     from timm_extra.inputs import inputs_of
 
+    if args.state and not args.stream:
+        raise ValueError('--state goes with --stream')
+    if args.stream and (args.input_size or args.as_timm):
+        raise ValueError('--stream reads pixels as they are: it takes no --input-size and no --as-timm')
     find_device(args.device)
     model = accelerate(create_classifier(args))
-    files = find_files(args.images, inputs_of(model, args.input_size, args.mean, args.std, as_timm=args.as_timm).kind)
-    found = predict(
-        model,
-        files.files,
-        topk=args.topk,
-        batch_size=args.batch_size,
-        device=args.device,
-        progress=sys.stderr.isatty(),
-        input_size=args.input_size,
-        mean=args.mean,
-        std=args.std,
-        as_timm=args.as_timm,
-    )
-    if str(files):
-        print(f'timm-extra: {files}', file=sys.stderr)
+    shared = dict(topk=args.topk, device=args.device, progress=sys.stderr.isatty(), mean=args.mean, std=args.std)
+    if args.stream:
+        found = predict_stream(model, args.images, **shared, state=args.state)
+    else:
+        pixels = dict(input_size=args.input_size, as_timm=args.as_timm)
+        files = find_files(args.images, inputs_of(model, mean=args.mean, std=args.std, **pixels).kind)
+        found = predict(model, files.files, **shared, batch_size=args.batch_size, **pixels)
+        if str(files):
+            print(f'timm-extra: {files}', file=sys.stderr)
     unreadable = 0
     with json_list(args.json) as done, closing(found):  # the bar is gone before the list is printed
         for prediction in found:
@@ -69,7 +73,8 @@ VERB = Verb(
     'classify images with pretrained weights or a checkpoint',
     'timm-extra predict photo.jpg --model perceiver_io_base\n'
     'timm-extra predict photos/ --model local-dir:output/demo/model --topk 3 --json\n'
-    'timm-extra predict photo.jpg --model ceit_small --checkpoint ceit_small_patch16_224.pth',
+    'timm-extra predict photo.jpg --model ceit_small --checkpoint ceit_small_patch16_224.pth\n'
+    'timm-extra predict slide.tif --model perceiver_io_base --stream --state slide.state',
     add_arguments,
     run,
 )

@@ -13,15 +13,19 @@ from .folders import (
 )
 from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_header, read_image
 from .preprocess import Preprocessing, check_normalisation, check_takes_images, input_config, preprocessing
+from .tiles import ArrayTiles, SlideTiles, TiffTiles, open_tiles
 
 __all__ = [
     'MODES',
     'UNREADABLE',
+    'ArrayTiles',
     'FileKind',
     'FolderReader',
     'Found',
     'PixelError',
     'Preprocessing',
+    'SlideTiles',
+    'TiffTiles',
     'as_array',
     'as_tensor',
     'check_classes',
@@ -33,6 +37,7 @@ __all__ = [
     'find_images',
     'image_files',
     'input_config',
+    'open_tiles',
     'preprocessing',
     'read_header',
     'read_image',

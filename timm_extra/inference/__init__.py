@@ -1,6 +1,6 @@
 """Models at work: classes of images, and models for other runtimes."""
 
 from .export import Export, export
-from .predict import Guess, Prediction, predict
+from .predict import Guess, Prediction, predict, predict_stream
 
-__all__ = ['Export', 'Guess', 'Prediction', 'export', 'predict']
+__all__ = ['Export', 'Guess', 'Prediction', 'export', 'predict', 'predict_stream']

@@ -9,7 +9,7 @@ from torch import nn
 from timm_extra._device import find_device
 from timm_extra._files import PathLike
 from timm_extra._progress import progress_bar
-from timm_extra.images import find_files
+from timm_extra.images import find_files, open_tiles
 from timm_extra.inputs import Inputs, inputs_of
 from timm_extra.models.info import class_labels
 
@@ -78,15 +78,74 @@ def predict(
         FileNotFoundError: There is no such file or folder.
         ValueError: The model has no classifier or takes no images, a value is out of range, or there is no such device.
     """
-    for name, value in (('topk', topk), ('batch_size', batch_size)):
-        if value < 1:
-            raise ValueError(f'{name} must be at least 1, got {value}')
-    if getattr(model, 'num_classes', 0) < 1:
-        raise ValueError(f'this {type(model).__name__} has no classifier')
+    _check(model, topk=topk, batch_size=batch_size)
     inputs = inputs_of(model, input_size, mean, std, as_timm=as_timm)
     files, labels = find_files(images, inputs.kind).files, class_labels(model)
     model = model.to(find_device(device)).eval()
     return _predict(model, files, inputs, labels, min(topk, len(labels)), batch_size, progress)
+
+
+def predict_stream(
+    model: nn.Module,
+    images: Iterable[PathLike],
+    *,
+    topk: int = 5,
+    device: str = 'auto',
+    progress: bool = False,
+    mean: Optional[Sequence[float]] = None,
+    std: Optional[Sequence[float]] = None,
+    state: Optional[PathLike] = None,
+) -> Generator[Prediction, None, None]:
+    """Classify images that are larger than memory, each read tile by tile as a whole: neither resized nor cut apart.
+
+    Args:
+        model: A Perceiver that streams (`forward_stream`); it is set to evaluation mode and moved.
+        images: Files that `timm_extra.images.open_tiles` opens.
+        topk: As in `predict`, like `device`.
+        device: Likewise.
+        progress: Show a bar of tiles on stderr (needs tqdm).
+        mean: What pixels from 0 to 1 are normalised with; the model's when None.
+        std: Likewise.
+        state: File that what is done of an image is written to, for one image alone: an interrupted call goes on there.
+
+    Returns:
+        One entry for each image, in order, as they are computed.
+
+    Raises:
+        ValueError: The model has no classifier or does not stream, a value is out of range, there is no such device, or
+            the state is of another image or model.
+    """
+    _check(model, topk=topk)
+    images = list(images)
+    if not hasattr(model, 'forward_stream'):
+        raise ValueError(f'this {type(model).__name__} reads no image in tiles: Perceiver and Perceiver IO do')
+    model.stem.naflex_patch_size()  # refuses what sees beyond a tile
+    if state is not None and len(images) != 1:
+        raise ValueError(f'a state is of one image, got {len(images)}')
+    labels = class_labels(model)
+    model = model.to(find_device(device)).eval()
+    options = dict(mean=mean, std=std, state=state, progress=progress)
+    return _predict_stream(model, images, labels, min(topk, len(labels)), options)
+
+
+def _predict_stream(model, images, labels, topk, options) -> Generator[Prediction, None, None]:
+    for file in images:
+        try:
+            source = open_tiles(file)
+            with torch.inference_mode():
+                logits = model.forward_stream(source, **options)
+        except (ValueError, FileNotFoundError) as e:
+            yield Prediction(str(file), [], str(e))
+        else:
+            yield Prediction(str(file), _guesses(logits, 1, labels, topk)[0])
+
+
+def _check(model: nn.Module, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}')
+    if getattr(model, 'num_classes', 0) < 1:
+        raise ValueError(f'this {type(model).__name__} has no classifier')
 
 
 def _predict(model, files, inputs, labels, topk, batch_size, progress) -> Generator[Prediction, None, None]:
@@ -95,18 +154,19 @@ def _predict(model, files, inputs, labels, topk, batch_size, progress) -> Genera
         for begin in range(0, len(files), batch_size):
             read = [_read(file, inputs) for file in files[begin : begin + batch_size]]
             tensors = [x for x, _ in read if x is not None]
-            guesses = iter(_guesses(model, torch.stack(tensors).to(like), labels, topk) if tensors else ())
+            guesses = iter(())
+            if tensors:
+                with torch.inference_mode():
+                    guesses = iter(_guesses(model(torch.stack(tensors).to(like)), len(tensors), labels, topk))
             for file, (x, error) in zip(files[begin : begin + batch_size], read, strict=True):
                 yield Prediction(str(file), [] if x is None else next(guesses), error)
             update(len(read))
 
 
-def _guesses(model: nn.Module, x: torch.Tensor, labels: Sequence[str], topk: int) -> List[List[Guess]]:
+def _guesses(logits: torch.Tensor, count: int, labels: Sequence[str], topk: int) -> List[List[Guess]]:
     """The most probable classes of each input of a batch."""
-    with torch.inference_mode():
-        logits = model(x)
-    if logits.shape != (len(x), len(labels)):
-        raise ValueError(f'the model gives {tuple(logits.shape)}, not ({len(x)}, {len(labels)}) logits')
+    if logits.shape != (count, len(labels)):
+        raise ValueError(f'the model gives {tuple(logits.shape)}, not ({count}, {len(labels)}) logits')
     probable = logits.float().softmax(-1).topk(topk)
     return [
         [Guess(i, labels[i], v) for v, i in zip(values, indices, strict=True)]

@@ -82,6 +82,16 @@ class Operators:
         call = self._operator if recorded else self._call
         return self._of_outputs(call(*args))
 
+    def outputs(self, args: Sequence[Any]) -> Tuple[torch.Tensor, ...]:
+        """All outputs of `forward`, without gradients: for what takes the inputs part by part."""
+        with torch.no_grad():
+            return self._operator(*args)
+
+    def gradients(self, grad: torch.Tensor, args: Sequence[Any], outs: Sequence[torch.Tensor], *flags: bool) -> Any:
+        """What `backward` returns; `outs` may be those over more inputs than `args` has."""
+        with torch.no_grad():
+            return getattr(ops, self._backward_name)(grad, *self.kept(args, outs), *flags)
+
     def _of_outputs(self, outs: Any) -> Any:
         if not isinstance(outs, tuple):
             return outs

@@ -34,6 +34,7 @@ from .stems import (
     Stem,
     TokenStem,
 )
+from .stream import TileSource
 
 __all__ = [
     'STEMS',
@@ -52,6 +53,7 @@ __all__ = [
     'Positions',
     'SelfAttentionBlock',
     'Stem',
+    'TileSource',
     'TokenStem',
     'checkpoint_filter_fn',
     'fourier_features',

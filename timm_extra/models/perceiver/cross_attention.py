@@ -1,7 +1,7 @@
 """Cross-attention from few latents to very many inputs, by the cheapest exact route."""
 
 import math
-from typing import Final, List, NamedTuple, Optional, Tuple
+from typing import Callable, Final, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,21 @@ class Inputs(NamedTuple):
     content: torch.Tensor
     axes: List[torch.Tensor]
     mask: Optional[torch.Tensor]
+
+
+class StreamedInputs(NamedTuple):
+    """Inputs of one item that are read part by part while they are attended to.
+
+    Attributes:
+        content: Empty, with the dtype and device of the inputs and a batch of 1.
+        attend: Folded queries (1, H, M, C), the scale of the scores and the epsilon of the norm to the weighted sums
+            of normalised inputs (1, H, M, C).
+        mask: None: all take part.
+    """
+
+    content: torch.Tensor
+    attend: Callable[[torch.Tensor, float, float], torch.Tensor]
+    mask: Optional[torch.Tensor] = None
 
 
 @register_notrace_function  # a traced graph cannot hold the class
@@ -193,6 +208,8 @@ class CrossAttention(nn.Module):
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B or 1, H, M, D)
         if torch.jit.is_scripting():
             out = self._plain(q, inputs)
+        elif isinstance(inputs, StreamedInputs):
+            out = self._streamed(q, inputs)
         else:
             route = self.choose_route(q.shape[2], inputs, q.dtype)
             out = self._plain(q, inputs) if route == 'plain' else self._folded(q, inputs, route == 'separable')
@@ -246,6 +263,29 @@ class CrossAttention(nn.Module):
     def _folded(self, q: torch.Tensor, inputs: Inputs, separable: bool) -> torch.Tensor:
         """Queries (B or 1, H, M, D) to the weighted sums of values (B, H, M, D), without keys and values."""
         content, axes, mask = inputs
+
+        def attend(q: torch.Tensor, scale: float, eps: float) -> torch.Tensor:
+            if separable:
+                kept = None if mask is None else mask.view(mask.shape[0], *content.shape[2:])
+                return fourier_cross_attention(q, content, axes, mask=kept, scale=scale, eps=eps)
+            tokens = grid_tokens(content, axes) if axes else content
+            return latent_cross_attention(q, tokens, mask=mask, scale=scale, eps=eps)
+
+        return self._with_folded_weights(q, attend)
+
+    @torch.jit.ignore
+    def _streamed(self, q: torch.Tensor, inputs: StreamedInputs) -> torch.Tensor:
+        if not self._foldable():
+            raise ValueError(
+                'inputs can be streamed only past projections of keys and values that are plain linear layers without '
+                'hooks and adapters, without attention dropout, and with set_fused_attn(True)'
+            )
+        return self._with_folded_weights(q, inputs.attend)
+
+    def _with_folded_weights(
+        self, q: torch.Tensor, attend: Callable[[torch.Tensor, float, float], torch.Tensor]
+    ) -> torch.Tensor:
+        """What `attend` makes of normalised inputs, with the projections of keys and values folded around it."""
         H = self.num_heads
         wk, wv = self.k.weight, self.v.weight  # (H·D, C)
         if self.k.bias is not None:
@@ -259,14 +299,7 @@ class CrossAttention(nn.Module):
             wk, wv = wk * self.norm_kv.weight, wv * self.norm_kv.weight
         wk, wv = wk.to(q.dtype), wv.to(q.dtype)  # norms may be kept in float32
         q = q @ wk.view(H, -1, wk.shape[1])  # (B or 1, H, M, C)
-        attend = dict(scale=self.scale, eps=self.norm_kv.eps)
-        if separable:
-            if mask is not None:
-                mask = mask.view(mask.shape[0], *content.shape[2:])
-            out = fourier_cross_attention(q, content, axes, mask=mask, **attend)
-        else:
-            tokens = grid_tokens(content, axes) if axes else content
-            out = latent_cross_attention(q, tokens, mask=mask, **attend)
+        out = attend(q, self.scale, self.norm_kv.eps)
         out = out @ wv.view(H, -1, wv.shape[1]).transpose(1, 2)  # (B, H, M, D)
         return out if bias is None else out + bias.to(out.dtype).view(H, 1, -1)
 

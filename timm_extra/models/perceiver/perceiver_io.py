@@ -21,6 +21,7 @@ from .fourier import fourier_table, grid_tokens
 from .perceiver_v1 import Perceiver
 from .positions import checked_resolution, resample_positions
 from .stems import GridStem
+from .stream import TileSource
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same
@@ -248,6 +249,17 @@ class PerceiverIO(Perceiver):
     def _decode(self, z: torch.Tensor, queries: Inputs, pre_logits: bool) -> torch.Tensor:
         head = [self.head_drop] if pre_logits else [self.head_drop, self.head]
         return decode(self.decoder, queries, z, head, self.grad_checkpointing)
+
+    @torch.jit.ignore
+    def forward_stream(self, source: TileSource, **options: Any) -> torch.Tensor:
+        """As `Perceiver.forward_stream`, with learned queries: (1, num_classes), or (1, Q, num_classes).
+
+        Raises:
+            ValueError: As there, or the model has an output for every position.
+        """
+        if self.decoder is not None and self.query_type != 'learned':
+            raise ValueError(f'an image is streamed to learned queries, not to query_type={self.query_type!r}')
+        return super().forward_stream(source, **options)
 
     def forward(
         self, x: torch.Tensor, mask: Optional[torch.Tensor] = None, queries: Optional[torch.Tensor] = None

@@ -1,6 +1,6 @@
 """One image of a gigapixel through Perceiver IO: time, memory and equality, by the size of the image.
 
-`python -m benchmarks.streaming --sides 4096 8192 32768` generates tiled TIFFs of real tissue and measures each in a
+`python -m benchmarks.streaming --sizes 4096 8192 32768` generates tiled TIFFs of real tissue and measures each in a
 fresh process. It prints what it measures and writes it beside the committed results.
 """
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results' / 'streaming'
 MODEL = 'perceiver_io_base'
 TILE = 512  # pixels along each side of a tile of the files
-WHOLE = 4096  # the largest side at which the image is also taken as a whole, and compared
+WHOLE = 4096  # the largest size at which the image is also taken as a whole, and compared
 
 
 def _tissue() -> np.ndarray:
@@ -49,7 +49,7 @@ def generate(side: int, path: Path) -> None:
     import tifffile
 
     if side % TILE:
-        raise ValueError(f'sides are multiples of {TILE}, got {side}')
+        raise ValueError(f'sizes are multiples of {TILE}, got {side}')
     with atomic_file(path) as aside:
         tifffile.imwrite(
             aside, _tiles(side), shape=(side, side, 3), dtype=np.uint8, tile=(TILE, TILE), photometric='rgb',
@@ -89,7 +89,7 @@ def measure(path: Path) -> Dict[str, Any]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--sides', type=int, nargs='+', default=[WHOLE, 8192, 32768], help='pixels (%(default)s)')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[WHOLE, 8192, 32768], help='pixels (%(default)s)')
     parser.add_argument('--images', type=Path, default=Path('output/streaming'), help='folder of the generated files')
     parser.add_argument('--out', type=Path, default=RESULTS, help='folder for the results')
     parser.add_argument('--measure', type=Path, help=argparse.SUPPRESS)
@@ -99,7 +99,7 @@ def main() -> None:
         return
     args.images.mkdir(parents=True, exist_ok=True)
     about, rows = environment(), []
-    for side in args.sides:
+    for side in args.sizes:
         path = args.images / f'tissue-{side}.tif'
         if not path.exists():
             generate(side, path)

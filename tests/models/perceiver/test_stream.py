@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from timm_extra.images import ArrayTiles, open_tiles
-from timm_extra.models.perceiver import stream
+from timm_extra.models.perceiver import stream_state
 
 SMALL = dict(num_latents=8, latent_dim=32, num_blocks=3, block_depth=1, num_heads=2, num_bands=4, num_classes=5)
 MODELS = {
@@ -87,6 +87,33 @@ def test_other_ranges_of_pixels(dtype):
     assert not torch.allclose(given, model.forward_stream(tiles(image)))
 
 
+@pytest.mark.parametrize('cell', [4, 8, 12, 100])
+@pytest.mark.parametrize('name, options', MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_attention_of_cells_is_that_of_their_pixels(name, options, cell):
+    model = make(name, torch.float64, **options)
+    image = pixels(model, (29, 23))
+    found = model.stream_attention(tiles(image), cell)
+    attended, weights = [], []
+    for attend in model.cross_attends:
+        attend.attn.register_forward_hook(lambda module, args, out: attended.append((module, args)))
+    model(normalised(model, image))
+    for module, args in attended:
+        weights.append(module.attention_weights(*args)[0])  # (H, M, N)
+    expected = torch.stack(weights).unflatten(-1, model.stem(normalised(model, image))[1])
+    steps = [cell // patch for patch in model.get_patch_size()]
+    rows = [part.sum(3) for part in expected.split(steps[0], 3)]
+    cells = torch.stack([torch.stack([p.sum(3) for p in row.split(steps[1], 3)], -1) for row in rows], -2)
+    assert_close(found, cells, atol=1e-12, rtol=1e-10)
+    assert_close(found.sum((-2, -1)), torch.ones_like(found[..., 0, 0]))
+
+
+def test_cells_are_whole_patches():
+    model = make('naflex_perceiver_io_small', patch_size=4)
+    with pytest.raises(ValueError, match=r'`cell` must be a positive multiple of patches of \(4, 4\), got 6'):
+        model.stream_attention(tiles(pixels(model, (29, 23))), 6)
+
+
 class Counted(ArrayTiles):
     """Counts what is read, and may fail or be interrupted."""
 
@@ -104,7 +131,7 @@ class Counted(ArrayTiles):
 @pytest.mark.parametrize('at', [1, 2, 9, 17, 22])
 @torch.no_grad()
 def test_an_interrupted_run_goes_on_where_it_was(at, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, 'SAVE_SECONDS', -1.0)
+    monkeypatch.setattr(stream_state, 'SAVE_SECONDS', -1.0)
     model = make(num_blocks=2)
     image, state = pixels(model, (60, 40)), tmp_path / 'state'
     whole = tiles(image, kind=Counted)
@@ -119,7 +146,7 @@ def test_an_interrupted_run_goes_on_where_it_was(at, tmp_path, monkeypatch):
 
 @torch.no_grad()
 def test_a_state_of_something_else_is_refused_and_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, 'SAVE_SECONDS', -1.0)
+    monkeypatch.setattr(stream_state, 'SAVE_SECONDS', -1.0)
     model = make()
     image, state = pixels(model, (60, 40)), tmp_path / 'state'
     broken = tiles(image, kind=Counted)
@@ -147,8 +174,8 @@ KILLED = """
 import sys, time
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
-from tests.models.perceiver.test_stream import make, tiles, ArrayTiles, stream
-stream.SAVE_SECONDS = 0.05
+from tests.models.perceiver.test_stream import make, tiles, ArrayTiles, stream_state
+stream_state.SAVE_SECONDS = 0.05
 class Slow(ArrayTiles):
     def read(self, rows, columns):
         time.sleep(0.05)

@@ -34,7 +34,7 @@ from .stems import (
     Stem,
     TokenStem,
 )
-from .stream import TileSource
+from .tile_source import TileSource
 
 __all__ = [
     'STEMS',

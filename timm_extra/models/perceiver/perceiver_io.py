@@ -21,7 +21,7 @@ from .fourier import fourier_table, grid_tokens
 from .perceiver_v1 import Perceiver
 from .positions import checked_resolution, resample_positions
 from .stems import GridStem
-from .stream import TileSource
+from .tile_source import TileSource
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same

@@ -11,7 +11,6 @@ from timm.layers import _assert, get_device_dtype, lecun_normal_, trunc_normal_,
 from timm.models import named_apply
 from torch import nn
 
-from timm_extra._files import PathLike
 from timm_extra._timm import feature_take_indices, update_model_args, update_model_input_size
 from timm_extra.layers import checkpoint
 from timm_extra.layers.shortcuts import shared
@@ -22,10 +21,10 @@ from .blocks import STYLES, CrossAttentionBlock, LatentTransformer, SelfAttentio
 from .cross_attention import Inputs
 from .positions import Positions
 from .stems import build_stem
-from .stream import Stream, TileSource, identity, normalisation
+from .streaming import Streaming
 
 
-class Perceiver(nn.Module):
+class Perceiver(Streaming, nn.Module):
     """Perceiver: latents that attend to the inputs again and again, and to themselves in between.
 
     Weights are shared as in the paper: the first cross-attend has its own, all later ones share one set, and so do all
@@ -430,46 +429,6 @@ class Perceiver(nn.Module):
             (B, num_classes).
         """
         return self.forward_head(self.forward_features(x, mask))
-
-    @torch.jit.ignore
-    def forward_stream(
-        self,
-        source: TileSource,
-        *,
-        mean: Optional[Sequence[float]] = None,
-        std: Optional[Sequence[float]] = None,
-        state: Optional[PathLike] = None,
-        progress: bool = False,
-    ) -> torch.Tensor:
-        """`forward` of an image that is never in memory: read tile by tile, once for each cross-attend.
-
-        The result is that of the whole image, which is neither resized nor cut apart: attention merges over tiles
-        exactly. The next tile is read while one is computed. In training tiles are read again for the gradients.
-
-        Args:
-            source: The image, with pixels of uint8, uint16, or floating-point numbers from 0 to 1, as
-                `timm_extra.images.open_tiles` opens files and arrays.
-            mean: What pixels from 0 to 1 are normalised with; the configuration's when None.
-            std: Likewise.
-            state: File that what is done is written to, every half minute; the same call goes on from there after an
-                interruption. It is removed at the end. In inference alone.
-            progress: Show a bar on stderr.
-
-        Returns:
-            (1, num_classes).
-
-        Raises:
-            ValueError: The model has no tokens that see their own pixels alone ('pixels', 'patches', 'patch_embed' with
-                Fourier features), the image has other channels, a tile cannot be read, or `state` belongs to something
-                else; the message names it.
-        """
-        normalised = normalisation(self, mean, std)
-        about = '' if state is None else identity(self, source, normalised)
-        passes = self.num_cross_attends
-        stream = Stream(self.stem, source, *normalised, passes, self.latents, state, about, progress)
-        logits = self.forward_head(self._latents_of(stream.inputs()))
-        stream.finish()
-        return logits
 
 
 def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:

@@ -4,46 +4,23 @@ The softmax over all positions is that over each tile, weighted by the tile's sh
 is the one of the whole image but for rounding, and so are its gradients, for which tiles are read again.
 """
 
-import hashlib
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
-from timm_extra._files import PathLike, atomic_file
+from timm_extra._files import PathLike
 from timm_extra._progress import progress_bar
 from timm_extra_kernels.fourier_cross_attention import OPERATORS, prepare
 
-from .._size import fitting
 from .cross_attention import StreamedInputs
 from .fourier import fourier_table
+from .stream_state import State
+from .tile_source import TileSource
 
-TILE = 1024  # pixels along each side of a tile, about, where the source has no tiles of its own
-SAVE_SECONDS = 30.0  # between two saved states
 RANGES = {torch.uint8: 255.0, torch.uint16: 65535.0}
-
-
-class TileSource(Protocol):
-    """An image that is read in parts.
-
-    Attributes:
-        name: What errors call it.
-        shape: Height, width and channels.
-        tile: Height and width of the parts that are best read at once.
-
-    A `version`, if it has one, tells states of one image from those of another with the same name and shape.
-    """
-
-    name: str
-    shape: Tuple[int, int, int]
-    tile: Tuple[int, int]
-
-    def read(self, rows: slice, columns: slice) -> Any:
-        """A NumPy array (height, width, channels) of uint8, uint16, or floating-point numbers from 0 to 1."""
 
 
 class _Tile(NamedTuple):
@@ -70,6 +47,7 @@ class Stream:
         state: File that the state is written to, so that another run of the same call goes on from there.
         about: What a saved state must belong to.
         progress: Show a bar on stderr.
+        cell: Pixels along each side of the cells whose attention is noted; none when None.
 
     Raises:
         ValueError: The stem takes no tiles, the source has other channels, or the state is of something else.
@@ -86,6 +64,7 @@ class Stream:
         state: Optional[PathLike] = None,
         about: str = '',
         progress: bool = False,
+        cell: Optional[int] = None,
     ):
         self.stem, self.source, self.like = stem, source, like
         self.patch = stem.naflex_patch_size()
@@ -104,18 +83,30 @@ class Stream:
             fourier_table(size, stem.num_bands, resolution, like.device, like.dtype)
             for size, resolution in zip(self.grid, stem.max_resolution, strict=True)
         ]
+        self.cell = self._cell_of(cell)
+        self.masses: List[torch.Tensor] = []  # of each pass (H, M, rows, columns): what each cell has of the attention
         self.tiles = list(self._cut())
         self.passes, self.done, self.progress = passes, 0, progress
-        self.state = _State(state, about, len(self.tiles), like) if state is not None else None
+        self.state = State(state, about, len(self.tiles), like) if state is not None else None
 
     def finish(self) -> None:
         """Remove the state: all is done."""
         if self.state is not None:
             self.state.path.unlink(missing_ok=True)
 
+    def _cell_of(self, cell: Optional[int]) -> Optional[Tuple[int, ...]]:
+        """Tokens along each side of a cell."""
+        if cell is None:
+            return None
+        if cell < 1 or any(cell % patch for patch in self.patch):
+            raise ValueError(f'`cell` must be a positive multiple of patches of {self.patch}, got {cell}')
+        return tuple(cell // patch for patch in self.patch)
+
     def _cut(self) -> Iterator[_Tile]:
-        """Tiles in rows, each of whole patches."""
+        """Tiles in rows, each of whole patches, and of whole cells."""
         steps = [max(1, tile // patch) for tile, patch in zip(self.source.tile, self.patch, strict=True)]  # in tokens
+        if self.cell:
+            steps = [max(step // cell, 1) * cell for step, cell in zip(steps, self.cell, strict=True)]
         for top in range(0, self.grid[0], steps[0]):
             for left in range(0, self.grid[1], steps[1]):
                 grid = slice(top, min(top + steps[0], self.grid[0])), slice(left, min(left + steps[1], self.grid[1]))
@@ -144,18 +135,50 @@ class Stream:
         begin, held = 0, self.state and self.state.resume(self.done)
         if held:
             begin, out, lse = held
+        logs = []
         for k, content, axes in self.read(begin):
-            part, log, rest = OPERATORS.outputs(prepare(q, content, axes, scale, eps, None))
-            merged = torch.logaddexp(lse, log.double())
-            part = part.double() + rest.double()
-            out = out * (lse - merged).exp().unsqueeze(-1) + part * (log - merged).exp().unsqueeze(-1)
-            lse = merged
+            for part in self._parts(content, axes):
+                attended, log, rest = OPERATORS.outputs(prepare(q, *part, scale, eps, None))
+                merged = torch.logaddexp(lse, log.double())
+                attended = attended.double() + rest.double()
+                out = out * (lse - merged).exp().unsqueeze(-1) + attended * (log - merged).exp().unsqueeze(-1)
+                lse = merged
+                if self.cell:
+                    logs.append(log[0])
             if self.state:
                 self.state.save(self.done, k + 1, out, lse)
+        if self.cell:
+            self.masses.append(self._in_place(logs).sub_(lse[0, ..., None, None]).exp_())
         self.done += 1
         rounded = out.to(q.dtype)
         rest = out.new_zeros(1) if q.dtype == self.dtype else out - rounded  # as the operator has them
         return rounded, rest.to(q.dtype), lse.to(self.dtype)
+
+    def _parts(
+        self, content: torch.Tensor, axes: List[torch.Tensor]
+    ) -> Iterator[Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """The cells of a tile in rows, or the tile."""
+        if self.cell is None:
+            yield content, axes
+            return
+        for rows, features in zip(content.split(self.cell[0], 2), axes[0].split(self.cell[0]), strict=True):
+            for part, others in zip(rows.split(self.cell[1], 3), axes[1].split(self.cell[1]), strict=True):
+                yield part, [features, others]
+
+    def _in_place(self, logs: List[torch.Tensor]) -> torch.Tensor:
+        """What was noted of each cell (H, M), tile by tile, as (H, M, rows, columns)."""
+        sizes = [-(-size // cell) for size, cell in zip(self.grid, self.cell, strict=True)]
+        out = logs[0].new_empty(*logs[0].shape, *sizes)
+        found = iter(logs)
+        for tile in self.tiles:
+            rows, columns = (
+                range(part.start // cell, -(-part.stop // cell))
+                for part, cell in zip(tile.grid, self.cell, strict=True)
+            )
+            for i in rows:
+                for j in columns:
+                    out[..., i, j] = next(found)
+        return out
 
     def read(self, begin: int = 0, grad: bool = False) -> Iterator[Tuple[int, torch.Tensor, List[torch.Tensor]]]:
         """Number, content (1, c, *grid) and position features of all tiles from one on; the next is read meanwhile.
@@ -226,83 +249,3 @@ class _Attend(torch.autograd.Function):
                     total += one
         found = iter(total.to(p.dtype) for total, p in zip(sums, needed, strict=True))
         return dq.to(q.dtype), None, None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters)
-
-
-class _State:
-    """What of a stream is done, in a file: finished passes, and the running softmax of the one under way.
-
-    Args:
-        path: The file; of one that is there the stream goes on.
-        about: What it must belong to.
-        tiles: Number of tiles.
-        like: Gives the device.
-
-    Raises:
-        ValueError: It is of another image or model, or cannot be read.
-    """
-
-    def __init__(self, path: PathLike, about: str, tiles: int, like: torch.Tensor):
-        self.path, self.about, self.tiles = Path(path), about, tiles
-        self.finished: List[Tuple[torch.Tensor, torch.Tensor]] = []
-        self.running: Optional[Tuple[int, torch.Tensor, torch.Tensor]] = None
-        self._saved = time.monotonic()
-        if self.path.exists():
-            held = self._load(like.device)
-            self.finished, self.running = held['finished'], held['running']
-
-    def _load(self, device: torch.device) -> Dict[str, Any]:
-        try:
-            held = torch.load(self.path, map_location=device, weights_only=True)
-            about = held['about']
-        except Exception as e:  # what broken files raise is of nearly any type
-            raise ValueError(f'{self.path} is no state of a stream: {" ".join(str(e).split())[:200]}') from e
-        if about != self.about:
-            raise ValueError(
-                f'{self.path} is the state of another model, image or preprocessing: remove it to begin anew'
-            )
-        return held
-
-    def resume(self, done: int) -> Optional[Tuple[int, torch.Tensor, torch.Tensor]]:
-        """Tiles that the pass after `done` others has behind it, and its sums and log-sum-exp."""
-        if done < len(self.finished):
-            return (self.tiles, *self.finished[done])
-        return self.running if done == len(self.finished) else None
-
-    def save(self, done: int, tiles: int, out: torch.Tensor, lse: torch.Tensor) -> None:
-        """Note what a pass has behind it; written every half minute, and at its end."""
-        if tiles == self.tiles:
-            self.finished, self.running = [*self.finished[:done], (out, lse)], None
-        else:
-            self.running = tiles, out, lse
-        if tiles == self.tiles or time.monotonic() - self._saved > SAVE_SECONDS:
-            with atomic_file(self.path) as aside:
-                torch.save(dict(about=self.about, finished=self.finished, running=self.running), aside)
-            self._saved = time.monotonic()
-
-
-def identity(model: nn.Module, source: TileSource, *options: Any) -> str:
-    """A digest of weights, image and options: what a saved state belongs to."""
-    version = getattr(source, 'version', None)
-    arguments = sorted(getattr(model, '_model_args', {}).items()), model.num_blocks, model.num_cross_attends
-    about = source.name, tuple(source.shape), tuple(source.tile), version, options, arguments, repr(model)
-    digest = hashlib.sha256(repr(about).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def normalisation(
-    model: nn.Module, mean: Optional[Sequence[float]], std: Optional[Sequence[float]]
-) -> List[List[float]]:
-    """Those given, or those of the model's configuration."""
-    config = getattr(model, 'pretrained_cfg', None) or {}
-    channels = model.in_chans
-    found = [
-        fitting(config.get(name, (default,)), channels) if given is None else given
-        for name, given, default in (('mean', mean, 0.0), ('std', std, 1.0))
-    ]
-    for name, values in zip(('mean', 'std'), found, strict=True):
-        if len(values) not in (1, channels):
-            raise ValueError(f'`{name}` has {len(values)} values for {channels} channels')
-    return [list(values) for values in found]

@@ -1,0 +1,22 @@
+"""What an image that is read in parts must be."""
+
+from typing import Any, Protocol, Tuple
+
+
+class TileSource(Protocol):
+    """An image that is read in parts.
+
+    Attributes:
+        name: What errors call it.
+        shape: Height, width and channels.
+        tile: Height and width of the parts that are best read at once.
+
+    A `version`, if it has one, tells states of one image from those of another with the same name and shape.
+    """
+
+    name: str
+    shape: Tuple[int, int, int]
+    tile: Tuple[int, int]
+
+    def read(self, rows: slice, columns: slice) -> Any:
+        """A NumPy array (height, width, channels) of uint8, uint16, or floating-point numbers from 0 to 1."""

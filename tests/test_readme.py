@@ -55,6 +55,16 @@ def test_the_model_table_states_what_is_counted(name):
     assert cells[4] == '×'.join(map(str, shape))
 
 
+def test_the_table_of_large_images_is_what_was_measured():
+    result = json.loads((RESULTS / 'streaming' / 'amd-epyc-zen-5.json').read_text())
+    page = (ROOT / 'docs' / 'perceiver.md').read_text()
+    for row in result['rows']:
+        seconds, pixels = row['seconds'], row['height'] * row['width']
+        shown = f'{seconds:.0f} s' if seconds > 100 else f'{seconds:.1f} s'
+        size = f'{row["height"]:,} × {row["width"]:,}'
+        assert f'| {size} | {shown} | {1e6 * seconds / pixels:.3f} | {row["peak_mib"]:.0f} MiB |' in page
+
+
 @pytest.mark.parametrize('page', STATING, ids=lambda page: page.stem)
 def test_stated_speeds_are_those_committed(page):
     text = page.read_text()

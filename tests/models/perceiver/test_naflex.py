@@ -11,7 +11,9 @@ from timm.data.naflex_transforms import patchify_image
 from timm.models.naflexvit import NaFlexEmbeds
 from torch.testing import assert_close
 
+from timm_extra import hub
 from timm_extra.demo import write_digits
+from timm_extra.models.perceiver.stems import naflex
 
 SMALL = dict(num_latents=8, latent_dim=32, num_blocks=2, block_depth=1, num_heads=2, num_bands=4, num_classes=5)
 SIZES = [(29, 31), (4, 4), (3, 50), (17, 16)]  # prime, one patch, a strip, and one pixel more than whole patches
@@ -121,16 +123,76 @@ def test_features_latents_and_checkpointing_take_batches():
     assert_close(torch.autograd.grad(model(batch).sum(), model.latents)[0], expected)
 
 
-def test_a_batch_compiles_and_hooks_see_the_embedding():
+def test_batches_compile_with_resize_matrices_as_constants():
+    model = make('naflex_perceiver_io_small', patch_size=4)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for size in ((4, 4), (7, 7), (3, 5)):
+        batch = batch_of(images(model), size, flat=False)
+        assert_close(compiled(batch), model(batch))
+    assert graphs and not any('linalg' in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+def test_resize_matrices_do_not_depend_on_what_made_them():
+    model = make('naflex_perceiver_io_small', patch_size=4)
+    with torch.no_grad():
+        naflex._matrices.clear()
+        batches = [batch_of(images(model), size, flat=False) for size in ((8, 8), (9, 9), (10, 10), (11, 11))]
+        expected = [model(batch) for batch in batches]
+        naflex._matrices.clear()
+        with torch.autocast('cpu', torch.bfloat16):
+            model(batches[0])
+        torch.export.export(model, (batches[1],))
+        with torch.device('meta'):
+            model(batches[2])
+        with torch.inference_mode():
+            model(batches[3])
+        for batch, known in zip(batches, expected, strict=True):
+            assert torch.equal(model(batch), known)
+    model(batches[3]).sum().backward()
+
+
+def test_half_precision_gives_what_images_give():
+    model = make('naflex_perceiver_io_small', torch.bfloat16, patch_size=4)
+    given = images(model, torch.bfloat16)
+    alone = torch.cat([model(image[None]) for image in given])
+    assert_close(model(batch_of(given, (4, 4))), alone, atol=2e-2, rtol=2e-2)
+
+
+def test_hooks_see_the_embedding_of_any_patches():
     model = make('naflex_perceiver_io_small', patch_size=4)
     batch = batch_of(images(model), (4, 4))
     expected = model(batch)
-    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
-    assert_close(compiled(batch), expected)
     model.stem.proj.register_forward_hook(lambda module, args, out: out + 1)
     other = batch_of(images(model), (8, 8), flat=False)
     assert not torch.allclose(model(batch), expected)
-    assert model(other).shape == expected.shape
+    seen = []
+    model.stem.proj.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    model(other)
+    assert seen == [(4, other['patches'].shape[1], 256)]
+
+
+@pytest.mark.parametrize('options', [dict(in_chans=1), dict(in_chans=4), dict(patch_size=8), dict(patch_size=(3, 5))])
+def test_saved_weights_take_other_channels_and_patches(options, tmp_path):
+    model = make('naflex_perceiver_io_small', patch_size=4)
+    folder = hub.save(model, tmp_path / 'saved')
+    other = timm.create_model(f'local-dir:{folder}', pretrained=True, **options).eval()
+    if 'in_chans' in options:
+        image = torch.randn(1, 1, 20, 24)
+        expected = model(image.expand(-1, 3, -1, -1)) if other.in_chans == 1 else None
+        found = other(image.expand(-1, other.in_chans, -1, -1))
+    else:
+        batch = batch_of(images(model), other.get_patch_size(), flat=False)
+        expected, found = model(batch), other(batch)
+    assert torch.isfinite(found).all()
+    if expected is not None:
+        assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_images_and_batches_are_exported():
@@ -150,19 +212,31 @@ CONV = dict(stem='conv')
 REFUSED = {
     'keys': (dict(), lambda b: {'patches': b['patches']}, r"patches, patch_coord, patch_valid, got \['patches'\]"),
     'kind': (dict(), lambda b: list(b.values()), 'got list'),
+    'type': (dict(), lambda b: {**b, 'patch_coord': None}, 'patch_coord must be a tensor, got NoneType'),
+    'no patches': (dict(), lambda b: {k: v[:, :0] for k, v in b.items() if k != 'seq_len'}, 'nothing to attend to'),
+    'no pixels': (
+        dict(),
+        lambda b: {**b, 'patches': b['patches'].view(4, -1, 4, 4, 3)[:, :, :0]},
+        r'channels last, got',
+    ),
+    'boolean': (dict(), lambda b: {**b, 'patch_coord': b['patch_coord'] > 0}, 'patch_coord must be whole numbers'),
     'width': (
         dict(),
         lambda b: {**b, 'patches': b['patches'][..., 1:]},
         'Flat patches have 47 numbers, those of 4 × 4',
     ),
-    'channels': (dict(), lambda b: {**b, 'patches': b['patches'].view(4, -1, 3, 4, 4)}, r'height, width, 3\), got'),
+    'channels': (
+        dict(),
+        lambda b: {**b, 'patches': b['patches'].view(4, -1, 3, 4, 4)},
+        r'height, width, 3\), channels last, got',
+    ),
     'coordinates': (dict(), lambda b: {**b, 'patch_coord': b['patch_coord'][:, 1:]}, r'patch_coord must be whole'),
     'fractions': (dict(), lambda b: {**b, 'patch_coord': b['patch_coord'] / 2}, r'patch_coord must be whole numbers'),
     'validity': (dict(), lambda b: {**b, 'patch_valid': b['patch_valid'].long()}, 'patch_valid must be boolean'),
     'own size': (
         dict(stem='patches', patch_size=2),
         lambda b: {**b, 'patches': b['patches'].view(4, -1, 4, 4, 3)},
-        r"Patches are \(4, 4\), stem='patches' takes \(2, 2\) alone",
+        r"Patches are \(4, 4\), stem='patches' takes only its own size \(2, 2\)",
     ),
     'convolution': (CONV, lambda b: b, "stem='conv' with pos_embed='fourier' takes no NaFlex batches"),
     'learned': (
@@ -247,3 +321,16 @@ def test_timms_loader_trains_on_digits_of_mixed_sizes_and_patches(tmp_path):
         right = torch.cat([model(batch).argmax(1) == target for batch, target in held]).float().mean().item()
     print(f'{len(losses)} steps, accuracy on held-out digits {right:.1%}')
     assert right > 0.6, f'{right:.3f} after one epoch, chance is 0.1'
+
+
+@pytest.mark.parametrize('given', [4.0, True, 0, (4, 4, 4), '4'])
+def test_patch_sizes_that_are_none_are_named(given):
+    with pytest.raises(ValueError, match='patch_size must be one positive whole number for each of 2 axes'):
+        make('naflex_perceiver_io_small', patch_size=given)
+    with pytest.raises(ValueError, match='stem_chs must be at least 1, got 0'):
+        make('naflex_perceiver_io_small', stem_chs=0)
+
+
+def test_models_with_a_grid_of_outputs_have_no_patch_size_for_batches():
+    with pytest.raises(ValueError, match="query_type='grid' needs images of one size"):
+        make('perceiver_io_small', query_type='grid').get_patch_size()

@@ -1,16 +1,18 @@
 """Perceiver checkpoints: native, of transformers (DeepMind's weights), of perceiver-pytorch; docs/checkpoints.md."""
 
+import math
 import re
 from typing import Any, Dict, Tuple
 
 import torch
+from timm.layers import PatchEmbedInterpolator
 from timm.models import adapt_input_conv
 from torch import nn
 
 from .._build import StateDict, check_fit, unwrap
 from .._size import trained_grid
 from .positions import resample_positions
-from .stems import FramesStem, GridStem
+from .stems import FramesStem, GridStem, PatchEmbedStem
 
 # Regular expressions over whole keys, applied one after the other.
 HF_KEYS = (
@@ -100,7 +102,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> StateD
         )
     if getattr(model, 'decoder', True) is None:  # Perceiver IO that reads the latents
         state_dict = {k: v for k, v in state_dict.items() if k != 'query' and not k.startswith('decoder.')}
-    state_dict = _adapt_frames(_resize_positions(state_dict, model), model)
+    state_dict = _adapt_patches(_adapt_frames(_resize_positions(state_dict, model), model), model)
     adaptable = ['head.', f'{model.stem.first_conv}.'] if model.stem.first_conv else ['head.']
     try:
         check_fit(state_dict, model, layout, adaptable)
@@ -221,6 +223,22 @@ def _adapt_frames(state_dict: StateDict, model: nn.Module) -> StateDict:
         return state_dict  # if it does not fit, it is refused as of another shape
     adapted = torch.cat([adapt_input_conv(stem.content_chans, frame) for frame in frames], dim=1)
     return dict(state_dict, **{'stem.conv.weight': adapted})
+
+
+def _adapt_patches(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Adapt a stem of embedded patches to other channels, as timm adapts convolutions, or to other patches."""
+    stem, weight = model.stem, state_dict.get('stem.proj.weight')
+    if not isinstance(stem, PatchEmbedStem) or weight is None or weight.shape == stem.proj.weight.shape:
+        return state_dict
+    height, width = stem.patch_size
+    side = math.isqrt(weight.shape[1] // stem.in_chans)
+    if weight.shape[1] == height * width * 3:
+        kernel = weight.unflatten(1, (height, width, 3)).permute(0, 3, 1, 2)
+        weight = adapt_input_conv(stem.in_chans, kernel).permute(0, 2, 3, 1).flatten(1)
+    elif weight.shape[1] == side * side * stem.in_chans:
+        resampler = PatchEmbedInterpolator((side, side), stem.in_chans, len(weight))
+        weight = resampler.resample_linear_weight(weight, stem.patch_size)
+    return dict(state_dict, **{'stem.proj.weight': weight})  # if it does not fit, it is refused as of another shape
 
 
 def _resize_positions(state_dict: StateDict, model: nn.Module) -> StateDict:

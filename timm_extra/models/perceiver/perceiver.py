@@ -198,11 +198,9 @@ def perceiver_io_small(pretrained: bool = False, **kwargs: Any) -> PerceiverIO:
     return _create_perceiver(PerceiverIO, 'perceiver_io_small', pretrained, model_args, kwargs)
 
 
-# A grid of 32 × 32 patches, the 1,024 tokens that timm's loader makes at most by default, is what positions resolve
-NAFLEX_SMALL = dict(
-    **dict(stem='patch_embed', stem_chs=256, patch_size=16, num_bands=16, max_resolution=32),
-    **dict(num_latents=256, latent_dim=512, num_blocks=4),
-)
+NAFLEX_SMALL = dict(num_latents=256, latent_dim=512, num_blocks=4, stem='patch_embed', stem_chs=256, patch_size=16)
+# The highest frequency resolves 32 × 32 patches, the 1,024 tokens that timm's training has of an image at most
+NAFLEX_SMALL.update(num_bands=16, max_resolution=32)
 
 
 @register_model

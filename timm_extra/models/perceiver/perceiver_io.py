@@ -5,7 +5,7 @@ https://arxiv.org/abs/2107.14795
 """
 
 import math
-from typing import Any, Dict, Final, List, Optional, Sequence, Set, Union
+from typing import Any, Dict, Final, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from timm.layers import _assert, is_exporting, register_notrace_function
@@ -22,6 +22,8 @@ from .perceiver_v1 import Perceiver
 from .positions import checked_resolution, resample_positions
 from .stems import GridStem
 from .tile_source import TileSource
+
+GRID_OF_ONE_SIZE = "query_type='grid' needs images of one size: query_type='inputs' takes NaFlex batches"
 
 
 @register_notrace_function  # a name with an underscore would be traced all the same
@@ -107,6 +109,13 @@ class PerceiverIO(Perceiver):
         self._decoder_parts = (decoder_residual, decoder_mlp)
         self.query_type, self.out_scale = query_type, out_scale
         super().__init__(num_cross_attends=num_cross_attends, **kwargs)
+
+    @torch.jit.ignore
+    def get_patch_size(self) -> Tuple[int, ...]:
+        """As `Perceiver.get_patch_size`."""
+        if self.query_type == 'grid' and self.decoder is not None:
+            raise ValueError(GRID_OF_ONE_SIZE)
+        return super().get_patch_size()
 
     def _add_decoder(self, style: Style, options: Dict[str, Any]) -> None:
         num_queries, query_dim, pos_embed, resolution = self._decoder_args
@@ -279,12 +288,11 @@ class PerceiverIO(Perceiver):
         """
         if self.query_type == 'learned' or queries is not None or self.decoder is None:
             return self.forward_head(self.forward_features(x, mask), False, queries)
+        if not torch.jit.is_scripting():
+            _assert(self.query_type == 'inputs' or isinstance(x, torch.Tensor), GRID_OF_ONE_SIZE)
         inputs, grid = self.stem(x, mask)
         z = self._latents_of(inputs)
         if self.query_type == 'inputs':
             return self._decode_grid(z, inputs, grid)
-        _assert(
-            isinstance(x, torch.Tensor), "query_type='grid' needs images of one size: 'inputs' takes NaFlex batches."
-        )
         grid = list(x.shape[x.ndim - self.stem.num_axes :])
         return self._decode_grid(z, self._grid_queries(grid, z), grid)

@@ -74,5 +74,7 @@ def build_stem(
     for name, value in options.items():
         if name not in takes and value and value != _DEFAULTS[name]:
             raise ValueError(f'stem={kind!r} takes no {name}, got {value!r}')
+    if 'stem_chs' in takes and options.get('stem_chs', 1) < 1:
+        raise ValueError(f'stem_chs must be at least 1, got {options["stem_chs"]}')
     given = {k: v for k, v in dict(options, same_padding=same_padding).items() if k in takes}
     return STEMS[kind](img_size, in_chans, positions, **given, device=device, dtype=dtype)

@@ -1,6 +1,7 @@
 """Stems of inputs on a grid: audio, images, video, pairs of frames."""
 
 import math
+from operator import index
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -12,18 +13,19 @@ from torch import nn
 from timm_extra.layers.shortcuts import may_shortcut
 
 from ..cross_attention import Inputs, flat_mask
-from ..fourier import fourier_features, fourier_table
+from ..fourier import fourier_table
 from ..positions import Positions
-from .naflex import enlargement, naflex_batch
+from .naflex import naflex_batch, resize_matrix
 from .stem import Size, Stem
 
 
 def checked_patch_size(patch_size: Size, axes: int, kind: str) -> Tuple[int, ...]:
     """A positive number for each axis."""
-    sizes = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
-    if len(sizes) != axes or min(sizes) < 1:
+    sizes = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size,) * axes
+    if len(sizes) != axes or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(
-            f'patch_size must be one positive number for each of {axes} axes with stem={kind!r}, got {patch_size}'
+            f'patch_size must be one positive whole number for each of {axes} axes with stem={kind!r}, '
+            f'got {patch_size!r}'
         )
     return sizes
 
@@ -38,6 +40,10 @@ class GridStem(Stem):
         self.grey_chans = grey_chans
         self.content_chans = grey_chans or in_chans
         self.num_frames = 1  # that stand beside each other in the channels of a token
+
+    def _check_images(self) -> None:
+        if self.num_axes != 2:
+            raise ValueError(f'stem={self.kind!r} is for images, got an img_size of {self.num_axes} numbers')
 
     def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> Tuple[Inputs, List[int]]:
         """Prepare inputs for cross-attention.
@@ -92,11 +98,11 @@ class GridStem(Stem):
         if self.grey_chans > 0:
             patches = patches.repeat_interleave(self.grey_chans, dim=4)
         content = self._embedded(patches)  # (B, N, c)
-        positions = batch.positions(torch.float32 if content.device.type == 'mps' else torch.float64)
         parts = [content]
+        gather = may_shortcut(self) and not torch.compiler.is_compiling()
         for i, resolution in enumerate(self.max_resolution):
-            features = fourier_features(positions[..., i], self.num_bands, resolution)
-            parts.append(features.to(torch.float32).to(content.dtype) if content.dtype != torch.float64 else features)
+            features = batch.fourier_features(i, self.num_bands, resolution, gather)
+            parts.append(features.to(content.dtype))
         no_axes: List[torch.Tensor] = []
         return Inputs(torch.cat(parts, dim=2), no_axes, batch.valid), [content.shape[1]]
 
@@ -104,8 +110,8 @@ class GridStem(Stem):
         """Patches (B, N, height, width, channels) to content (B, N, c)."""
         _assert(
             tuple(patches.shape[2:4]) == self.patch_size,
-            f'Patches are {tuple(patches.shape[2:4])}, stem={self.kind!r} takes {self.patch_size} alone; any size goes '
-            "with stem='patch_embed'.",
+            f'Patches are {tuple(patches.shape[2:4])}, stem={self.kind!r} takes only its own size {self.patch_size}; '
+            "stem='patch_embed' takes any.",
         )
         return patches.flatten(2)
 
@@ -197,8 +203,7 @@ class ConvStem(GridStem):
     ):
         super().__init__(img_size, in_chans, positions, grey_chans)
         dd = {'device': device, 'dtype': dtype}
-        if self.num_axes != 2:
-            raise ValueError(f"stem='conv' is for images, got an img_size of {self.num_axes} numbers")
+        self._check_images()
         self.same_padding = same_padding
         self._set_size(img_size)
         self.conv = nn.Conv2d(self.content_chans, stem_chs, 7, stride=2, padding=0, bias=False, **dd)
@@ -282,8 +287,7 @@ class PatchEmbedStem(GridStem):
     """Patches mapped linearly, as in timm's ViTs; those of other sizes than the model's are resized to it.
 
     Images are padded with zeros at the bottom and on the right to whole patches. A patch of another size is resized by
-    the pseudo-inverse of the resizing from the model's, which is the same as to resample the weights for it:
-    `resample_patch_embed` of timm, after FlexiViT (arXiv:2212.08013 section 3.4).
+    `resize_matrix`, which is the same as to resample the weights for it, as FlexiViT and timm's NaFlexViT do.
 
     Args:
         img_size, in_chans, positions, device, dtype: As in `PixelStem`.
@@ -309,8 +313,7 @@ class PatchEmbedStem(GridStem):
     ):
         super().__init__(img_size, in_chans, positions)
         dd = {'device': device, 'dtype': dtype}
-        if self.num_axes != 2:
-            raise ValueError(f'stem={self.kind!r} is for images, got an img_size of {self.num_axes} numbers')
+        self._check_images()
         self.patch_size = checked_patch_size(patch_size, self.num_axes, self.kind)
         self._set_size(img_size)
         height, width = self.patch_size
@@ -320,7 +323,7 @@ class PatchEmbedStem(GridStem):
 
     def grid_of(self, img_size: Sequence[int]) -> Tuple[int, ...]:
         """Sizes of the grid of tokens for inputs of these sizes."""
-        return tuple(-(-s // p) for s, p in zip(img_size, self.patch_size, strict=True))
+        return tuple((s + p - 1) // p for s, p in zip(img_size, self.patch_size, strict=True))
 
     def _content(self, x: torch.Tensor) -> torch.Tensor:
         height, width = self.patch_size
@@ -329,9 +332,10 @@ class PatchEmbedStem(GridStem):
         return self.proj(self.fold(x)).permute(0, 3, 1, 2)
 
     def _embedded(self, patches: torch.Tensor) -> torch.Tensor:
-        size = tuple(patches.shape[2:4])
+        size = index(patches.shape[2]), index(patches.shape[3])  # numbers, where a compiler may have symbols
         if size != self.patch_size:
-            patches = enlargement(size, self.patch_size).to(patches) @ patches.flatten(2, 3)  # (B, N, pixels, channels)
+            matrix = resize_matrix(*size, *self.patch_size, patches.device).to(patches.dtype)
+            patches = matrix @ patches.flatten(2, 3)  # (B, N, pixels, channels)
         return self.proj(patches.flatten(2))
 
 
@@ -363,8 +367,7 @@ class FramesStem(GridStem):
     ):
         super().__init__(img_size, in_chans, positions, grey_chans)
         dd = {'device': device, 'dtype': dtype}
-        if self.num_axes != 2:
-            raise ValueError(f"stem='frames' is for images, got an img_size of {self.num_axes} numbers")
+        self._check_images()
         if num_frames < 1:
             raise ValueError(f'num_frames must be at least 1, got {num_frames}')
         if isinstance(img_size, Sequence) and len(img_size) == 3 and img_size[0] != num_frames:

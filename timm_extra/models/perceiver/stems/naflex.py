@@ -1,10 +1,12 @@
-"""Batches of images of different sizes, as timm's NaFlex loader makes them: patches, their places, which are there."""
+"""Batches of images of different sizes, as timm's NaFlex loader makes them: patches with coordinates and a mask."""
 
-from functools import lru_cache
-from typing import Any, NamedTuple, Sequence, Tuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Dict, NamedTuple, Sequence, Tuple
 
 import torch
 from timm.layers import PatchEmbedInterpolator, _assert
+
+from ..fourier import fourier_features
 
 KEYS = ('patches', 'patch_coord', 'patch_valid')
 
@@ -22,11 +24,24 @@ class NaFlexBatch(NamedTuple):
     coord: torch.Tensor
     valid: torch.Tensor
 
-    def positions(self, exact: torch.dtype) -> torch.Tensor:
-        """Row and column (B, N, 2), from −1 to 1 over the grid of each image; as `fourier_table` has them."""
-        coord = self.coord.masked_fill(~self.valid.unsqueeze(-1), 0)
-        last = coord.amax(1, keepdim=True).clamp(min=1)  # of each image and axis
-        return coord.to(exact) * 2 / last - 1
+    def fourier_features(self, axis: int, num_bands: int, max_resolution: float, gather: bool) -> torch.Tensor:
+        """Fourier features (B, N, 2 · num_bands + 1) of the rows (axis 0) or columns (1), over the grid of each image.
+
+        As `fourier_table` has them for an image of that size: in float64, rounded once to float32 if patches are not
+        float64 themselves. With `gather` each row and column is computed once, which takes their number off the device.
+        """
+        device = self.patches.device
+        exact = torch.float32 if device.type == 'mps' else torch.float64
+        coord = self.coord[..., axis].masked_fill(~self.valid, 0)  # (B, N)
+        last = coord.amax(1, keepdim=True)
+        places = coord
+        if gather and device.type == 'cpu' and coord.numel():
+            places = torch.arange(int(last.amax()) + 1, device=device).expand(coord.shape[0], -1)
+        features = fourier_features(places.to(exact) * 2 / last.clamp(min=1) - 1, num_bands, max_resolution)
+        features = features.to(torch.float64 if self.patches.dtype == torch.float64 else torch.float32)
+        if places is coord:
+            return features
+        return features[torch.arange(coord.shape[0], device=device).unsqueeze(1), coord]
 
 
 def naflex_batch(x: Any, mask: Any, in_chans: int, patch_size: Sequence[int]) -> NaFlexBatch:
@@ -34,7 +49,8 @@ def naflex_batch(x: Any, mask: Any, in_chans: int, patch_size: Sequence[int]) ->
 
     Args:
         x: `patches`, flat (B, N, height · width · channels) if they have the model's size, or (B, N, height, width,
-            channels); `patch_coord` and `patch_valid`, as in `NaFlexBatch`. Other keys do not count.
+            channels); `patch_coord` and `patch_valid`, as in `NaFlexBatch`. Other keys do not count. Channels are last,
+            as in timm's default: the flat patches of `--naflex-patchify-channels-first` cannot be told from these.
         mask: Must be None: a batch has its own.
         in_chans: Channels of the model's inputs.
         patch_size: Height and width of the model's patches.
@@ -51,6 +67,8 @@ def naflex_batch(x: Any, mask: Any, in_chans: int, patch_size: Sequence[int]) ->
         f'{sorted(map(str, x)) if isinstance(x, dict) else type(x).__name__}.',
     )
     _assert(mask is None, 'The mask of a NaFlex batch is its patch_valid: pass no other.')
+    for key in KEYS:
+        _assert(isinstance(x[key], torch.Tensor), f'{key} must be a tensor, got {type(x[key]).__name__}.')
     patches, coord, valid = (x[key] for key in KEYS)
     flat = (*patch_size, in_chans)
     if patches.ndim == 3:
@@ -62,11 +80,12 @@ def naflex_batch(x: Any, mask: Any, in_chans: int, patch_size: Sequence[int]) ->
         )
         patches = patches.unflatten(2, flat)
     _assert(
-        patches.ndim == 5 and patches.shape[4] == in_chans,
-        f'Patches must be (batch, number, height, width, {in_chans}), got {tuple(patches.shape)}.',
+        patches.ndim == 5 and patches.shape[4] == in_chans and min(patches.shape[2:4]) > 0,
+        f'Patches must be (batch, number, height, width, {in_chans}), channels last, got {tuple(patches.shape)}.',
     )
     _assert(patches.shape[1] > 0, 'A NaFlex batch without patches has nothing to attend to.')
-    _check('patch_coord', coord, (*patches.shape[:2], 2), not coord.is_floating_point(), 'whole numbers')
+    whole = not coord.is_floating_point() and coord.dtype != torch.bool
+    _check('patch_coord', coord, (*patches.shape[:2], 2), whole, 'whole numbers')
     _check('patch_valid', valid, tuple(patches.shape[:2]), valid.dtype == torch.bool, 'boolean')
     return NaFlexBatch(patches, coord, valid)
 
@@ -78,14 +97,30 @@ def _check(name: str, tensor: torch.Tensor, shape: Tuple[int, ...], of_dtype: bo
     )
 
 
-@lru_cache(maxsize=32)
-def enlargement(size: Tuple[int, int], to: Tuple[int, int]) -> torch.Tensor:
-    """The matrix (pixels of `to`, pixels of `size`), float32, that brings patches to another size.
+_matrices: Dict[Tuple[int, int, int, int, torch.device], torch.Tensor] = {}
 
-    The pseudo-inverse of timm's bicubic resizing from `to` to `size`: the scalar product of a weight for patches of
-    `to` with an enlarged patch is that of the resampled weight with the patch.
+
+def resize_matrix(height: int, width: int, to_height: int, to_width: int, device: torch.device) -> torch.Tensor:
+    """The matrix (pixels of the new size, pixels of the old), float32, that resizes patches.
+
+    It is the pseudo-inverse of timm's bicubic resizing from the new size to the old: the product of a weight for the
+    new size with a resized patch is that of the resampled weight with the patch (arXiv:2212.08013 section 3.4).
+    Matrices are kept, and compiled and exported programs hold them as constants.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        pixels = torch.eye(to[0] * to[1])  # weights that each read one of them
-        interpolator = PatchEmbedInterpolator(to, in_chans=1, embed_dim=len(pixels))
-        return interpolator.resample_linear_weight(pixels, size)
+    key = height, width, to_height, to_width, device
+    if key not in _matrices:
+        with ThreadPoolExecutor(
+            1
+        ) as alone:  # in a thread no mode of the caller holds: autocast, inference, fake tensors
+            _matrices[key] = alone.submit(_resize_matrix, *key).result()
+    return _matrices[key]
+
+
+resize_matrix._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result sets, importing the compiler
+
+
+def _resize_matrix(height: int, width: int, to_height: int, to_width: int, device: torch.device) -> torch.Tensor:
+    pixels = torch.eye(to_height * to_width, dtype=torch.float32)  # weights that each read one of them
+    interpolator = PatchEmbedInterpolator((to_height, to_width), in_chans=1, embed_dim=len(pixels))
+    with torch.no_grad():
+        return interpolator.resample_linear_weight(pixels, (height, width)).to(device, torch.float32)

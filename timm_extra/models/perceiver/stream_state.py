@@ -45,7 +45,7 @@ class State:
             raise ValueError(f'{self.path} is no state of a stream: {" ".join(str(e).split())[:200]}') from e
         if about != self.about:
             raise ValueError(
-                f'{self.path} is the state of another model, image or preprocessing: remove it to begin anew'
+                f'{self.path} is the state of another model, image or preprocessing: remove it to begin again'
             )
         return held
 

@@ -50,7 +50,7 @@ def naflex_batch(x: Any, mask: Any, in_chans: int, patch_size: Sequence[int]) ->
     Args:
         x: `patches`, flat (B, N, height · width · channels) if they have the model's size, or (B, N, height, width,
             channels); `patch_coord` and `patch_valid`, as in `NaFlexBatch`. Other keys do not count. Channels are last,
-            as in timm's default: the flat patches of `--naflex-patchify-channels-first` cannot be told from these.
+            as in timm's default: the flat patches of `--naflex-patchify-channels-first` look the same.
         mask: Must be None: a batch has its own.
         in_chans: Channels of the model's inputs.
         patch_size: Height and width of the model's patches.

@@ -65,7 +65,7 @@ def test_tiles_are_whole_tiles_of_the_file(tmp_path):
     tifffile.imwrite(tmp_path / 'a.tif', image(), tile=(64, 48), photometric='rgb')
     assert open_tiles(tmp_path / 'a.tif').tile == (1024, 1008)
     tifffile.imwrite(tmp_path / 'wide.tif', np.zeros((40, 5000), np.uint8), rowsperstrip=3)
-    assert open_tiles(tmp_path / 'wide.tif').tile == (207, 5000)
+    assert open_tiles(tmp_path / 'wide.tif').tile == (209, 5000)
 
 
 @pytest.mark.parametrize('compression', ['jpeg', 'lzw', 'webp'])
@@ -102,6 +102,69 @@ def test_zarr_and_ome_zarr(version, tmp_path):
         open_tiles(tmp_path / 'ome.zarr')
 
 
+def test_channels_in_files_of_their_own(tmp_path):
+    pixels = image(np.uint16)
+    names = [f'c{i}.ome.tif' for i in range(3)]
+    data = ''.join(
+        f'<TiffData FirstC="{i}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{i}</UUID></TiffData>'
+        for i, name in enumerate(names)
+    )
+    about = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{}"><Image ID="Image:0">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="517" SizeY="301" SizeC="3" SizeZ="1" '
+        f'SizeT="1">{data}</Pixels></Image></OME>'
+    )
+    for i, name in enumerate(names):
+        path = tmp_path / name
+        tifffile.imwrite(path, pixels[..., i], tile=(64, 64), description=about.format(i), metadata=None)
+    assert np.array_equal(read_all(open_tiles(tmp_path / names[0]), (100, 90)), pixels)
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(ValueError, match=r'c0\.ome\.tif is no TIFF file that can be read'):
+        open_tiles(tmp_path / names[0])
+
+
+REFUSED = {
+    'inverted': (dict(photometric='miniswhite'), 1, 'has MINISWHITE pixels, not grey or RGB'),
+    'palette': (dict(photometric='palette', colormap=np.zeros((3, 256), np.uint16)), 1, 'has PALETTE pixels'),
+    'turned': (
+        dict(photometric='rgb', extratags=[(274, 3, 1, 6, True)]),
+        3,
+        'has orientation 6: turn it upright first',
+    ),
+    'volume': (dict(photometric='rgb', volumetric=True, tile=(16, 32, 32)), 'zyxs', 'has several images'),
+    'stack': (dict(photometric='rgb'), 'qyxs', 'has several images'),
+}
+
+
+@pytest.mark.parametrize('options, kind, message', REFUSED.values(), ids=REFUSED)
+def test_tiffs_whose_numbers_are_no_pixels_as_they_are(options, kind, message, tmp_path):
+    shape = {1: (40, 50), 3: (40, 50, 3), 'zyxs': (8, 64, 64, 3), 'qyxs': (2, 40, 50, 3)}[kind]
+    tifffile.imwrite(tmp_path / 'a.tif', np.zeros(shape, np.uint8), metadata=None, **options)
+    with pytest.raises(ValueError, match=message):
+        open_tiles(tmp_path / 'a.tif')
+
+
+def test_what_is_stored_in_one_piece(tmp_path, monkeypatch):
+    pixels = image()
+    tifffile.imwrite(tmp_path / 'raw.tif', pixels, photometric='rgb', rowsperstrip=SHAPE[0], byteorder='>')
+    monkeypatch.setattr('timm_extra.images.tiles.AREA', 3000)
+    monkeypatch.setattr('timm_extra.images.tiles.SIDE', 100)
+    monkeypatch.setattr('timm_extra.images.tiles.LARGEST', SHAPE[0] * SHAPE[1] - 1)
+    source = open_tiles(tmp_path / 'raw.tif')
+    assert source.tile == (5, 517) and np.array_equal(read_all(source, source.tile), pixels)
+    tifffile.imwrite(tmp_path / 'a.tif', pixels, photometric='rgb', rowsperstrip=SHAPE[0], compression='zlib')
+    with pytest.raises(ValueError, match='stores 301 × 517 pixels in one compressed piece: write it in tiles'):
+        open_tiles(tmp_path / 'a.tif')
+
+
+def test_arrays_of_other_byte_orders_and_strides():
+    pixels = image(np.uint16)
+    for array in (pixels.astype('>u2'), np.ascontiguousarray(pixels[::-1])[::-1], np.asfortranarray(pixels)):
+        found = ArrayTiles(array).read(slice(7, 8), slice(3, 200))
+        assert found.dtype.isnative and found.flags.c_contiguous and found.flags.writeable
+        assert np.array_equal(found, pixels[7:8, 3:200]) and all(stride > 0 for stride in found.strides)
+
+
 class Chunked:
     """An array as HDF5 has them."""
 
@@ -115,7 +178,7 @@ class Chunked:
 def test_arrays():
     pixels = image()
     source = ArrayTiles(Chunked(pixels, (300, 2000, 3)))
-    assert source.tile == (900, 2000) and np.array_equal(read_all(source, source.tile), pixels)
+    assert source.tile == (300, 2000) and np.array_equal(read_all(source, source.tile), pixels)
     assert ArrayTiles(pixels[..., 0]).shape == (*SHAPE[:2], 1)
     with pytest.raises(ValueError, match=r'the array must be .* got \(4,\)'):
         ArrayTiles(np.zeros(4))
@@ -132,7 +195,7 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='is no TIFF file that can be read'):
         open_tiles(path)
     tifffile.imwrite(path, np.zeros((5, 40, 40), np.uint8), photometric='minisblack', metadata={'axes': 'ZYX'})
-    with pytest.raises(ValueError, match='has 5 planes along ZYX, not one image'):
+    with pytest.raises(ValueError, match=r"has several images: \{'Z': 5\}"):
         open_tiles(path)
     (tmp_path / 'a.npy').write_bytes(b'none')
     with pytest.raises(ValueError, match='is no array that can be read'):

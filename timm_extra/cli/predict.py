@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--stream',
         action='store_true',
-        help='read images larger than memory in tiles (TIFF, Zarr, .npy, slides), as one and without resizing',
+        help='read files larger than memory (TIFF, Zarr, .npy, slides) in tiles, each as one image, without resizing',
     )
     parser.add_argument('--state', metavar='FILE', help='with --stream: go on from here after an interruption')
     parser.add_argument('--json', action='store_true', help='print JSON')

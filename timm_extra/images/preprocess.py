@@ -1,6 +1,5 @@
 """What input a model takes, and images as it sees them."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Sequence
 
@@ -11,7 +10,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from timm_extra._files import PathLike
-from timm_extra.models._size import fitting
+from timm_extra.models._size import check_normalisation, fitting
 from timm_extra.models._size import input_size as own_input_size
 
 from .pixels import MODES, as_array, decode
@@ -49,21 +48,6 @@ def input_config(
     }
     check_normalisation(size, **found)
     return dict(input_size=size, **found)
-
-
-def check_normalisation(input_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuse a size, a mean or a standard deviation that no input has.
-
-    Raises:
-        ValueError: They are out of range, or not as many as channels and not one.
-    """
-    if not all(length > 0 for length in input_size):
-        raise ValueError(f'`input_size` must be positive, got {tuple(input_size)}')
-    for name, values in (('mean', mean), ('std', std)):
-        if len(values) not in (1, input_size[0]):
-            raise ValueError(f'`{name}` has {len(values)} values for {input_size[0]} channels')
-        if not all(math.isfinite(v) and (name == 'mean' or v > 0) for v in values):
-            raise ValueError(f'`{name}` must be {"finite" if name == "mean" else "positive"}, got {tuple(values)}')
 
 
 def check_takes_images(model: nn.Module) -> None:

@@ -1,15 +1,16 @@
 """Classes of images, audio and point clouds in files."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generator, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from timm_extra._device import find_device
-from timm_extra._files import PathLike
+from timm_extra._files import PathLike, check_folder, check_output
 from timm_extra._progress import progress_bar
-from timm_extra.images import find_files, open_tiles
+from timm_extra.images import check_normalisation, find_files, open_tiles
 from timm_extra.inputs import Inputs, inputs_of
 from timm_extra.models.info import class_labels
 
@@ -112,8 +113,8 @@ def predict_stream(
         One entry for each image, in order, as they are computed.
 
     Raises:
-        ValueError: The model has no classifier or does not stream, a value is out of range, there is no such device, or
-            the state is of another image or model.
+        ValueError: The model has no classifier or does not stream, a value is out of range, or there is no such device.
+            What is wrong with an image or with the state is the `error` of its entry.
     """
     _check(model, topk=topk)
     images = list(images)
@@ -122,6 +123,12 @@ def predict_stream(
     model.stem.naflex_patch_size()  # refuses what sees beyond a tile
     if state is not None and len(images) != 1:
         raise ValueError(f'a state is of one image, got {len(images)}')
+    if state is not None:
+        check_output(state, force=True)
+        check_folder(Path(state).parent)
+    for name, values in (('mean', mean), ('std', std)):
+        if values is not None:
+            check_normalisation((model.in_chans,), **{'mean': (0.0,), 'std': (1.0,), name: values})
     labels = class_labels(model)
     model = model.to(find_device(device)).eval()
     options = dict(mean=mean, std=std, state=state, progress=progress)

@@ -49,6 +49,21 @@ def fitting(values: Tuple[float, ...], channels: int) -> Tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),)
 
 
+def check_normalisation(input_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a size, a mean or a standard deviation that no input has.
+
+    Raises:
+        ValueError: They are out of range, or not as many as channels and not one.
+    """
+    if not all(length > 0 for length in input_size):
+        raise ValueError(f'`input_size` must be positive, got {tuple(input_size)}')
+    for name, values in (('mean', mean), ('std', std)):
+        if len(values) not in (1, input_size[0]):
+            raise ValueError(f'`{name}` has {len(values)} values for {input_size[0]} channels')
+        if not all(math.isfinite(v) and (name == 'mean' or v > 0) for v in values):
+            raise ValueError(f'`{name}` must be {"finite" if name == "mean" else "positive"}, got {tuple(values)}')
+
+
 @contextmanager
 def stated_size(model: nn.Module, size: Optional[Sequence[int]]) -> Iterator[None]:
     """Tell `trained_grid` what image size the caller says that a checkpoint was trained at.

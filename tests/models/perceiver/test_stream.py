@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from torch.testing import assert_close
@@ -50,7 +52,15 @@ def normalised(model, image):
     return ((x - mean) / std).permute(2, 0, 1)[None].to(model.latents.dtype)
 
 
-def tiles(image, tile=(16, 8), kind=ArrayTiles):
+class Versioned(ArrayTiles):
+    """An array whose version is what it holds."""
+
+    @property
+    def version(self):
+        return zlib.crc32(self.array.tobytes())
+
+
+def tiles(image, tile=(16, 8), kind=Versioned):
     source = kind(image)
     source.tile = tile
     return source
@@ -87,7 +97,7 @@ def test_other_ranges_of_pixels(dtype):
     assert not torch.allclose(given, model.forward_stream(tiles(image)))
 
 
-@pytest.mark.parametrize('cell', [4, 8, 12, 100])
+@pytest.mark.parametrize('cell', [4, 12, 20, 100])
 @pytest.mark.parametrize('name, options', MODELS.values(), ids=MODELS)
 @torch.no_grad()
 def test_attention_of_cells_is_that_of_their_pixels(name, options, cell):
@@ -114,7 +124,7 @@ def test_cells_are_whole_patches():
         model.stream_attention(tiles(pixels(model, (29, 23))), 6)
 
 
-class Counted(ArrayTiles):
+class Counted(Versioned):
     """Counts what is read, and may fail or be interrupted."""
 
     def __init__(self, array):
@@ -154,7 +164,10 @@ def test_a_state_of_something_else_is_refused_and_stays(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='gone'):
         model.forward_stream(broken, state=state)
     held = state.read_bytes()
+    changed = image.copy()
+    changed[59, 39] += 1
     others = (
+        (model, tiles(changed), {}),
         (make(num_blocks=2), tiles(image), {}),
         (model, tiles(image[:-1]), {}),
         (model, tiles(image), dict(mean=(0.1,))),
@@ -162,6 +175,10 @@ def test_a_state_of_something_else_is_refused_and_stays(tmp_path, monkeypatch):
     for other, source, options in others:
         with pytest.raises(ValueError, match='is the state of another model, image or preprocessing'):
             other.forward_stream(source, state=state, **options)
+    with pytest.raises(ValueError, match='another model, image'), torch.autocast('cpu', torch.bfloat16):
+        model.forward_stream(tiles(image), state=state)
+    with pytest.raises(ValueError, match='the array has no version, by which a state knows its image'):
+        model.forward_stream(tiles(image, kind=ArrayTiles), state=state)
     state.write_bytes(held[:100])
     with pytest.raises(ValueError, match='is no state of a stream'):
         model.forward_stream(tiles(image), state=state)
@@ -174,15 +191,16 @@ KILLED = """
 import sys, time
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
-from tests.models.perceiver.test_stream import make, tiles, ArrayTiles, stream_state
+from tests.models.perceiver.test_stream import Counted, make, tiles, stream_state
 stream_state.SAVE_SECONDS = 0.05
-class Slow(ArrayTiles):
+class Slow(Counted):
     def read(self, rows, columns):
         time.sleep(0.05)
         return super().read(rows, columns)
 with torch.no_grad():
-    out = make().forward_stream(tiles(np.load('image.npy'), kind=Slow), state='state')
-torch.save(out, 'out.pt')
+    source = tiles(np.load('image.npy'), kind=Slow)
+    out = make().forward_stream(source, state='state')
+torch.save((out, len(source.reads)), 'out.pt')
 """
 
 
@@ -200,7 +218,9 @@ def test_a_killed_run_goes_on(tmp_path):
     running.wait()
     subprocess.run(command, cwd=tmp_path, check=True)
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / 'out.pt'), model.forward_stream(tiles(image)))
+        found, reads = torch.load(tmp_path / 'out.pt')
+        source = tiles(image, kind=Counted)
+        assert torch.equal(found, model.forward_stream(source)) and reads < len(source.reads)
     assert not (tmp_path / 'state').exists()
 
 
@@ -228,9 +248,34 @@ def test_what_cannot_be_streamed_is_named():
     changed.read = lambda rows, columns: (setattr(changed, 'shape', (61, 40, 3)), image[rows, columns])[1]
     with pytest.raises(ValueError, match=r'was \(60, 40, 3\) and is now \(61, 40, 3\)'):
         model.forward_stream(changed)
+    with pytest.raises(ValueError, match='floating-point numbers that are not from 0 to 1'):
+        model.forward_stream(tiles(255.0 * image))
+    with pytest.raises(ValueError, match='`std` must be positive'):
+        model.forward_stream(tiles(image), std=(0.0,))
+    with pytest.raises(FileNotFoundError, match='no folder at'):
+        model.forward_stream(tiles(image), state='nowhere/state')
     model.cross_attends[0].attn.k.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match='plain linear layers without hooks'):
         model.forward_stream(tiles(image))
+
+
+@torch.no_grad()
+def test_files_that_change_between_passes_are_named(tmp_path):
+    model = make()
+    image = pixels(model, (60, 40))
+    for name, write in (('a.npy', np.save), ('a.tif', tifffile.imwrite)):
+        path = tmp_path / name
+        write(path, image)
+        source = open_tiles(path)
+
+        def read(rows, columns, source=source, path=path, write=write):
+            found = type(source).read(source, rows, columns)
+            write(path, image[:-1])
+            return found
+
+        source.read = read
+        with pytest.raises(ValueError, match=f'{name} has changed while it was read'):
+            model.forward_stream(source)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class Stream:
     Args:
         stem: What makes tokens of pixels: one that takes NaFlex batches, whose tokens see their own pixels alone.
         source: The image.
-        mean: What pixels from 0 to 1 are normalised with, one number or one for each channel.
+        mean: What pixels from 0 to 1 are normalised with, one value or as many as channels.
         std: Likewise.
         passes: How often the source is read.
         like: Gives dtype and device of the content.
@@ -86,6 +86,7 @@ class Stream:
         self.cell = self._cell_of(cell)
         self.masses: List[torch.Tensor] = []  # of each pass (H, M, rows, columns): what each cell has of the attention
         self.tiles = list(self._cut())
+        self.version = getattr(source, 'version', None)
         self.passes, self.done, self.progress = passes, 0, progress
         self.state = State(state, about, len(self.tiles), like) if state is not None else None
 
@@ -103,10 +104,8 @@ class Stream:
         return tuple(cell // patch for patch in self.patch)
 
     def _cut(self) -> Iterator[_Tile]:
-        """Tiles in rows, each of whole patches, and of whole cells."""
+        """Tiles in rows, each of whole patches."""
         steps = [max(1, tile // patch) for tile, patch in zip(self.source.tile, self.patch, strict=True)]  # in tokens
-        if self.cell:
-            steps = [max(step // cell, 1) * cell for step, cell in zip(steps, self.cell, strict=True)]
         for top in range(0, self.grid[0], steps[0]):
             for left in range(0, self.grid[1], steps[1]):
                 grid = slice(top, min(top + steps[0], self.grid[0])), slice(left, min(left + steps[1], self.grid[1]))
@@ -135,50 +134,38 @@ class Stream:
         begin, held = 0, self.state and self.state.resume(self.done)
         if held:
             begin, out, lse = held
-        logs = []
+        masses = None
+        if self.cell:
+            cells = [-(-size // cell) for size, cell in zip(self.grid, self.cell, strict=True)]
+            masses = lse.new_full((*q.shape[1:3], *cells), -math.inf, dtype=self.dtype)
         for k, content, axes in self.read(begin):
-            for part in self._parts(content, axes):
+            for cell, part in self._parts(self.tiles[k], content, axes):
                 attended, log, rest = OPERATORS.outputs(prepare(q, *part, scale, eps, None))
                 merged = torch.logaddexp(lse, log.double())
                 attended = attended.double() + rest.double()
                 out = out * (lse - merged).exp().unsqueeze(-1) + attended * (log - merged).exp().unsqueeze(-1)
                 lse = merged
-                if self.cell:
-                    logs.append(log[0])
+                if masses is not None:
+                    masses[(..., *cell)] = torch.logaddexp(masses[(..., *cell)], log[0])
             if self.state:
                 self.state.save(self.done, k + 1, out, lse)
-        if self.cell:
-            self.masses.append(self._in_place(logs).sub_(lse[0, ..., None, None]).exp_())
+        if masses is not None:
+            self.masses.append(masses.sub_(lse[0, ..., None, None]).exp_())
         self.done += 1
         rounded = out.to(q.dtype)
         rest = out.new_zeros(1) if q.dtype == self.dtype else out - rounded  # as the operator has them
         return rounded, rest.to(q.dtype), lse.to(self.dtype)
 
     def _parts(
-        self, content: torch.Tensor, axes: List[torch.Tensor]
-    ) -> Iterator[Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """The cells of a tile in rows, or the tile."""
+        self, tile: _Tile, content: torch.Tensor, axes: List[torch.Tensor]
+    ) -> Iterator[Tuple[Tuple[int, ...], Tuple[torch.Tensor, List[torch.Tensor]]]]:
+        """Cells, by row and column, with what a tile has of them; or the tile."""
         if self.cell is None:
-            yield content, axes
+            yield (), (content, axes)
             return
-        for rows, features in zip(content.split(self.cell[0], 2), axes[0].split(self.cell[0]), strict=True):
-            for part, others in zip(rows.split(self.cell[1], 3), axes[1].split(self.cell[1]), strict=True):
-                yield part, [features, others]
-
-    def _in_place(self, logs: List[torch.Tensor]) -> torch.Tensor:
-        """What was noted of each cell (H, M), tile by tile, as (H, M, rows, columns)."""
-        sizes = [-(-size // cell) for size, cell in zip(self.grid, self.cell, strict=True)]
-        out = logs[0].new_empty(*logs[0].shape, *sizes)
-        found = iter(logs)
-        for tile in self.tiles:
-            rows, columns = (
-                range(part.start // cell, -(-part.stop // cell))
-                for part, cell in zip(tile.grid, self.cell, strict=True)
-            )
-            for i in rows:
-                for j in columns:
-                    out[..., i, j] = next(found)
-        return out
+        for i, rows in _pieces(tile.grid[0], self.cell[0]):
+            for j, columns in _pieces(tile.grid[1], self.cell[1]):
+                yield (i, j), (content[:, :, rows, columns], [axes[0][rows], axes[1][columns]])
 
     def read(self, begin: int = 0, grad: bool = False) -> Iterator[Tuple[int, torch.Tensor, List[torch.Tensor]]]:
         """Number, content (1, c, *grid) and position features of all tiles from one on; the next is read meanwhile.
@@ -187,8 +174,7 @@ class Stream:
             begin: The first tile.
             grad: Let the content have gradients of the stem.
         """
-        if tuple(self.source.shape) != self.shape:
-            raise ValueError(f'{self.source.name} was {self.shape} and is now {tuple(self.source.shape)}')
+        self._check_unchanged()
         words = 'tile' if self.passes == 1 else f'tile, pass {min(self.done + 1, self.passes)} of {self.passes}'
         left = self.tiles[begin:]
         with ThreadPoolExecutor(1) as ahead, progress_bar(len(self.tiles), words, self.progress) as update:
@@ -202,6 +188,14 @@ class Stream:
                     content = self._content(pixels)
                 yield begin + k, content, axes
                 update(1)
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        name, shape = self.source.name, tuple(self.source.shape)
+        if shape != self.shape:
+            raise ValueError(f'{name} was {self.shape} and is now {shape}')
+        if getattr(self.source, 'version', None) != self.version:
+            raise ValueError(f'{name} has changed while it was read')
 
     def _pixels(self, tile: _Tile) -> torch.Tensor:
         """Pixels (height, width, channels) of a tile, as they are stored."""
@@ -209,18 +203,27 @@ class Stream:
         try:
             pixels = torch.as_tensor(self.source.read(tile.rows, tile.columns))
         except Exception as e:  # what readers raise of broken files is of nearly any type
-            raise ValueError(f'{name}: the tile of {tile} cannot be read: {str(e) or type(e).__name__}') from e
+            reason = ' '.join(str(e).split()) or type(e).__name__
+            raise ValueError(f'{name}: the tile of {tile} cannot be read: {reason}') from e
         expected = (tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start, self.shape[2])
         if tuple(pixels.shape) != expected:
             raise ValueError(f'{name}: the tile of {tile} is {tuple(pixels.shape)}, not {expected}')
         if not pixels.is_floating_point() and pixels.dtype not in RANGES:
             raise ValueError(f'{name}: pixels are {pixels.dtype}, not uint8, uint16 or floating-point')
+        if pixels.is_floating_point() and not bool(((pixels >= 0) & (pixels <= 1)).all()):
+            raise ValueError(f'{name}: the tile of {tile} has floating-point numbers that are not from 0 to 1')
         return pixels
 
     def _content(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels.to(self.like.device).permute(2, 0, 1).to(self.dtype) / RANGES.get(pixels.dtype, 1.0)
         x = ((x - self.mean) / self.std).to(self.like.dtype)
         return self.stem(x.unsqueeze(0))[0].content
+
+
+def _pieces(part: slice, step: int) -> Iterator[Tuple[int, slice]]:
+    """Multiples of `step` that a range meets, by number, with where they are within the range."""
+    for i in range(part.start // step, -(-part.stop // step)):
+        yield i, slice(max(i * step, part.start) - part.start, min((i + 1) * step, part.stop) - part.start)
 
 
 class _Attend(torch.autograd.Function):

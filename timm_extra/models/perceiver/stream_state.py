@@ -1,6 +1,7 @@
 """What of a stream is done, in a file, for a run that is interrupted to go on from."""
 
 import hashlib
+import io
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -8,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import nn
 
-from timm_extra._files import PathLike, atomic_file
+from timm_extra._files import PathLike, atomic_file, check_folder, check_output
 
 from .tile_source import TileSource
 
@@ -33,6 +34,8 @@ class State:
         self.finished: List[Tuple[torch.Tensor, torch.Tensor]] = []
         self.running: Optional[Tuple[int, torch.Tensor, torch.Tensor]] = None
         self._saved = time.monotonic()
+        check_output(self.path, force=True)
+        check_folder(self.path.parent)
         if self.path.exists():
             held = self._load(like.device)
             self.finished, self.running = held['finished'], held['running']
@@ -62,16 +65,22 @@ class State:
         else:
             self.running = tiles, out, lse
         if tiles == self.tiles or time.monotonic() - self._saved > SAVE_SECONDS:
+            held = io.BytesIO()
+            torch.save(dict(about=self.about, finished=self.finished, running=self.running), held)
             with atomic_file(self.path) as aside:
-                torch.save(dict(about=self.about, finished=self.finished, running=self.running), aside)
+                aside.write_bytes(held.getvalue())
             self._saved = time.monotonic()
 
 
 def identity(model: nn.Module, source: TileSource, *options: Any) -> str:
     """A digest of weights, image and options: what a saved state belongs to."""
     version = getattr(source, 'version', None)
+    if version is None:
+        raise ValueError(f'{source.name} has no version, by which a state knows its image: open a file')
+    device = next(model.parameters()).device.type
+    precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     arguments = sorted(getattr(model, '_model_args', {}).items()), model.num_blocks, model.num_cross_attends
-    about = source.name, tuple(source.shape), tuple(source.tile), version, options, arguments, repr(model)
+    about = tuple(source.shape), tuple(source.tile), version, options, arguments, precision, repr(model)
     digest = hashlib.sha256(repr(about).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -7,7 +7,7 @@ from torch import nn
 
 from timm_extra._files import PathLike
 
-from .._size import fitting
+from .._size import check_normalisation, fitting
 from .stream import Stream
 from .stream_state import identity
 from .tile_source import TileSource
@@ -100,7 +100,5 @@ def normalisation(
         fitting(config.get(name, (default,)), channels) if given is None else given
         for name, given, default in (('mean', mean, 0.0), ('std', std, 1.0))
     ]
-    for name, values in zip(('mean', 'std'), found, strict=True):
-        if len(values) not in (1, channels):
-            raise ValueError(f'`{name}` has {len(values)} values for {channels} channels')
+    check_normalisation((channels,), *found)
     return [list(values) for values in found]

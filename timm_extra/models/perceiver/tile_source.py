@@ -11,7 +11,7 @@ class TileSource(Protocol):
         shape: Height, width and channels.
         tile: Height and width of the parts that are best read at once.
 
-    A `version`, if it has one, tells states of one image from those of another with the same name and shape.
+    A `version`, as the size and the time of a file, says whether the image is still the same; saved states need one.
     """
 
     name: str

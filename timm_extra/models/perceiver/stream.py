@@ -74,6 +74,7 @@ class Stream:
         if self.shape[2] != stem.in_chans:
             raise ValueError(f'{source.name} has {self.shape[2]} channels, the model takes {stem.in_chans}')
         self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32  # of normalising
+        self.sums = torch.float32 if like.device.type == 'mps' else torch.float64  # of the softmax over tiles
         self.mean, self.std = (like.new_tensor(values, dtype=self.dtype).view(-1, 1, 1) for values in (mean, std))
         sizes = self.shape[:2]
         if stem.kind == 'patches' and any(s % p for s, p in zip(sizes, self.patch, strict=True)):
@@ -129,8 +130,8 @@ class Stream:
 
     def forward(self, q: torch.Tensor, scale: float, eps: float) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Weighted sums, what rounding took off them, and log-sum-exp of the scores (1, H, M), float32 or float64."""
-        out = q.new_zeros(q.shape, dtype=torch.float64)
-        lse = q.new_full(q.shape[:3], -math.inf, dtype=torch.float64)
+        out = q.new_zeros(q.shape, dtype=self.sums)
+        lse = q.new_full(q.shape[:3], -math.inf, dtype=self.sums)
         begin, held = 0, self.state and self.state.resume(self.done)
         if held:
             begin, out, lse = held
@@ -141,8 +142,8 @@ class Stream:
         for k, content, axes in self.read(begin):
             for cell, part in self._parts(self.tiles[k], content, axes):
                 attended, log, rest = OPERATORS.outputs(prepare(q, *part, scale, eps, None))
-                merged = torch.logaddexp(lse, log.double())
-                attended = attended.double() + rest.double()
+                merged = torch.logaddexp(lse, log.to(self.sums))
+                attended = attended.to(self.sums) + rest.to(self.sums)
                 out = out * (lse - merged).exp().unsqueeze(-1) + attended * (log - merged).exp().unsqueeze(-1)
                 lse = merged
                 if masses is not None:
@@ -241,8 +242,8 @@ class _Attend(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):
         q, out, rest, lse = ctx.saved_tensors
         needed = [p for p in ctx.parameters if p.requires_grad]
-        dq = q.new_zeros(q.shape, dtype=torch.float64)
-        sums = [p.new_zeros(p.shape, dtype=torch.float64) for p in needed]
+        dq = q.new_zeros(q.shape, dtype=ctx.stream.sums)
+        sums = [p.new_zeros(p.shape, dtype=ctx.stream.sums) for p in needed]
         for _, content, axes in ctx.stream.read(grad=bool(needed)):
             given = prepare(q, content.detach(), axes, ctx.scale, ctx.eps, None)
             part, of_content, _ = OPERATORS.gradients(grad, given, (out, lse, rest), bool(needed))

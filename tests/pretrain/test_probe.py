@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from timm_extra.pretrain.probe import accuracies, features, knn, linear
+from timm_extra.pretrain.probe import WEIGHT_DECAYS, accuracies, choose_weight_decay, features, knn, linear
 from timm_extra.pretrain.views import PlainView
 
 VIEW = PlainView((1, 4, 4))
@@ -21,12 +21,16 @@ def clouds(n, seed, classes=4, dim=12):
     return centres[labels] + 0.9 * torch.randn(n, dim, generator=generator), labels
 
 
-def test_neighbours_vote_with_their_weights():
+@pytest.mark.parametrize('center', [True, False])
+def test_neighbours_vote_with_their_weights(center):
     (x, y), (t, _) = clouds(60, 0), clouds(25, 1)
-    found = knn(x, y, t, k=7, temperature=0.07)
-    for i, row in enumerate(t):
+    x, t = x + 1, t + 1
+    found = knn(x, y, t, k=7, temperature=0.07, center=center)
+    mean = x.mean(0) if center else 0
+    for i, row in enumerate(t - mean):
         cosines = [
-            (float(torch.cosine_similarity(row, other, dim=0)), int(label)) for other, label in zip(x, y, strict=True)
+            (float(torch.cosine_similarity(row, other, dim=0)), int(label))
+            for other, label in zip(x - mean, y, strict=True)
         ]
         votes = [0.0] * 4
         for cosine, label in sorted(cosines, reverse=True)[:7]:
@@ -40,6 +44,41 @@ def test_the_linear_probe_is_logistic_regression():
     # scikit-learn sums the losses: C = 1 / (n · weight decay)
     theirs = LogisticRegression(C=1 / (200 * 1e-2), tol=1e-8, max_iter=2000).fit((x - mean) / std, y)
     assert (linear(x, y, t, weight_decay=1e-2).numpy() == theirs.predict((t - mean) / std)).all()
+
+
+def test_neighbours_are_those_of_features_wherever_their_mean_is():
+    (x, y), (t, _) = (
+        (features.double(), labels) for features, labels in (clouds(60, 0, classes=6), clouds(200, 1, classes=6))
+    )
+    assert torch.equal(knn(x, y, t, k=5), knn(x + 100, y, t + 100, k=5))
+    assert not torch.equal(knn(x, y, t, k=5), knn(x + 100, y, t + 100, k=5, center=False))
+
+
+def test_held_out_images_choose_the_weight_decay():
+    """Against scikit-learn on the same split, where many dimensions hold nothing but noise."""
+    (x, y), (t, _) = clouds(200, 0, classes=8, dim=6), clouds(400, 1, classes=8, dim=6)
+    noise = torch.Generator().manual_seed(7)
+    x, t = (torch.cat([z, torch.randn(len(z), 60, generator=noise)], 1) for z in (x, t))
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    held, kept = order[:20], order[20:]
+    mean, std = x[kept].mean(0), x[kept].std(0)
+    scores = {}
+    for decay in WEIGHT_DECAYS:
+        theirs = LogisticRegression(C=1 / (len(kept) * decay), tol=1e-6, max_iter=5000)
+        theirs.fit((x[kept] - mean) / std, y[kept])
+        scores[decay] = theirs.score((x[held] - mean) / std, y[held])
+    assert min(scores.values()) < max(scores.values())
+    best = max(decay for decay, score in scores.items() if score == max(scores.values()))
+    assert choose_weight_decay(x, y) == best == choose_weight_decay(x, y)
+    assert torch.equal(linear(x, y, t), linear(x, y, t, weight_decay=best))
+
+
+def test_a_weight_decay_is_chosen_from_few_images_too():
+    x, y = clouds(3, 0)
+    assert choose_weight_decay(x[:1], y[:1]) == max(WEIGHT_DECAYS)
+    assert linear(x[:1], y[:1], x).tolist() == [0, 0, 0]
+    assert choose_weight_decay(x, y, weight_decays=[1e-3]) == 1e-3
+    assert linear(x, y, x).tolist() == [0, 1, 2]
 
 
 def test_features_leave_the_model_as_it_was():

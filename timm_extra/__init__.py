@@ -9,14 +9,15 @@ from ._version import __version__
 
 try:
     from . import models
-    from .layers import accelerate
+    from .layers import LatentPool, LatentPoolConfig, accelerate
+    from .models import with_latent_pool
 except KeyboardInterrupt:  # it takes seconds
     if Path(sys.argv[0]).stem not in ('timm-extra', '-m'):
         raise
     print('timm-extra: interrupted', file=sys.stderr)  # as the command says it
     sys.exit(130)
 
-__all__ = ['__version__', 'accelerate', 'models']
+__all__ = ['LatentPool', 'LatentPoolConfig', '__version__', 'accelerate', 'models', 'with_latent_pool']
 
 _LAZY = (
     'demo',

@@ -296,6 +296,8 @@ class LatentPool(nn.Module):
         Returns:
             (B, D), or all latents (B, M, D) with `pool_type=''`.
         """
+        if mask is not None:
+            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # 0 · NaN would not be 0
         latents = self.latents.unsqueeze(0).to(x.dtype)
         if torch.jit.is_scripting():
             latents = latents.expand(x.shape[0], -1, -1)

@@ -27,7 +27,7 @@ assert items == [Item]
 import timm
 listed = timm.list_models('*')
 assert {'ceit_tiny', 'perceiver_io_base'} <= set(listed), listed
-ours = 'ceit', 'glom', 'perceiver', 'naflex_perceiver'
+ours = 'ceit', 'glom', 'latent_pool', 'perceiver', 'naflex_perceiver'
 assert not [n for n in listed if not n.removeprefix('test_').startswith(ours)], listed
 """
     done = subprocess.run(

@@ -178,7 +178,8 @@ class LatentAttention(nn.Module):
         k = self.k(context).unflatten(2, (self.num_kv_heads, -1)).transpose(1, 2)  # (B, G, N, d)
         v = self.v(context).unflatten(2, (self.num_kv_heads, -1)).transpose(1, 2)
         if self.num_kv_heads != self.num_heads:
-            k, v = (x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for x in (k, v))
+            groups = self.num_heads // self.num_kv_heads
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         q = q.expand(context.shape[0], -1, -1, -1)
         attn_mask: Optional[torch.Tensor] = None
         if mask is not None:  # where nothing is attended to, a softmax over everything keeps the gradients finite

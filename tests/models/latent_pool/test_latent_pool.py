@@ -204,9 +204,8 @@ def test_layers_have_the_learning_rates_of_the_backbone(name):
     model, alone = pooled(name), made(name)
 
     def scales(model, prefix=''):
-        groups = param_groups_layer_decay(
-            model, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay() if prefix else alone.no_weight_decay()
-        )
+        skipped = getattr(model, 'no_weight_decay', set)()
+        groups = param_groups_layer_decay(model, layer_decay=0.5, no_weight_decay_list=skipped)
         names = {id(p): n for n, p in model.named_parameters()}
         return {names[id(p)].removeprefix(prefix): (g['lr_scale'], g['weight_decay']) for g in groups for p in g['params']}
 

@@ -66,8 +66,7 @@ class LatentPoolModel(nn.Module):
         for name in ('in_chans', 'feature_info', 'num_prefix_tokens'):
             if hasattr(backbone, name):
                 setattr(self, name, getattr(backbone, name))
-        self._traits: Dict[str, Any] = {}
-        self._take_traits()
+        self._traits = self._backbone_traits()
 
         self.latent_pool = latent_pool
         self.head_drop = nn.Dropout(drop_rate)
@@ -75,12 +74,13 @@ class LatentPoolModel(nn.Module):
         if self.latent_pool.latents.device.type != 'meta':
             _init_head(self.head)
 
-    def _take_traits(self) -> None:
+    @torch.jit.ignore
+    def _backbone_traits(self) -> Dict[str, Any]:
         """What timm knows of the backbone's input."""
         traits = dict(getattr(self.backbone, '_traits', {}))
         if 'first_conv' in traits:
             traits['first_conv'] = _prefixed(traits['first_conv'])
-        self._traits = {**self._traits, **traits}
+        return traits
 
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise all parameters, those of the backbone as it does itself.
@@ -139,7 +139,7 @@ class LatentPoolModel(nn.Module):
     def set_input_size(self, img_size: Optional[Union[int, Tuple[int, int]]] = None) -> None:
         """Change the image size, where the backbone can: height and width in pixels."""
         self.backbone.set_input_size(img_size)
-        self._take_traits()
+        self._traits = dict(self._traits, **self._backbone_traits())
         update_model_args(self, **_backbone_args(self.backbone))
 
     def forward_intermediates(
@@ -175,9 +175,14 @@ class LatentPoolModel(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Features of the backbone: tokens (B, N, C) or a map, for NaFlex batches as it gives them."""
-        if not torch.jit.is_scripting() and isinstance(x, dict) and self.takes_patches:
-            return self.backbone.forward_features(**{name: x[name] for name in NAFLEX if name in x})
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript compiles only what such an `if` alone guards
+            if isinstance(x, dict) and self.takes_patches:
+                return self._batch_features(x)
         return self.backbone.forward_features(x)
+
+    @torch.jit.ignore
+    def _batch_features(self, batch: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        return self.backbone.forward_features(**{name: batch[name] for name in NAFLEX if name in batch})
 
     def forward_head(
         self, x: torch.Tensor, pre_logits: bool = False, patch_valid: Optional[torch.Tensor] = None
@@ -192,8 +197,9 @@ class LatentPoolModel(nn.Module):
         Returns:
             (B, num_classes), or (B, D) with `pre_logits`; with `global_pool=''` of each latent (B, M, …).
         """
-        if not torch.jit.is_scripting() and isinstance(x, dict):
-            x, patch_valid = x['patches'], x.get('patch_valid', patch_valid)
+        if not torch.jit.is_scripting():  # noqa: SIM102, as above
+            if isinstance(x, dict):
+                x, patch_valid = x['patches'], x.get('patch_valid', patch_valid)
         if self.layout == 'NCHW':
             x = x.flatten(2).transpose(1, 2)
         elif self.layout == 'NHWC':

@@ -246,7 +246,7 @@ def test_weights_on_the_meta_device_are_initialised_later():
         (dict(norm_layer='batchnorm'), "`norm_layer` must be one of 'layernorm', 'rmsnorm', got 'batchnorm'"),
         (dict(mlp_layer='conv'), "`mlp_layer` must be one of 'mlp', 'swiglu', got 'conv'"),
         (dict(pool_type='max'), "`pool_type` must be one of 'avg', 'token', '', got 'max'"),
-        (dict(attend_latents=True, latent_dim=8), 'got `latent_dim=8` for 48 channels'),
+        (dict(attend_latents=True, latent_dim=8), 'got `latent_dim=8` for 48'),
     ],
 )
 def test_bad_options_are_named(options, message):

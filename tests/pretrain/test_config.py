@@ -148,7 +148,7 @@ def test_lists_are_tuples_and_one_noise_is_a_number():
     [
         (dict(method='dino'), "`method` must be one of byol, simsiam, glom, got 'dino'"),
         (dict(unreadable='ignore'), "`unreadable` must be one of raise, skip, got 'ignore'"),
-        (dict(probes=('knn', 'svm')), "`probes` must be one of knn, linear, got 'svm'"),
+        (dict(probes=('knn', 'svm')), "`probes` must be one of knn, linear, attentive, got 'svm'"),
         (dict(mixed_precision='fp8'), "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
         (dict(method='glom', noise_schedule='square'), "`noise_schedule` must be one of linear, cosine, got 'square'"),
         (dict(num_train_steps=1), 'give `epochs` or `num_train_steps`, got 1 and 1'),

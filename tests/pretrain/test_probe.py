@@ -110,5 +110,5 @@ def test_probes_name_bad_arguments():
         features(nn.Flatten(), dataset, VIEW, workers=0)
     with pytest.raises(ValueError, match='k must be between 1 and 3'):
         knn(torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), k=4)
-    with pytest.raises(ValueError, match="one of knn, linear, got 'svm'"):
+    with pytest.raises(ValueError, match="one of knn, linear, attentive, got 'svm'"):
         accuracies(['svm'], nn.Flatten(), dataset, dataset, view=VIEW)

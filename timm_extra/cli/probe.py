@@ -8,7 +8,7 @@ from ._verb import Verb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('probe', choices=('knn', 'linear'), help='classifier on the features')
+    parser.add_argument('probe', choices=('knn', 'linear', 'attentive'), help='classifier on the features')
     model_arguments(parser)
     data_arguments(parser)
     device_argument(parser)

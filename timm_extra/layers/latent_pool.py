@@ -211,7 +211,7 @@ class LatentPoolBlock(nn.Module):
         latent_dim = config.latent_dim or dim
         if config.attend_latents and latent_dim != dim:
             raise ValueError(
-                f'`attend_latents` needs latents as wide as the tokens, got `latent_dim={latent_dim}` for {dim} channels'
+                f'`attend_latents` needs latents of the width of the tokens, got `latent_dim={latent_dim}` for {dim}'
             )
         norm_layer = get_norm_layer(config.norm_layer)
         heads = config.num_heads

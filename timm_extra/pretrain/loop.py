@@ -26,12 +26,12 @@ from timm_extra.training.progress import Progress, print_summary
 from .backbone import check_output, provenance, save_backbone
 from .config import PretrainConfig, check_parameters
 from .data import Collate, MakeViews, Samples, loader
-from .probe import PROBES, accuracies
+from .probe import PROBES, accuracies, check_probes
 from .recipes import Plan, Schedule, build_optimizer, load_optimizer, plan
 from .resume import check_resumes, settings_of, task_arguments
 from .summary import summary
 from .sync_batchnorm import cross_replica
-from .tasks import METHODS
+from .tasks import METHODS, Encoder
 from .tasks.task import PretrainingTask, View
 from .views import RECIPES, Images, PlainView, RandomView
 
@@ -101,6 +101,8 @@ def pretrain(
     check_takes_images(model)
     if config.probes and probe is None:
         raise ValueError('`probes` need labelled images: pass probe=(training images, test images)')
+    if config.probes:
+        check_probes(config.probes, Encoder(model, config.hidden_layer))
     accelerator = create_accelerator(config.mixed_precision, config.cpu, config.log_with, Path(output))
     views = _views(config, model, view1=view1, view2=view2)
     planned = plan(config, model, dataset, accelerator.num_processes)

@@ -1,83 +1,18 @@
 """How much frozen features know about classes."""
 
-from typing import Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from timm_extra.training.interrupt import ignored_by_processes
-
-from .data import Collate, Samples, loader
+from .attentive import Tokens, Training, attentive, attentive_accuracy, token_encoder
+from .features import Encode, features
+from .held_out import held_out
 from .views import PlainView
 
 TEMPERATURE = 0.07
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # that `linear` chooses from
-HELD_OUT, SPLIT_SEED = 10, 0  # one in so many training images chooses; which ones
-
-
-class _InOrder(Sampler):
-    """Batches of (epoch, index), in order."""
-
-    def __init__(self, length: int, batch_size: int):
-        self.length, self.batch_size = length, batch_size
-
-    def __len__(self) -> int:
-        return -(-self.length // self.batch_size)
-
-    def __iter__(self):
-        for first in range(0, self.length, self.batch_size):
-            yield [(0, i) for i in range(first, min(first + self.batch_size, self.length))]
-
-
-@torch.no_grad()
-def features(
-    encoder: Callable[[torch.Tensor], torch.Tensor],
-    dataset: Dataset,
-    view: PlainView,
-    *,
-    batch_size: int = 256,
-    device: Union[str, torch.device] = 'cpu',
-    workers: int = 4,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Features of a labelled data set.
-
-    Args:
-        encoder: From images (B, C, H, W) to features (B, D); a module is put in evaluation mode, and back.
-        dataset: Map-style data set of images and classes.
-        view: Preprocessing.
-        batch_size: Images per forward pass.
-        device: Device of the encoder.
-        workers: Processes that read images.
-
-    Returns:
-        Features (N, D) float32 and classes (N,), on the CPU.
-
-    Raises:
-        ValueError: An image has no class, or a number is out of range.
-    """
-    if workers < 0 or batch_size < 1:
-        raise ValueError(
-            f'`workers` must not be negative and `batch_size` must be positive, got {workers} and {batch_size}'
-        )
-    modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
-    were = [m.training for m in modules]
-    dtype = next((p.dtype for m in modules for p in m.parameters()), torch.float32)
-    for m in modules:
-        m.training = False
-    try:
-        out, labels = [], []
-        samples = Samples(dataset, view.input_size[0], labelled=True)
-        with ignored_by_processes():
-            batches = iter(loader(samples, _InOrder(len(samples), batch_size), Collate(None), workers))
-        for batch in batches:
-            out.append(encoder(view(batch['images']).to(device, dtype)).float().cpu())
-            labels.append(batch['labels'])
-    finally:
-        for m, training in zip(modules, were, strict=True):
-            m.training = training
-    return torch.cat(out), torch.cat(labels)
 
 
 def knn(
@@ -174,8 +109,7 @@ def choose_weight_decay(
     Returns:
         The best, of equal ones the largest; with a single image the largest.
     """
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held, kept = order.tensor_split([max(1, len(order) // HELD_OUT)])
+    kept, held = held_out(len(features))
     decays = sorted(weight_decays, reverse=True)
     if not len(kept):
         return decays[0]
@@ -222,12 +156,25 @@ def _logistic_regression(
     return weight.detach(), bias.detach()
 
 
-PROBES = dict(knn=knn, linear=linear)
+PROBES = dict(knn=knn, linear=linear, attentive=attentive)
+
+
+def check_probes(probes: Sequence[str], encoder: Encode) -> None:
+    """Refuse what `accuracies` would.
+
+    Raises:
+        ValueError: A probe is unknown, or the encoder has no tokens for the attentive probe.
+    """
+    for probe in probes:
+        if probe not in PROBES:
+            raise ValueError(f'a probe must be one of {", ".join(PROBES)}, got {probe!r}')
+    if 'attentive' in probes:
+        token_encoder(encoder)
 
 
 def accuracies(
     probes: Sequence[str],
-    encoder: Callable[[torch.Tensor], torch.Tensor],
+    encoder: Encode,
     train: Dataset,
     test: Dataset,
     *,
@@ -239,8 +186,9 @@ def accuracies(
     """Accuracies of probes.
 
     Args:
-        probes: Some of 'knn' (20 neighbours, fewer if there are fewer training images) and 'linear'.
-        encoder: As `features` has it.
+        probes: Some of 'knn' (20 neighbours, fewer if there are fewer training images), 'linear' and 'attentive'.
+        encoder: As `features` has it. The attentive probe takes the tokens of a timm model or of an `Encoder` without
+            `hidden_layer`, or what any other callable gives, tokens (B, N, C).
         train: Labelled training images.
         test: Labelled test images.
         view: Preprocessing.
@@ -252,16 +200,19 @@ def accuracies(
         Top-1 in per cent by probe.
 
     Raises:
-        ValueError: A probe is unknown.
+        ValueError: A probe is unknown, or the encoder has no tokens for the attentive probe.
     """
-    for probe in probes:
-        if probe not in PROBES:
-            raise ValueError(f'a probe must be one of {", ".join(PROBES)}, got {probe!r}')
+    check_probes(probes, encoder)
     read = dict(batch_size=batch_size, device=device, workers=workers)
-    train_x, train_y = features(encoder, train, view, **read)
-    test_x, test_y = features(encoder, test, view, **read)
     found = {}
+    if set(probes) - {'attentive'}:
+        train_x, train_y = features(encoder, train, view, **read)
+        test_x, test_y = features(encoder, test, view, **read)
     for probe in probes:
+        if probe == 'attentive':
+            tokens = (Tokens(token_encoder(encoder), images, view, **read) for images in (train, test))
+            found[probe] = attentive_accuracy(*tokens, Training(device=device))
+            continue
         options = dict(k=min(20, len(train_x))) if probe == 'knn' else {}
         classes = PROBES[probe](train_x, train_y, test_x, **options)
         found[probe] = 100 * int((classes == test_y).sum()) / len(test_y)

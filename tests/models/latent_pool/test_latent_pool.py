@@ -78,7 +78,9 @@ def test_every_family_is_pooled_saved_and_loaded(name, layout, tmp_path):
     assert json.loads((folder / 'config.json').read_text())['model_args']['backbone'] == name
 
 
-@pytest.mark.parametrize('name', ['test_vit', 'test_resnet', 'test_convnext', 'test_mambaout', 'test_ceit', 'test_glom'])
+@pytest.mark.parametrize(
+    'name', ['test_vit', 'test_resnet', 'test_convnext', 'test_mambaout', 'test_ceit', 'test_glom']
+)
 def test_every_parameter_learns(name):
     """Nothing of the old head is left over: DistributedDataParallel would refuse it."""
     model = pooled(name).train()
@@ -117,7 +119,7 @@ def test_the_classifier_is_reset(tmp_path):
 def test_timm_makes_the_same_by_name():
     options = dict(num_latents=3, latent_dim=24, num_heads=2)
     model = timm.create_model(
-        *('latent_pool',), backbone='test_vit', latent_pool=options, num_classes=5, img_size=96, in_chans=1, drop_rate=0.5
+        'latent_pool', backbone='test_vit', latent_pool=options, num_classes=5, img_size=96, in_chans=1, drop_rate=0.5
     )
     other = with_latent_pool(
         timm.create_model('test_vit', num_classes=5, img_size=96, in_chans=1), LatentPoolConfig(**options)
@@ -160,7 +162,7 @@ def test_what_was_edited_by_hand_is_refused(tmp_path):
     'name, message',
     [
         ('crossvit_tiny_240', 'CrossVit gives a list of features, where a latent pool needs tokens or one map'),
-        ('pit_ti_224', r'PoolingVisionTransformer gives features \(2, 1, 256\) for 2 inputs'),
+        ('pit_ti_224', r'PoolingVisionTransformer gives features \(2, 1, 256\) of 2 inputs'),
     ],
 )
 def test_features_that_are_neither_tokens_nor_a_map_are_refused(name, message):
@@ -176,7 +178,7 @@ def test_what_is_no_timm_model_is_refused():
     with pytest.raises(ValueError, match='Linear has no forward_features and no reset_classifier: a latent pool needs'):
         with_latent_pool(nn.Linear(2, 2))
     model = made('test_vit')
-    with pytest.raises(ValueError, match='`attend_latents` needs latents as wide as the tokens'):
+    with pytest.raises(ValueError, match='`attend_latents` needs latents of the width of the tokens'):
         with_latent_pool(model, LatentPoolConfig(latent_dim=8, attend_latents=True))
     assert isinstance(model.head, nn.Linear)
 
@@ -207,7 +209,9 @@ def test_layers_have_the_learning_rates_of_the_backbone(name):
         skipped = getattr(model, 'no_weight_decay', set)()
         groups = param_groups_layer_decay(model, layer_decay=0.5, no_weight_decay_list=skipped)
         names = {id(p): n for n, p in model.named_parameters()}
-        return {names[id(p)].removeprefix(prefix): (g['lr_scale'], g['weight_decay']) for g in groups for p in g['params']}
+        return {
+            names[id(p)].removeprefix(prefix): (g['lr_scale'], g['weight_decay']) for g in groups for p in g['params']
+        }
 
     ours, theirs = scales(model, 'backbone.'), scales(alone)
     heads = {n: s for n, (s, _) in ours.items() if n.startswith(('latent_pool', 'head.'))}

@@ -1,4 +1,4 @@
-"""What a timm model's `forward_features` gives, and which of its layers that needs: found without computing anything."""
+"""What a timm model's `forward_features` gives, and which of its layers that needs: found without computing."""
 
 import copy
 from dataclasses import dataclass
@@ -66,15 +66,25 @@ def _layout(name: str, out: Any, output_fmt: Any, num_features: int) -> Tuple[st
         ValueError: They are neither tokens nor a map.
     """
     if not isinstance(out, torch.Tensor):
-        raise ValueError(f'{name} gives a {type(out).__name__} of features, where a latent pool needs tokens or one map')
+        raise ValueError(
+            f'{name} gives a {type(out).__name__} of features, where a latent pool needs tokens or one map'
+        )
     if out.ndim == 4:
         last = str(output_fmt) == 'NHWC' or num_features not in (None, out.shape[1])
         return ('NHWC', out.shape[3]) if last else ('NCHW', out.shape[1])
     if out.ndim != 3 or out.shape[1] == 1:
+        shape = tuple(out.shape)
         raise ValueError(
-            f'{name} gives features {tuple(out.shape)} for 2 inputs, where a latent pool needs tokens (B, N, C) or a map'
+            f'{name} gives features {shape} of 2 inputs, where a latent pool needs tokens (B, N, C) or a map'
         )
     return 'NLC', out.shape[2]
+
+
+def to_tokens(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """Features of a layout as tokens (B, N, C)."""
+    if layout == 'NCHW':
+        return x.flatten(2).transpose(1, 2)
+    return x.flatten(1, 2) if layout == 'NHWC' else x
 
 
 def remove_classifier(model: nn.Module) -> None:

@@ -47,7 +47,9 @@ def from_idefics2(state_dict: Mapping[str, torch.Tensor], *, head_dim: int = HEA
         raise ValueError(f'the state dict holds no resampler of Idefics2: {missing[0]} is missing')
     latents, q, k, gate = (state[name] for name in (*wanted, 'layers.0.mlp.gate_proj.weight'))
     if len(q) % head_dim or len(k) % head_dim:
-        raise ValueError(f'`head_dim={head_dim}` does not divide the {len(q)} and {len(k)} channels of queries and keys')
+        raise ValueError(
+            f'`head_dim={head_dim}` does not divide the {len(q)} and {len(k)} channels of queries and keys'
+        )
     options: Dict[str, Any] = dict(norm_layer='rmsnorm', mlp_layer='swiglu', bias=False, attend_latents=True)
     config = LatentPoolConfig(
         num_latents=len(latents),

@@ -22,7 +22,7 @@ from timm_extra.layers.latent_pool import POOL_TYPES, LatentPool, LatentPoolConf
 
 from .._build import StateDict, build_model
 from .._checks import checked_pool
-from .features import find_features, remove_classifier
+from .features import find_features, remove_classifier, to_tokens
 
 __all__ = ['LatentPoolModel', 'with_latent_pool']
 
@@ -46,9 +46,7 @@ class LatentPoolModel(nn.Module):
         ValueError: The model has no features, or they are neither tokens nor a map. It is then as it was.
     """
 
-    def __init__(
-        self, backbone: nn.Module, config: LatentPoolConfig, num_classes: int = 1000, drop_rate: float = 0.0
-    ):
+    def __init__(self, backbone: nn.Module, config: LatentPoolConfig, num_classes: int = 1000, drop_rate: float = 0.0):
         super().__init__()
         features = find_features(backbone)
         dd = get_device_dtype(backbone)
@@ -200,10 +198,7 @@ class LatentPoolModel(nn.Module):
         if not torch.jit.is_scripting():  # noqa: SIM102, as above
             if isinstance(x, dict):
                 x, patch_valid = x['patches'], x.get('patch_valid', patch_valid)
-        if self.layout == 'NCHW':
-            x = x.flatten(2).transpose(1, 2)
-        elif self.layout == 'NHWC':
-            x = x.flatten(1, 2)  # (B, N, C)
+        x = to_tokens(x, self.layout)
         if patch_valid is not None:
             prefix = patch_valid.new_ones(x.shape[0], x.shape[1] - patch_valid.shape[1])
             patch_valid = torch.cat([prefix, patch_valid], dim=1)
@@ -317,7 +312,8 @@ def _unchanged(state_dict: StateDict, model: nn.Module) -> StateDict:
 def _create_latent_pool(variant: str, pretrained: bool = False, **kwargs: Any) -> LatentPoolModel:
     backbone = kwargs.pop('backbone', BACKBONE)
     if backbone.split('.')[0] == NAME or not timm.is_model(backbone):
-        raise ValueError(f'{variant}: timm has no model {backbone!r} for a backbone{nearest(backbone, timm.list_models())}')
+        meant = nearest(backbone, timm.list_models())
+        raise ValueError(f'{variant}: timm has no model {backbone!r} for a backbone{meant}')
     cfg, overlay = kwargs.pop('pretrained_cfg', None), kwargs.get('pretrained_cfg_overlay') or {}
     saved = isinstance(cfg, (dict, PretrainedCfg)) or bool({'file', 'state_dict'} & set(overlay))
     if not isinstance(cfg, (dict, PretrainedCfg)):

@@ -89,7 +89,7 @@ MAY_IMPORT = {
     ),
     'timm_extra.__main__': (('timm_extra._nearest', 'timm_extra.cli'), ()),
 }
-FAMILIES = ('ceit', 'glom', 'perceiver')
+FAMILIES = ('ceit', 'glom', 'latent_pool', 'perceiver')
 MODULES = modules()
 
 

@@ -14,9 +14,9 @@ from timm_extra.layers import LatentPoolConfig
 from timm_extra.pretrain.attentive import (
     POOL,
     WEIGHT_DECAYS,
+    TokenEncoder,
     Tokens,
     TokenTensor,
-    TokenEncoder,
     Training,
     attentive,
     attentive_accuracy,
@@ -36,7 +36,7 @@ VIEW = PlainView((1, 4, 4))
 
 
 def marked(n, seed, tokens=12, dim=16, classes=4):
-    """One token of many says the class, and a first channel which it is; the others are noise, their mean says little."""
+    """One token of many says the class, and its first channel which it is; the others are noise."""
     generator = torch.Generator().manual_seed(seed)
     names = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
     x, labels = torch.randn(n, tokens, dim, generator=generator), torch.arange(n) % classes

@@ -1,7 +1,6 @@
 """Attention pooling by learned queries: of a set transformer, of a classifier's head, of a perceiver resampler."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Optional
 
 import torch
@@ -14,7 +13,6 @@ from timm.layers import (
     trunc_normal_,
     use_fused_attn,
 )
-from timm.models import named_apply
 from torch import nn
 
 from timm_extra_kernels import latent_cross_attention
@@ -280,7 +278,8 @@ class LatentPool(nn.Module):
             needs_reset: Reset layers that initialise themselves on construction too; needed after `to_empty()`.
         """
         trunc_normal_(self.latents, std=0.02)
-        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
+        for module in self.modules():
+            _init_weights(module, needs_reset)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -315,7 +314,7 @@ class LatentPool(nn.Module):
         return latents[:, 0] if self.pool_type == 'token' else latents
 
 
-def _init_weights(module: nn.Module, name: str = '', needs_reset: bool = True) -> None:
+def _init_weights(module: nn.Module, needs_reset: bool) -> None:
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -12,8 +12,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.utils.data import Dataset
 
-from timm_extra.layers.latent_pool import LatentPool, LatentPoolConfig
-from timm_extra.models.latent_pool import find_features, remove_classifier, to_tokens
+from timm_extra.models.latent_pool import LatentPool, LatentPoolConfig, find_features, remove_classifier, to_tokens
 
 from .features import Encode, encoded, in_order
 from .held_out import held_out

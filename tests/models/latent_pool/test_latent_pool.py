@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import timm
@@ -295,3 +297,9 @@ def test_weights_of_the_backbone_are_loaded_by_name(monkeypatch):
     monkeypatch.setattr(timm, 'create_model', created)
     create('latent_pool', pretrained=True, backbone='test_vit')
     assert made_with == dict(test_vit=True)
+
+
+def test_the_docs_name_every_option_with_its_default():
+    page = (Path(__file__).resolve().parents[3] / 'docs' / 'pooling.md').read_text()
+    for one in fields(LatentPoolConfig):
+        assert f'| `{one.name}` | `{one.default!r}` |' in page

@@ -184,6 +184,8 @@ def test_pretrain_then_probe(method, photos, tmp_path, capsys):
     probe = ['--model', f'local-dir:{output}/model', '--data-dir', str(photos), '-j', '0']
     assert cli.main(['probe', 'linear', *probe]) == 0
     assert 'linear accuracy 100.00 % on 24 images, learned from 24' in capsys.readouterr().out
+    assert cli.main(['probe', 'attentive', *probe]) == 0
+    assert 'attentive accuracy' in capsys.readouterr().out
     assert cli.main(['probe', 'knn', *probe, '--json']) == 0
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == {'model', 'probe', 'top1', 'train', 'test'} and found['top1'] > 50

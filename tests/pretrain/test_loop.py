@@ -268,7 +268,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         (dict(batch_size=1), 'a batch of one image'),
         (dict(checkpoint_interval=0), '`checkpoint_interval` must be positive, got 0'),
         (dict(probes=['knn']), '`probes` need labelled images'),
-        (dict(probes=['svm']), "one of knn, linear, got 'svm'"),
+        (dict(probes=['svm']), "one of knn, linear, attentive, got 'svm'"),
         (
             dict(task_args=dict(input_size=(1, 8, 8))),
             'input_size cannot be in `task_args`: give `input_size` instead',

@@ -203,7 +203,7 @@ def test_a_pool_is_replaced_by_another():
     assert model.latent_pool.latents.shape[0] == 5
 
 
-@pytest.mark.parametrize('name', ['test_vit', 'test_convnext', 'test_ceit'])
+@pytest.mark.parametrize('name', ['test_vit', 'test_convnext', 'test_ceit', 'cait_xxs24_224'])
 def test_layers_have_the_learning_rates_of_the_backbone(name):
     model, alone = pooled(name), made(name)
 

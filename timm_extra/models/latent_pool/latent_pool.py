@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, replace
 from functools import partial
 from inspect import signature
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 import timm
 import torch
@@ -99,9 +99,11 @@ class LatentPoolModel(nn.Module):
         return {'latent_pool.latents', *(PREFIX + name for name in own)}
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> Union[Dict[str, Any], Callable[[str], Any]]:
         """Groups of parameters for layer-wise learning rates: those of the backbone; pool and head come last."""
         matcher = self.backbone.group_matcher(coarse=coarse)
+        if callable(matcher):  # from a name to the number of its group
+            return lambda name: matcher(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else (float('inf'),)
         return {k: _prefixed_patterns(v) for k, v in matcher.items()}
 
     @torch.jit.ignore

@@ -146,7 +146,7 @@ def test_lists_are_tuples_and_one_noise_is_a_number():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(method='dino'), "`method` must be one of byol, simsiam, glom, got 'dino'"),
+        (dict(method='dino'), "`method` must be one of byol, simsiam, glom, pixpro, got 'dino'"),
         (dict(unreadable='ignore'), "`unreadable` must be one of raise, skip, got 'ignore'"),
         (dict(probes=('knn', 'svm')), "`probes` must be one of knn, linear, attentive, got 'svm'"),
         (dict(mixed_precision='fp8'), "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),

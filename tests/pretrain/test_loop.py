@@ -238,7 +238,7 @@ def test_two_processes_are_one_with_the_double_batch(method, tmp_path):
 
 def test_what_cannot_be_is_refused(tmp_path):
     run(tmp_path, method='byol', num_train_steps=1)
-    with pytest.raises(ValueError, match=r"`method` must be one of byol, simsiam, glom, got 'dino'"):
+    with pytest.raises(ValueError, match=r"`method` must be one of byol, simsiam, glom, pixpro, got 'dino'"):
         PretrainConfig(method='dino')
     with pytest.raises(FileExistsError, match='has checkpoints up to step 1: `resume=True` goes on, or'):
         run(tmp_path, num_train_steps=1)

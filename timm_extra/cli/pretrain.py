@@ -57,6 +57,7 @@ VERB = Verb(
     'timm-extra pretrain byol --model resnet50 --data-dir photos --epochs 100 --output output/byol\n'
     'timm-extra pretrain simsiam --model ceit_tiny --data-dir photos --output output/simsiam --opt adamw\n'
     'timm-extra pretrain glom --model glom_tiny --data-dir photos --output output/glom --noise 0.5 1.5\n'
+    'timm-extra pretrain pixpro --model resnet50 --data-dir photos --output output/pixpro\n'
     'accelerate launch -m timm_extra pretrain byol --model resnet50 --data-dir photos --output output/byol',
     add_arguments,
     run,

@@ -2,13 +2,15 @@
 
 from .config import PretrainConfig
 from .loop import Pretrained, pretrain
-from .tasks import BYOL, METHODS, Denoise, Encoder, SimSiam, without_batchnorm
+from .tasks import BYOL, METHODS, Denoise, Encoder, MapEncoder, PixPro, SimSiam, without_batchnorm
 
 __all__ = [
     'BYOL',
     'METHODS',
     'Denoise',
     'Encoder',
+    'MapEncoder',
+    'PixPro',
     'PretrainConfig',
     'Pretrained',
     'SimSiam',

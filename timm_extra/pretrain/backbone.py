@@ -17,6 +17,7 @@ from .tasks.task import PretrainingTask
 METHODS = {
     'byol': ('Pretrained without labels by BYOL', '2006.07733'),
     'simsiam': ('Pretrained without labels by SimSiam', '2011.10566'),
+    'pixpro': ('Pretrained without labels by PixPro', '2011.10043'),
     'glom': ('Pretrained without labels by denoising', '2102.12627'),
 }
 

@@ -37,7 +37,7 @@ class PretrainConfig:
         TypeError: `task_args` has what the method's task does not have.
     """
 
-    method: str = option('byol', 'BYOL, SimSiam, or denoising with a GLOM.', choices=METHODS, flags=('method',))
+    method: str = option('byol', 'BYOL, SimSiam, denoising with a GLOM, or PixPro.', choices=METHODS, flags=('method',))
     epochs: Optional[int] = option(
         None, 'Passes over the images; or give num_train_steps. The command defaults to 100.'
     )
@@ -49,7 +49,7 @@ class PretrainConfig:
     opt: Optional[str] = option(
         None,
         'Name of a timm optimizer.',
-        none='LARS (BYOL) or SGD (SimSiam) for models with BatchNorm, else AdamW',
+        none='LARS (BYOL, PixPro) or SGD (SimSiam) for models with BatchNorm, else AdamW',
     )
     weight_decay: Optional[float] = option(None, 'Weight decay.', none="the method's")
     warmup_epochs: Optional[float] = option(None, 'Epochs of linear warm-up.', none="the method's")
@@ -63,7 +63,7 @@ class PretrainConfig:
     )
     hidden_layer: Optional[Union[str, int]] = option(
         None,
-        'Layer whose output is the embedding, by name or index. Not for glom.',
+        'Layer whose output is the embedding, by name or index. Not for glom and pixpro.',
         none="timm's pre_logits features",
     )
     input_size: Optional[Tuple[int, int, int]] = option(

@@ -1,7 +1,7 @@
 """From a data set to batches of views that depend on nothing but seed, epoch, index and view."""
 
 from itertools import cycle
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from PIL import Image
@@ -12,6 +12,7 @@ from timm_extra.images import UNREADABLE, as_array, as_tensor, decode
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
 
+from .located import Located, LocatedView, joined
 from .views import Images, RandomView
 
 ON_UNREADABLE = ('raise', 'skip')
@@ -100,8 +101,8 @@ class MakeViews:
     """Views of images, drawn by (seed, epoch, index, number of the view).
 
     Args:
-        views: `RandomView`s, which draw for every image, or any callables on batches; before one of these is called,
-            the states of PyTorch, NumPy and Python are set by the batch's first image.
+        views: `RandomView`s and `LocatedView`s, which draw for every image, or any callables on batches; before one of
+            these is called, the states of PyTorch, NumPy and Python are set by the batch's first image.
         seed: Seed of the draws.
     """
 
@@ -109,19 +110,19 @@ class MakeViews:
         self.views = tuple(views)
         self.seed = seed
 
-    def __call__(self, images: Images, at: Sequence[Tuple[int, int]]) -> Tuple[torch.Tensor, ...]:
+    def __call__(self, images: Images, at: Sequence[Tuple[int, int]]) -> Tuple[Union[torch.Tensor, Located], ...]:
         """All views of images (B, C, H, W), or B images (C, H, W), by their (epoch, index)."""
         out = []
         for number, view in enumerate(self.views):
             keys = [(self.seed, epoch, index, number) for epoch, index in at]
-            if isinstance(view, RandomView):
+            if isinstance(view, (RandomView, LocatedView)):
                 out.append(view(images, keys))
                 continue
             with random_state(keys[0]):
                 if isinstance(images, torch.Tensor):
                     out.append(view(_in_unit_range(images)))
                 else:
-                    out.append(torch.cat([view(_in_unit_range(image[None])) for image in images]))
+                    out.append(joined([view(_in_unit_range(image[None])) for image in images]))
         return tuple(out)
 
 
@@ -140,7 +141,7 @@ class Collate:
         self.make_views = make_views
 
     def __call__(self, samples: Sequence[Sample]) -> Dict[str, Any]:
-        """`views` (tuple of tensors) or `images`, `labels`, `at` (epochs and indices), `skipped` (how many).
+        """`views` (tuple of batches) or `images`, `labels`, `at` (epochs and indices), `skipped` (how many).
 
         So that batches keep their size, other images of the batch take the places of those that could not be read.
         """

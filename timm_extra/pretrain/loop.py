@@ -84,7 +84,7 @@ def pretrain(
         config: All options.
         probe: Labelled training and test images for the probes.
         view1: As the task has it.
-        view2: As `BYOL` has it; not for 'glom'.
+        view2: As `BYOL` has it; not for 'glom'. `PixPro` takes a `RandomView`, or what gives `Located`.
         base_model: What the card calls the weights that the training starts from, as in `hub.Provenance`.
 
     Returns:

@@ -22,7 +22,10 @@ BYOL_PRESETS = {
     1000: (0.2, 1.5e-6, 0.996),
 }
 
-WITH_BATCHNORM = {'byol': 'lars', 'simsiam': 'momentum'}  # others than AdamW
+# PixPro's section 4.1, and tools/pixpro_base_r50_100ep.sh of its code: the same, and epochs of warm-up
+PIXPRO = (1.0, 1e-5, 0.99, 5)
+
+WITH_BATCHNORM = {'byol': 'lars', 'simsiam': 'momentum', 'pixpro': 'lars'}  # others than AdamW
 LARS = ('lars', 'larc')
 SGD = ('sgd', 'momentum', 'nesterov')
 
@@ -36,7 +39,7 @@ class Settings:
         learning_rate: Peak.
         weight_decay: Weight decay.
         warmup_epochs: Epochs over which the rate rises from 0; then it falls along a cosine to 0.
-        decay: τ₀ of BYOL's target.
+        decay: τ₀ of BYOL's and PixPro's target.
         decay_norms: Weight decay on vectors (biases, norms), too.
         fixed_predictor: The predictor keeps the peak rate.
     """
@@ -53,25 +56,28 @@ class Settings:
 def settings(
     method: str, model: nn.Module, epochs: float, images_per_step: int = 256, optimizer: Optional[str] = None
 ) -> Settings:
-    """The published settings of BYOL and SimSiam; for denoising our own, as none are published.
+    """The published settings of BYOL, SimSiam and PixPro; for denoising our own, as none are published.
 
-    Models with BatchNorm: LARS for BYOL, by the nearest shorter preset of `BYOL_PRESETS`; SGD for SimSiam, whose
-    predictor keeps its rate and whose weight decay is on everything. Models without, as ViTs, and `optimizer='adamw'`:
-    MoCo v3's AdamW (https://arxiv.org/abs/2104.02057). Denoising: AdamW at 5e-4 with weight decay 0.05.
+    Models with BatchNorm: LARS for BYOL, by the nearest shorter preset of `BYOL_PRESETS`, and for PixPro; SGD for
+    SimSiam, whose predictor keeps its rate and whose weight decay is on everything. Models without, as ViTs, and
+    `optimizer='adamw'`: MoCo v3's AdamW (https://arxiv.org/abs/2104.02057). Denoising: AdamW at 5e-4 with weight decay
+    0.05.
 
     Args:
-        method: 'byol', 'simsiam' or 'glom'.
+        method: 'byol', 'simsiam', 'glom' or 'pixpro'.
         model: The model.
         epochs: Passes over the data.
         images_per_step: Images per step of the optimizer; rates are for 256 and scaled by them.
         optimizer: timm's name of another optimizer.
 
     Returns:
-        The settings; warm-ups of 10 epochs (BYOL, denoising) and 40 (MoCo v3) are shortened to a tenth of shorter
-        trainings. The rate is NaN for an optimizer that there is none for: LARS for BYOL, SGD for SimSiam, Adam's
-        for all.
+        The settings; warm-ups of 10 epochs (BYOL, denoising), 5 (PixPro) and 40 (MoCo v3) are shortened to a tenth of
+        shorter trainings. The rate is NaN for an optimizer that there is none for: LARS for BYOL and PixPro, SGD for
+        SimSiam, Adam's for all.
     """
-    preset = BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))]
+    preset = (*BYOL_PRESETS[max([e for e in BYOL_PRESETS if e <= epochs], default=min(BYOL_PRESETS))], 10)
+    if method == 'pixpro':
+        preset = PIXPRO
     decay, scale = preset[2], images_per_step / 256
     batch_normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if optimizer is None:
@@ -83,9 +89,10 @@ def settings(
         return Settings(optimizer, 1.5e-4 * scale, 0.1, min(40, epochs / 10), decay)
     if method == 'simsiam' and optimizer in SGD:
         return Settings(optimizer, 0.05 * scale, 1e-4, 0, decay_norms=True, fixed_predictor=True)
-    if method == 'byol' and optimizer in LARS:
-        return Settings(optimizer, preset[0] * scale, preset[1], min(10, epochs / 10), decay)
-    return Settings(optimizer, math.nan, preset[1], min(10, epochs / 10), decay)
+    warmup = min(preset[3], epochs / 10)
+    if method in ('byol', 'pixpro') and optimizer in LARS:
+        return Settings(optimizer, preset[0] * scale, preset[1], warmup, decay)
+    return Settings(optimizer, math.nan, preset[1], warmup, decay)
 
 
 class Plan(NamedTuple):

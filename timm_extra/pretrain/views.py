@@ -77,7 +77,7 @@ BYOL_VIEWS = Recipe(), Recipe(blur=0.1, solarize=0.2)
 _SIMSIAM = Recipe(scale=(0.2, 1.0), saturation=0.4, blur=0.5)  # MoCo v2's
 SIMSIAM_VIEWS = _SIMSIAM, _SIMSIAM
 DENOISE_VIEW = Recipe(scale=(0.35, 1.0), jitter=0.0, grey=0.0, blur=0.0)  # colours stay: they are to be decoded
-RECIPES = dict(byol=BYOL_VIEWS, simsiam=SIMSIAM_VIEWS, glom=(DENOISE_VIEW,))
+RECIPES = dict(byol=BYOL_VIEWS, simsiam=SIMSIAM_VIEWS, glom=(DENOISE_VIEW,), pixpro=BYOL_VIEWS)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,36 @@ class RandomView(nn.Module):
         Raises:
             ValueError: The images have other channels, or there are not as many keys.
         """
+        return self.placed(images, keys)[0]
+
+    @torch.no_grad()
+    def placed(
+        self, images: Images, keys: Optional[Sequence[Key]] = None
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views as `forward` makes them, and the part of its image that each shows.
+
+        Args:
+            images: As in `forward`.
+            keys: As in `forward`.
+
+        Returns:
+            Views (B, C, *input_size[1:]); top, left, height and width of the crops (B, 4) in pixels of the images;
+            which are mirrored (B,).
+
+        Raises:
+            ValueError: As `forward`.
+        """
         if keys is not None and len(keys) != len(images):
             raise ValueError(f'{len(keys)} keys for {len(images)} images')
         x = _stacked(images, self.input_size[0])
         if isinstance(x, list):
             each = [None] * len(x) if keys is None else [[key] for key in keys]
-            return torch.cat([self(image[None], key) for image, key in zip(x, each, strict=True)])
-        return self._apply_draws(x, self._draw(len(x), x.shape[-2:], keys))
+            parts = [self.placed(image[None], key) for image, key in zip(x, each, strict=True)]
+            views, boxes, flips = (torch.cat(part) for part in zip(*parts, strict=True))
+            return views, boxes, flips
+        draws = self._draw(len(x), x.shape[-2:], keys)
+        boxes = torch.stack([draws.top, draws.left, draws.height, draws.width], 1)
+        return self._apply_draws(x, draws), boxes, draws.flip
 
     def _apply_draws(self, x: torch.Tensor, draws: _Draws) -> torch.Tensor:
         size = self.input_size[1:]

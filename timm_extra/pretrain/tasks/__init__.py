@@ -3,9 +3,11 @@
 from .byol import BYOL
 from .denoise import Denoise
 from .encoder import Encoder
+from .maps import MapEncoder
+from .pixpro import PixPro
 from .simsiam import SimSiam
 from .without_batchnorm import without_batchnorm
 
-METHODS = {'byol': BYOL, 'simsiam': SimSiam, 'glom': Denoise}
+METHODS = {'byol': BYOL, 'simsiam': SimSiam, 'glom': Denoise, 'pixpro': PixPro}
 
-__all__ = ['BYOL', 'METHODS', 'Denoise', 'Encoder', 'SimSiam', 'without_batchnorm']
+__all__ = ['BYOL', 'METHODS', 'Denoise', 'Encoder', 'MapEncoder', 'PixPro', 'SimSiam', 'without_batchnorm']

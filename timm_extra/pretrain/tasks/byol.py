@@ -1,8 +1,6 @@
 """Bootstrap Your Own Latent (Grill et al., 2020, https://arxiv.org/abs/2006.07733)."""
 
-import copy
-import math
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+from typing import Callable, List, Optional, Sequence, Union
 
 import torch
 from torch import nn
@@ -10,11 +8,12 @@ from torch import nn
 from ..views import BYOL_VIEWS
 from .encoder import Encoder, HiddenLayer, embedding_size
 from .heads import mlp
+from .momentum import MomentumTask
 from .task import View
 from .two_views import Online, Output, TwoViewTask, cosine
 
 
-class BYOL(TwoViewTask):
+class BYOL(MomentumTask, TwoViewTask):
     """Predict a slowly moving copy's projection of one view from another view of the same image.
 
     Construction changes nothing in the model: no forward pass, no statistics, no random state but that of the
@@ -79,11 +78,7 @@ class BYOL(TwoViewTask):
             dtype=dtype,
             verbose=verbose,
         )
-        if not callable(decay) and not 0 <= decay <= 1:
-            raise ValueError(f'decay must be between 0 and 1, got {decay}')
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f'num_steps must be positive, got {num_steps}')
-        self.decay, self.num_steps = decay, num_steps
+        self._set_decay(decay, num_steps)
         encoder = Encoder(model, hidden_layer)
         heads = dict(norm=head_norm, last_bias=False, device=self.device, dtype=self.dtype)
         size = embedding_size(encoder, self.input_size)
@@ -92,8 +87,7 @@ class BYOL(TwoViewTask):
         self.trainable_module = Online(encoder, projector, predictor)
         self.target = None
         if use_momentum:
-            self.target = nn.ModuleDict(dict(encoder=copy.deepcopy(encoder), projector=copy.deepcopy(projector)))
-            self.target.requires_grad_(False)
+            self._copy_target('encoder', 'projector')
 
     def _loss(self, online: List[Output], views: Sequence[torch.Tensor]) -> torch.Tensor:
         """Equations 2 and 3: 2 − 2 cos of prediction and target, for both orders of the views."""
@@ -104,81 +98,3 @@ class BYOL(TwoViewTask):
             with torch.no_grad():
                 targets = [self.target['projector'](self.target['encoder'](view)) for view in views]
         return 4 - 2 * (cosine(predictions[0], targets[1]) + cosine(predictions[1], targets[0]))
-
-    def decay_at(self, step: int) -> float:
-        """τ of a step, counted from 0."""
-        if callable(self.decay):
-            return float(self.decay(step))
-        if self.num_steps is None:
-            return self.decay
-        progress = min(step / self.num_steps, 1.0)
-        return 1 - (1 - self.decay) * (math.cos(math.pi * progress) + 1) / 2
-
-    @torch.no_grad()
-    def update_ema(self, step: Optional[int] = None) -> None:
-        """Move the target network towards the online one, running statistics included; counters are copied.
-
-        To be called after every step of the optimizer.
-
-        Args:
-            step: Which step it was, counted from 0, for the schedule of the decay.
-
-        Raises:
-            ValueError: The decay has a schedule and no step is given.
-        """
-        super().update_ema(step)
-        if self.target is None:
-            return
-        if step is None and (callable(self.decay) or self.num_steps is not None):
-            raise ValueError('update_ema needs the step: the decay changes over training')
-        tau = self.decay_at(step or 0)
-        online = self._online()
-        moving: List[torch.Tensor] = []
-        towards: List[torch.Tensor] = []
-        for name, module in self.target.items():
-            pairs = zip(_tensors(module), _tensors(getattr(online, name)), strict=True)
-            for old, new in pairs:
-                if old.is_floating_point():
-                    moving.append(old)
-                    towards.append(new)
-                else:
-                    old.copy_(new)
-        torch._foreach_lerp_(moving, towards, 1 - tau)
-
-    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'BYOL':
-        """Wrap the online network in DistributedDataParallel, and take the first process's target everywhere."""
-        super().prepare_distributed(device_ids, **ddp_kwargs)
-        if self.target is not None:
-            for tensor in _tensors(self.target):
-                torch.distributed.broadcast(tensor.detach(), 0)
-        return self
-
-    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
-        """State of the heads and the target network."""
-        state = super().get_task_state(module, ema)
-        if self.target is not None and not ema:
-            state['target'] = self.target.state_dict()
-        return state
-
-    def load_task_state(
-        self,
-        state: Optional[Dict[str, Any]],
-        strict: bool = True,
-        module: Optional[nn.Module] = None,
-        ema: bool = False,
-    ) -> None:
-        """Load what `get_task_state` gave."""
-        super().load_task_state(state, strict, module, ema)
-        if state and self.target is not None and not ema:
-            self.target.load_state_dict(state['target'], strict=strict)
-
-    def reset_target(self) -> None:
-        """Make the target network equal to the online one."""
-        if self.target is not None:
-            online = self._online()
-            for name, module in self.target.items():
-                module.load_state_dict(getattr(online, name).state_dict())
-
-
-def _tensors(module: nn.Module) -> List[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]

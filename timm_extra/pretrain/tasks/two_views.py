@@ -94,7 +94,7 @@ class TwoViewTask(PretrainingTask):
             embedding = self._online().encoder(input)
             return self._online().projector(embedding), embedding
         views = self._viewed(input)
-        if self.training and len(views[0]) < 2 and _normalises_batches(self._online().projector):
+        if self.training and len(views[0]) < 2 and normalises_batches(self._online().projector):
             raise ValueError('a batch of one image has no batch statistics: raise `batch_size`')
         online = self.trainable_module(*views)
         out = dict(loss=self._loss(online, views), output=online[0][0].detach())
@@ -117,6 +117,7 @@ def projection_std(z: torch.Tensor) -> torch.Tensor:
     return z.std(0, correction=0).mean() * z.shape[1] ** 0.5
 
 
-def _normalises_batches(module: nn.Module) -> bool:
+def normalises_batches(module: nn.Module) -> bool:
+    """Whether a module has a BatchNorm whose statistics are those of one process."""
     across = (nn.SyncBatchNorm, CrossReplicaBatchNorm)
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, across) for m in module.modules())

@@ -168,7 +168,7 @@ def photos(tmp_path_factory):
 MODEL = ['--model', 'test_resnet', '--input-size', '1', '32', '32', '-j', '0']
 
 
-@pytest.mark.parametrize('method', ['byol', 'simsiam'])
+@pytest.mark.parametrize('method', ['byol', 'simsiam', 'pixpro'])
 def test_pretrain_then_probe(method, photos, tmp_path, capsys):
     output = tmp_path / method
     command = ['pretrain', method, *MODEL, '--data-dir', str(photos), '--output', str(output), '--cpu', '-b', '8']

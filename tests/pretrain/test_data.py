@@ -10,6 +10,7 @@ from timm.data import create_dataset
 from torch.utils.data import IterableDataset, TensorDataset
 
 from timm_extra.pretrain.data import Collate, MakeViews, Samples, as_tensor, loader
+from timm_extra.pretrain.located import LocatedView
 from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
 from timm_extra.training.order import Batches
 
@@ -161,6 +162,18 @@ def test_views_do_not_depend_on_batches_or_workers(workers):
     for i in range(6):
         torch.testing.assert_close(found[(0, i)], torch.stack([v[i] for v in whole]))
         assert not torch.equal(*found[(0, i)])  # two views
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_places_of_views_do_not_depend_on_batches_or_workers(workers):
+    samples = Samples(TensorDataset(torch.stack([p[:, :10] for p in pictures(6)])), 3)
+    make = MakeViews((LocatedView(RandomView(BYOL_VIEWS[0], (3, 8, 8))),), seed=3)
+    whole = make(torch.stack([p[:, :10] for p in pictures(6)]), [(0, i) for i in range(6)])[0]
+    for batch in loader(samples, Batches(6, 2, steps=(0, 3), seed=0), Collate(make), workers):
+        for i, (_, index) in enumerate(batch['at']):
+            (view,) = batch['views']
+            torch.testing.assert_close(view.images[i], whole.images[index])
+            assert torch.equal(view.box[i], whole.box[index]) and view.flip[i] == whole.flip[index]
 
 
 def test_callables_get_a_random_state_by_key():

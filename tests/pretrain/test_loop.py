@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from torch import nn
 
 import timm_extra
 from timm_extra.pretrain import PretrainConfig, pretrain
+from timm_extra.pretrain.located import Located
 from timm_extra.pretrain.recipes import Schedule, build_optimizer, settings
 from timm_extra.pretrain.tasks import BYOL, SimSiam, without_batchnorm
 from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
@@ -117,29 +119,45 @@ def test_other_modules_are_saved_as_tensors(tmp_path):
 
 def test_killed_at_any_time_it_resumes_bit_for_bit(finished, tmp_path):
     """Ten kills at random moments."""
+    _killed(tmp_path, 'byol', 10)
+    _same(tmp_path, finished)
+
+
+def test_pixpro_resumes_bit_for_bit(tmp_path):
+    run(tmp_path / 'whole', 'pixpro', probe=(images(),) * 2)
+    _killed(tmp_path / 'killed', 'pixpro', 2)
+    _same(tmp_path / 'killed', tmp_path / 'whole')
+
+
+def _killed(output, method, wanted):
+    """Train, and kill and resume the training so many times."""
     generator = random.Random(0)
     kills = 0
     for attempt in range(60):
         more = ['resume'] if attempt else []
-        child = subprocess.Popen(command(tmp_path, 'byol', 8, *more), env=ENV, stderr=subprocess.DEVNULL)
-        if kills < 10:
-            _wait_for_a_row(tmp_path, child)
+        child = subprocess.Popen(command(output, method, 8, *more), env=ENV, stderr=subprocess.DEVNULL)
+        if kills < wanted:
+            _wait_for_a_row(output, child)
             time.sleep(generator.uniform(0, 0.35))
             child.send_signal(signal.SIGKILL)
         status = child.wait()
         kills += status == -signal.SIGKILL
-        if status == 0 and kills >= 10:
+        if status == 0 and kills >= wanted:
             break
         if status == 0:  # done before the kill: take its end away, and go on from the checkpoint before
-            last = checkpoints.steps(tmp_path / 'checkpoints')[-1]
-            (tmp_path / 'checkpoints' / checkpoints.NAME.format(last)).unlink()
+            last = checkpoints.steps(output / 'checkpoints')[-1]
+            (output / 'checkpoints' / checkpoints.NAME.format(last)).unlink()
         assert status in (0, -signal.SIGKILL)
-    assert kills == 10
-    assert losses(tmp_path) == losses(finished)
-    ours, theirs = (load_file(folder / 'model' / 'model.safetensors') for folder in (tmp_path, finished))
+    assert kills == wanted
+
+
+def _same(output, finished):
+    """Check that two trainings logged and left behind the same."""
+    assert losses(output) == losses(finished)
+    ours, theirs = (load_file(folder / 'model' / 'model.safetensors') for folder in (output, finished))
     assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
     ours, theirs = (
-        checkpoints.read(folder / 'checkpoints' / checkpoints.NAME.format(STEPS)) for folder in (tmp_path, finished)
+        checkpoints.read(folder / 'checkpoints' / checkpoints.NAME.format(STEPS)) for folder in (output, finished)
     )
     equal(ours, theirs)
 
@@ -179,10 +197,11 @@ def _flipped(x):
     return x.double()[..., -16:, -16:].flip(-1)
 
 
-def test_where_views_are_made_does_not_matter(tmp_path):
+@pytest.mark.parametrize('method', ['byol', 'pixpro'])
+def test_where_views_are_made_does_not_matter(method, tmp_path):
     found = []
     for name, kwargs in (('here', {}), ('workers', dict(workers=2)), ('device', dict(views_on_device=True))):
-        run(tmp_path / name, num_train_steps=3, **kwargs)
+        run(tmp_path / name, method, num_train_steps=3, **kwargs)
         found.append(losses(tmp_path / name))
     assert found[0] == found[1] == found[2]
 
@@ -200,6 +219,27 @@ def test_scale_sets_the_area_of_the_crops(tmp_path):
         run(tmp_path / 'both', scale=(0.5, 0.9), view2=_flipped)
 
 
+def test_pixpro_takes_views_and_crops_of_ones_own(tmp_path):
+    size = dict(input_size=(1, 16, 16), mean=(0.5,), std=(0.5,))
+    views = [RandomView(replace(recipe, scale=(0.5, 0.9)), **size) for recipe in BYOL_VIEWS]
+    run(tmp_path / 'scale', 'pixpro', num_train_steps=3, **size, scale=(0.5, 0.9))
+    run(tmp_path / 'views', 'pixpro', num_train_steps=3, **size, view1=views[0], view2=views[1])
+    own = [partial(_placed, size=16), partial(_placed, size=12)]
+    run(tmp_path / 'own', 'pixpro', num_train_steps=3, **size, view1=own[0], view2=own[1])
+    assert losses(tmp_path / 'scale') == losses(tmp_path / 'views') != losses(tmp_path / 'own')
+    with pytest.raises(ValueError, match='view1 gives Tensor, not `Located`: PixPro needs the place of every crop'):
+        run(tmp_path / 'tensor', 'pixpro', view1=_flipped)
+    assert not (tmp_path / 'tensor' / 'model').exists()
+    with pytest.raises(ValueError, match="method 'pixpro' has no `hidden_layer`; it has `input_size`, `mean`, `std`"):
+        run(tmp_path / 'layer', 'pixpro', hidden_layer=-2)
+
+
+def _placed(x, size):
+    """The corner, as large as the images of the network."""
+    crop = nn.functional.interpolate(x[..., :size, :size], (16, 16))
+    return Located(crop, torch.tensor([[0, 0, size, size]] * len(x)), torch.zeros(len(x), dtype=torch.bool))
+
+
 def test_mixed_precision(tmp_path):
     """In a process of its own: Accelerate keeps one precision per process."""
     # not smaller: PyTorch's bfloat16 convolutions on the CPU leave gradients of taps that see padding alone unset
@@ -215,7 +255,7 @@ def test_mixed_precision(tmp_path):
         run(tmp_path / 'again', mixed_precision='bf16')
 
 
-@pytest.mark.parametrize('method', ['byol', 'simsiam'])
+@pytest.mark.parametrize('method', ['byol', 'simsiam', 'pixpro'])
 def test_two_processes_are_one_with_the_double_batch(method, tmp_path):
     launcher = [
         sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines',
@@ -399,6 +439,10 @@ def test_recipes_are_those_published():
     glom = settings('glom', resnet, 100, 512)
     assert (glom.optimizer, glom.learning_rate, glom.weight_decay, glom.warmup_epochs) == ('adamw', 1e-3, 0.05, 10)
     assert settings('glom', vit, 40).warmup_epochs == 4
+    found = settings('pixpro', resnet, 100, 1024)
+    assert (found.optimizer, found.learning_rate, found.weight_decay, found.decay) == ('lars', 4.0, 1e-5, 0.99)
+    assert found.warmup_epochs == 5 and settings('pixpro', resnet, 10).warmup_epochs == 1
+    assert settings('pixpro', vit, 100, 512).learning_rate == 3e-4 and settings('pixpro', vit, 100).decay == 0.99
     assert settings('byol', vit, 100).optimizer == 'adamw' == settings('simsiam', vit, 100).optimizer
 
 

@@ -31,6 +31,7 @@ def run(output, method='byol', batch_size=8, exact=False, probe=None, view1=None
         byol=dict(task_args=dict(projection_size=8, projection_hidden_size=16)),
         simsiam=dict(task_args=dict(projection_size=16)),
         glom=dict(noise=(0.1, 0.5), noise_schedule='linear'),
+        pixpro=dict(task_args=dict(projection_size=8, projection_hidden_size=16, feature_index=2)),
     )
     defaults = dict(
         num_train_steps=STEPS, log_interval=1, checkpoint_interval=3, workers=0, seed=2, cpu=True,

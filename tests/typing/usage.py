@@ -14,7 +14,7 @@ from timm_extra.models.ceit import ceit_small, checkpoint_filter_fn
 from timm_extra.models.glom import adjusted_rand_index, island_labels
 from timm_extra.models.info import class_labels, list_names
 from timm_extra.models.perceiver import perceiver_base, perceiver_io_base
-from timm_extra.pretrain import BYOL, Denoise, PretrainConfig, Pretrained, SimSiam, pretrain
+from timm_extra.pretrain import BYOL, Denoise, PixPro, PretrainConfig, Pretrained, SimSiam, pretrain
 
 
 def models() -> None:
@@ -67,5 +67,6 @@ def training(model: nn.Module, dataset: 'Dataset[torch.Tensor]') -> None:
     """Pretraining and its tasks."""
     config = PretrainConfig(method='byol', epochs=100, lr=0.1, scale=(0.2, 1.0))
     assert_type(pretrain(model, dataset, 'output', config), Pretrained)
-    tasks: List[Union[BYOL, SimSiam, Denoise]] = [BYOL(model, projection_size=128), SimSiam(model), Denoise(model)]
+    tasks: List[Union[BYOL, SimSiam, PixPro, Denoise]] = [BYOL(model, projection_size=128), SimSiam(model)]
+    tasks += [PixPro(model, threshold=0.7), Denoise(model)]
     assert_type(tasks[0].denoise(torch.zeros(1)) if isinstance(tasks[0], Denoise) else None, Union[torch.Tensor, None])

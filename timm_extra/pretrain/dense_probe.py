@@ -216,9 +216,8 @@ def _batches(
         encoder = encoder or MapEncoder(model, feature_index, images.shape[1:])
         found = labels[labels != ignore_index].unique()
         if len(found) and not 0 <= found[0] <= found[-1] < classes:
-            raise ValueError(
-                f'classes must be 0 to {classes - 1}, or {ignore_index} for none, got {int(found[0])} to {int(found[-1])}'
-            )
+            first, last = int(found[0]), int(found[-1])
+            raise ValueError(f'classes must be 0 to {classes - 1}, or {ignore_index} for none, got {first} to {last}')
         yield in_float32(encoder.maps(images.to(tensor.device, tensor.dtype))), labels.to(tensor.device)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.learning import segmentation, timed
+from benchmarks.learning import dense, segmentation, timed
+from timm_extra.pretrain import MapEncoder
 
 RECIPE = dict(lr=0.05, weight_decay=0.0, clip_grad=10.0, warmup=0.1)
 
@@ -64,3 +65,22 @@ def test_mean_iou(monkeypatch):
     found = segmentation.mean_iou(Truth(missed=2))
     assert found['iou'][segmentation.CLASSES[2]] == 0 and found['iou'][segmentation.CLASSES[1]] == 100
     assert found['iou']['background'] < 100
+
+
+@pytest.mark.parametrize('method', ['BYOL', 'PixPro'])
+def test_networks_of_dense_pretraining_train_and_are_measured(method, monkeypatch):
+    monkeypatch.setattr(dense, 'NUM_IMAGES', 64)
+    monkeypatch.setattr(dense, 'NUM_LABELLED', 8)
+    monkeypatch.setattr(dense, 'NUM_TEST', 8)
+    threads = torch.get_num_threads()
+    try:
+        found = dense.run(method, seed=0, minutes=0.02)
+    finally:
+        torch.set_num_threads(threads)
+    assert found['steps'] > 1 and 0 < found['curve'][-1]['std'] < 1.5
+    assert 0 < found['miou'] < 100 and found['chance'] < 20 < found['pixel_accuracy'] <= 100
+    assert f'| {method} | 0 | {found["steps"]} |' in dense.table([found])
+
+
+def test_the_network_of_dense_pretraining_has_maps_of_eight_by_eight():
+    assert MapEncoder(dense.network(), -1, dense.INPUT['input_size']).map_shape == (128, 8, 8)

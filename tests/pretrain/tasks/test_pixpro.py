@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from pixel_level_contrastive_learning import pixel_level_contrastive_learning as package
 from torch import nn
 
 import timm_extra  # noqa: F401
@@ -152,7 +153,6 @@ def test_propagation_has_gradients_where_pixels_are_opposite_or_zero(gamma):
 
 def package_loss(net, boxes, flips, task, images, threshold, monkeypatch):
     """PyPI's learner with our weights, crops and flips: the loss with four times the weight of pixels."""
-    package = pytest.importorskip('pixel_level_contrastive_learning.pixel_level_contrastive_learning')
     learner = package.PixelCL(
         net, images.shape[-1], hidden_layer_pixel='layer4', hidden_layer_instance='global_pool', projection_size=6,
         projection_hidden_size=12, augment_fn=nn.Identity(), distance_thres=threshold, alpha=4.0,

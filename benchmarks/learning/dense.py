@@ -30,8 +30,8 @@ from .segmentation import CLASSES, SIZE, scenes
 INPUT = dict(input_size=(3, SIZE, SIZE), mean=(0.5,) * 3, std=(0.25,) * 3)
 VIEW = Recipe(scale=(0.2, 1.0), blur=0.0)
 RECIPE: Dict[str, Any] = dict(batch_size=64, lr=1e-3, weight_decay=1e-2, clip_grad=10.0, warmup=0.03)
-HEADS: Dict[str, Any] = dict(projection_size=128, projection_hidden_size=512)
-DECAY = 0.98
+HEADS: Dict[str, Any] = dict(projection_size=128, projection_hidden_size=256)
+DECAY = 0.99
 METHODS: Dict[str, Any] = {
     'random': None,
     'BYOL': (BYOL, {}),

@@ -43,6 +43,15 @@ class Located:
         """In memory that a GPU copies from; what `DataLoader` calls."""
         return Located(self.images.pin_memory(), self.box.pin_memory(), self.flip.pin_memory())
 
+    def axes(self, size: Sequence[int], dtype: torch.dtype = torch.float64) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Where rows and columns of a grid over each view lie: y (B, h) and x (B, w), as `centres` has them."""
+        h, w = size
+        top, left, height, width = self.box.to(dtype)[:, :, None].unbind(1)
+        rows = (torch.arange(h, device=self.box.device, dtype=dtype) + 0.5) / h
+        columns = ((torch.arange(w, device=self.box.device, dtype=dtype) + 0.5) / w).expand(len(self), w)
+        columns = torch.where(self.flip[:, None], 1 - columns, columns)
+        return top + height * rows, left + width * columns
+
     def centres(self, size: Sequence[int], dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """Centres of the cells of a grid over each view.
 
@@ -54,13 +63,8 @@ class Located:
             y and x of each cell (B, h·w, 2), row by row, in pixels of the images.
         """
         h, w = size
-        top, left, height, width = self.box.to(dtype)[:, :, None].unbind(1)
-        rows = (torch.arange(h, device=self.box.device, dtype=dtype) + 0.5) / h
-        columns = ((torch.arange(w, device=self.box.device, dtype=dtype) + 0.5) / w).expand(len(self), w)
-        columns = torch.where(self.flip[:, None], 1 - columns, columns)
-        y, x = top + height * rows, left + width * columns  # (B, h), (B, w)
-        grid = torch.stack([y[:, :, None].expand(-1, h, w), x[:, None].expand(-1, h, w)], -1)
-        return grid.flatten(1, 2)
+        y, x = self.axes(size, dtype)
+        return torch.stack([y[:, :, None].expand(-1, h, w), x[:, None].expand(-1, h, w)], -1).flatten(1, 2)
 
     def cells(self, size: Sequence[int], dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """Height and width (B, 2) of a cell of a grid of h rows and w columns, in pixels of the images."""
@@ -114,9 +118,9 @@ def positive_pairs(
     Returns:
         (B, h₁·w₁, h₂·w₂) of bool.
     """
-    one, other = first.centres(sizes[0], dtype), second.centres(sizes[1], dtype)
-    distance = (one[:, :, None] - other[:, None]).square().sum(-1).sqrt()  # (B, N, M)
-    diagonals = (
-        view.cells(size, dtype).square().sum(-1).sqrt() for view, size in zip((first, second), sizes, strict=True)
-    )
-    return distance <= threshold * torch.maximum(*diagonals)[:, None, None]
+    diagonals = (view.cells(size, dtype).norm(dim=1) for view, size in zip((first, second), sizes, strict=True))
+    limit = (threshold * torch.maximum(*diagonals)).square()[:, None, None, None, None]
+    axes = zip(first.axes(sizes[0], dtype), second.axes(sizes[1], dtype), strict=True)
+    rows, columns = ((one[:, :, None] - other[:, None]).square() for one, other in axes)  # (B, h₁, h₂), (B, w₁, w₂)
+    near = rows[:, :, None, :, None] + columns[:, None, :, None] <= limit  # (B, h₁, w₁, h₂, w₂)
+    return near.flatten(3).flatten(1, 2)

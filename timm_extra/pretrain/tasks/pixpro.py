@@ -58,9 +58,11 @@ class PixelPropagation(nn.Module):
         """Smoothed pixels (B, N, D) of pixels (B, N, D)."""
         unit = F.normalize(x, dim=-1)
         similarity = unit @ unit.mT  # (B, N, N)
-        alike = similarity > 0
-        # a power of what is not alike has no finite gradient if γ < 1
-        weights = torch.where(alike, torch.where(alike, similarity, 1.0) ** self.gamma, 0.0)
+        if self.gamma < 1:  # then 0 to this power has no finite gradient
+            alike = similarity > 0
+            weights = torch.where(alike, torch.where(alike, similarity, 1.0) ** self.gamma, 0.0)
+        else:
+            weights = similarity.clamp(min=0) ** self.gamma
         return weights @ on_pixels(self.transform, x)
 
 
@@ -240,12 +242,11 @@ class PixPro(MomentumTask):
             heads = self.target['projector'], self.target['instance_projector'] if self.instance_weight else None
             targets = [project(self.target['encoder'], *heads, view.images) for view in views]
         with torch.autocast(views[0].images.device.type, enabled=False):
-            loss = 0.0
+            sizes, loss = [output.maps.shape[2:] for output in online], 0.0
+            pairs = positive_pairs(*views, sizes, self.threshold, in_float32(online[0].propagated).dtype)
             for one, other in ((0, 1), (1, 0)):
-                sizes = online[one].maps.shape[2:], targets[other][0].shape[2:]
-                dtype = in_float32(online[one].propagated).dtype
-                pairs = positive_pairs(views[one], views[other], sizes, self.threshold, dtype)
-                loss = loss + consistency(online[one].propagated, targets[other][1], pairs)
+                both = pairs.mT if one else pairs
+                loss = loss + consistency(online[one].propagated, targets[other][1], both)
                 if self.instance_weight:
                     loss = loss - self.instance_weight * cosine(online[one].instance, targets[other][2])
         return loss
@@ -280,5 +281,5 @@ def consistency(propagated: torch.Tensor, targets: torch.Tensor, pairs: torch.Te
         The loss, in at least float32.
     """
     y, x = (F.normalize(in_float32(t), dim=-1) for t in (propagated, targets))
-    cosines = (y @ x.mT).mul(pairs).sum((1, 2))
-    return -(cosines / pairs.sum((1, 2)).clamp(min=1)).mean()
+    sums = (y * (pairs.to(x.dtype) @ x)).sum((1, 2))  # of cosines: Σᵢ yᵢ · Σⱼ x′ⱼ
+    return -(sums / pairs.sum((1, 2)).clamp(min=1)).mean()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import report
-from benchmarks.learning import flow, segmentation
+from benchmarks.learning import dense, flow, segmentation
 from benchmarks.results import load
 from tests.reference.ceit import OfficialCeiT
 from timm_extra.models.info import list_names, model_info
@@ -132,6 +132,13 @@ def test_stated_results_of_dense_outputs_are_what_was_measured(training):
     page = (ROOT / 'docs' / f'{name}.md').read_text()
     assert training.table(result) in page
     assert f'--minutes {result["minutes"]:.0f}' in page
+
+
+def test_stated_results_of_dense_features_are_what_was_measured():
+    result = json.loads((RESULTS / 'learning' / 'dense.json').read_text())
+    page = (ROOT / 'docs' / 'pretraining.md').read_text()
+    assert dense.table(result['runs']) in page
+    assert f'benchmarks.learning.dense --minutes {result["minutes"]:g}' in page
 
 
 def test_stated_glom_results_are_what_was_measured():

@@ -111,10 +111,10 @@ def run(method: str, seed: int, minutes: float) -> Dict[str, Any]:
 
 def table(runs: List[Dict[str, Any]]) -> str:
     """Results as a table of Markdown."""
-    lines = ['| features | seed | steps | mIoU, % | pixels, % | correspondence, % |', '|---' * 6 + '|']
+    lines = ['| seed | features | steps | mIoU, % | pixels, % | correspondence, % |', '|---' * 6 + '|']
     for one in runs:
         figures = ' | '.join(f'{one[name]:.1f}' for name in ('miou', 'pixel_accuracy', 'correspondence'))
-        lines.append(f'| {one["method"]} | {one["seed"]} | {one.get("steps", 0):,} | {figures} |')
+        lines.append(f'| {one["seed"]} | {one["method"]} | {one.get("steps", 0):,} | {figures} |')
     return '\n'.join(lines)
 
 

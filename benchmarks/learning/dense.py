@@ -43,8 +43,11 @@ FIRST = dict(images=3 * 10**6, labelled=4 * 10**6, test=10**6)  # seeds of scene
 
 
 def network() -> nn.Module:
-    """A ResNet of one block per stage, whose last three stages have maps of 8 × 8 cells for images of 32 × 32."""
-    channels = dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))
+    """A ResNet of one block per stage, whose last three stages have maps of 8 × 8 cells for images of 32 × 32.
+
+    timm's residual branches begin at zero, so that a network of few blocks begins as a subsampling: not here.
+    """
+    channels = dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), zero_init_last=False)
     model = timm.create_model('resnet18', num_classes=0, output_stride=8, **channels)
     model.maxpool = nn.Identity()
     return model

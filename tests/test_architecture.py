@@ -27,7 +27,7 @@ MAY_IMPORT = {
     'timm_extra.__init__': (('timm_extra._version', 'timm_extra.layers', 'timm_extra.models'), ()),
     'timm_extra.images': (
         ('timm_extra._timm', 'timm_extra._files', 'timm_extra.models'),
-        ('torch', 'numpy', 'PIL', 'timm', 'pillow_heif'),
+        ('torch', 'numpy', 'PIL', 'timm', 'pillow_heif', 'pyarrow'),
     ),
     'timm_extra.inputs': (
         ('timm_extra._files', 'timm_extra.images'),

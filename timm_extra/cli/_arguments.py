@@ -118,9 +118,15 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--data-dir', help='image folder, or root of --dataset')
+    parser.add_argument('--data-dir', help='folder of images, or of .tar or .parquet shards, or root of --dataset')
     parser.add_argument('--dataset', default='', help='timm dataset name, e.g. torch/cifar10 (default: image folder)')
     parser.add_argument('--dataset-download', action='store_true', help='download a torch/ dataset')
+    shard_arguments(parser)
+
+
+def shard_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--input-key', help='of shards: column of images, or endings of members, as jpg;png')
+    parser.add_argument('--target-key', help='of shards: column of classes, or key of .json members')
 
 
 def create_model(args: argparse.Namespace, **options):
@@ -250,16 +256,31 @@ def note_random_weights(args: argparse.Namespace) -> None:
 
 def labelled_splits(args: argparse.Namespace, channels: int):
     """Training and test images with the same numbers for the same classes."""
-    from timm_extra.images import check_splits
+    from timm_extra.images import ShardReader, check_splits
 
     train = create_dataset(args, 'train', channels)
     classes = getattr(getattr(train, 'reader', None), 'class_to_idx', None)
     test = create_dataset(args, 'validation', channels, **({} if args.dataset else dict(class_map=classes)))
     if not args.dataset:
+        shards = isinstance(train.reader, ShardReader)
         if train.filename(0, absolute=True) == test.filename(0, absolute=True):
-            raise ValueError(f'{args.data_dir} has no folders train and validation: a probe needs both')
-        check_splits(train.reader, test.reader)
+            what = 'shards of' if shards else 'folders'
+            raise ValueError(f'{args.data_dir} has no {what} train and validation: a probe needs both')
+        if not shards:
+            check_splits(train.reader, test.reader)
     return train, test
+
+
+def _reader(args: argparse.Namespace, split: str, **options):
+    """timm's reader of a folder: of its shards, or of its images."""
+    from timm_extra.images import FolderReader, ShardReader, holds_shards
+
+    keys = {name: value for name in ('input_key', 'target_key') if (value := getattr(args, name)) is not None}
+    if holds_shards(args.data_dir, split):
+        return ShardReader(args.data_dir, split, unreadable=getattr(args, 'unreadable', 'raise'), **keys, **options)
+    if keys:
+        raise ValueError(f'{args.data_dir} has no shards, which `{next(iter(keys))}` is for')
+    return FolderReader(args.data_dir, split, **options)
 
 
 def create_dataset(args: argparse.Namespace, split: str, channels: int, **options):
@@ -267,7 +288,7 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
     from timm.data import ImageDataset
     from timm.data import create_dataset as timm_dataset
 
-    from timm_extra.images import MODES, FolderReader
+    from timm_extra.images import MODES
     from timm_extra.training.accelerator import in_first_process
 
     if not args.dataset and not args.data_dir:
@@ -276,7 +297,7 @@ def create_dataset(args: argparse.Namespace, split: str, channels: int, **option
         options['download'] = True
     mode = MODES.get(channels, '')
     if not args.dataset:
-        reader = FolderReader(args.data_dir, split, **options)
+        reader = _reader(args, split, **options)
         if str(reader.found) and in_first_process():
             print(f'timm-extra: {reader.found}', file=sys.stderr)
         return ImageDataset(args.data_dir, reader=reader, input_img_mode=mode)

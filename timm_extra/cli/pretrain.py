@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     model = accelerate(create_image_model(args))
     channels = input_config(model, config.input_size)['input_size'][0]
     probe = labelled_splits(args, channels) if config.probes else None
-    images, base = create_dataset(args, args.split, channels), base_model(args.model, model, args.pretrained)
+    options = dict(is_training=True, seed=config.seed, batch_size=config.batch_size) if args.dataset else {}
+    images, base = create_dataset(args, args.split, channels, **options), base_model(args.model, model, args.pretrained)
     done = pretrain(model, images, args.output, config, probe=probe, base_model=base)
     if not in_first_process():
         return 0

@@ -21,7 +21,7 @@ class Provenance:
 
     Attributes:
         method: What trained them, as 'BYOL'.
-        images: Number of images, or of other inputs.
+        images: Number of images, or of other inputs; None for a stream of unknown length.
         steps: Optimizer steps.
         epochs: Passes over the images; None where the training was counted in steps.
         base_model: Weights that the training started from, as 'OWNER/NAME' on the Hub or in words; None for random
@@ -31,7 +31,7 @@ class Provenance:
     """
 
     method: str
-    images: int
+    images: Optional[int]
     steps: int
     epochs: Optional[int] = None
     base_model: Optional[str] = None
@@ -43,7 +43,8 @@ class Provenance:
         counted = steps if self.epochs is None else f'{self.epochs} epoch{"s" * (self.epochs != 1)} ({steps})'
         start = f', starting from {self._base()}' if self.base_model else ''
         paper = f' ([arXiv:{self.arxiv}](https://arxiv.org/abs/{self.arxiv}))' if self.arxiv else ''
-        return f'{self.method}{paper}: {counted} on {self.images:,} {self.kind}{start}.'
+        inputs = f'a stream of {self.kind}' if self.images is None else f'{self.images:,} {self.kind}'
+        return f'{self.method}{paper}: {counted} on {inputs}{start}.'
 
     def _base(self) -> str:
         linked = f'the weights of [{self.base_model}](https://huggingface.co/{self.base_model})'
@@ -58,10 +59,14 @@ class Provenance:
     def read(cls, config: Mapping[str, Any]) -> Optional['Provenance']:
         """What a configuration says; None if it says nothing, or nothing of this kind."""
         held = config.get(KEY)
-        if not isinstance(held, dict) or {'method', 'images', 'steps'} - set(held):
+        if not isinstance(held, dict) or {'method', 'steps'} - set(held):
             return None
-        known = {'kind': cls.kind, **{one.name: held[one.name] for one in fields(cls) if one.name in held}}
-        numbers = (known['images'], known['steps'], known.get('epochs') or 0)
+        known = {
+            'kind': cls.kind,
+            'images': None,
+            **{one.name: held[one.name] for one in fields(cls) if one.name in held},
+        }
+        numbers = (known['images'] or 0, known['steps'], known.get('epochs') or 0)
         texts = (known['method'], known['kind'], known.get('base_model') or '', known.get('arxiv') or '')
         good = all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)
         return cls(**known) if good and all(re.fullmatch(r'[\w ./-]*', t) for t in texts) else None

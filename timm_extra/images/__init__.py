@@ -13,6 +13,7 @@ from .folders import (
 )
 from .pixels import MODES, UNREADABLE, PixelError, as_array, as_tensor, decode, read_header, read_image
 from .preprocess import Preprocessing, check_normalisation, check_takes_images, input_config, preprocessing
+from .shards import ShardReader, find_shards, holds_shards
 from .tiles import ArrayTiles, SlideTiles, TiffTiles, open_tiles
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     'Found',
     'PixelError',
     'Preprocessing',
+    'ShardReader',
     'SlideTiles',
     'TiffTiles',
     'as_array',
@@ -35,6 +37,8 @@ __all__ = [
     'decode',
     'find_files',
     'find_images',
+    'find_shards',
+    'holds_shards',
     'image_files',
     'input_config',
     'open_tiles',

@@ -163,13 +163,13 @@ class PretrainConfig:
         given = {name: getattr(self, name) for name in TASK_OPTIONS if getattr(self, name) is not None}
         return {**(self.task_args or {}), **given}
 
-    def save(self, file: PathLike, *, model: str, images: int) -> None:
+    def save(self, file: PathLike, *, model: str, images: Optional[int]) -> None:
         """Write all options as YAML.
 
         Args:
             file: Where to; its folder exists.
             model: Name of the model, for people to read.
-            images: Number of images, likewise.
+            images: Number of images, likewise; None for a stream.
         """
         values = dict(zip(FACTS, (model, images), strict=True))
         values.update((one.name, getattr(self, one.name)) for one in fields(self))

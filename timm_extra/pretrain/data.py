@@ -77,13 +77,7 @@ class Samples(Dataset):
             item = decode(file), label
         else:
             item = self.dataset[index]
-        if isinstance(item, dict):
-            if 'image' not in item:
-                raise ValueError(f"items have no 'image', their keys are {', '.join(map(str, item))}")
-            item = item['image'], item.get('label')
-        image, label, *_ = (*item, None) if isinstance(item, (tuple, list)) else (item, None)
-        if isinstance(image, Image.Image):
-            image = as_array(decode(image), self.channels)
+        image, label = image_of(item, self.channels)
         return image, self._class(label, index) if self.labelled else -1
 
     def _class(self, label: Any, index: int) -> int:
@@ -95,6 +89,30 @@ class Samples(Dataset):
     def _name(self, index: int) -> str:
         names = getattr(self.dataset, 'filename', None)
         return f' ({names(index)})' if callable(names) else ''
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """What stands for the files of a data set whose reader has that, as `ShardReader`; empty for others."""
+    return getattr(getattr(dataset, 'reader', None), 'fingerprint', '')
+
+
+def image_of(item: Any, channels: int) -> Tuple[Any, Any]:
+    """Image and class in an item of a data set, PIL's as an array (H, W, channels).
+
+    Args:
+        item: As `Samples` has it.
+        channels: Channels of the image.
+
+    Raises:
+        ValueError: It is a dictionary without an image.
+        PixelError: It is an image that cannot be read.
+    """
+    if isinstance(item, dict):
+        if 'image' not in item:
+            raise ValueError(f"items have no 'image', their keys are {', '.join(map(str, item))}")
+        item = item['image'], item.get('label')
+    image, label, *_ = (*item, None) if isinstance(item, (tuple, list)) else (item, None)
+    return as_array(decode(image), channels) if isinstance(image, Image.Image) else image, label
 
 
 class MakeViews:

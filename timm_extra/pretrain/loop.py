@@ -6,7 +6,7 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -20,15 +20,16 @@ from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_processes, interruptible
 from timm_extra.training.log import Log, check_log
-from timm_extra.training.order import Batches
+from timm_extra.training.order import Batches, order_of
 from timm_extra.training.progress import Progress, print_summary
 
 from .backbone import check_output, provenance, save_backbone
 from .config import PretrainConfig, check_parameters
-from .data import Collate, MakeViews, Samples, loader
+from .data import Collate, MakeViews, Samples, fingerprint, loader
 from .probe import PROBES, accuracies, check_probes
 from .recipes import Plan, Schedule, build_optimizer, load_optimizer, plan
 from .resume import check_resumes, settings_of, task_arguments
+from .streams import CHECKPOINT_INTERVAL, NOTE, Stream, is_stream, length_of, stream_loader
 from .summary import summary
 from .sync_batchnorm import cross_replica
 from .tasks import METHODS, Encoder
@@ -79,7 +80,8 @@ def pretrain(
     Args:
         model: Any timm model, or any module together with `hidden_layer` and `input_size`; a GLOM for 'glom'. Trained
             in place; in a run of several processes its BatchNorms become synchronised ones.
-        dataset: Any map-style data set of images, with or without classes.
+        dataset: Any map-style data set of images, with or without classes. One that streams trains, too, in one process;
+            resuming is not exact then, as it begins another pass.
         output: Folder to write to.
         config: All options.
         probe: Labelled training and test images for the probes.
@@ -105,6 +107,11 @@ def pretrain(
         check_probes(config.probes, Encoder(model, config.hidden_layer))
     accelerator = create_accelerator(config.mixed_precision, config.cpu, config.log_with, Path(output))
     views = _views(config, model, view1=view1, view2=view2)
+    if is_stream(dataset) and accelerator.num_processes > 1:
+        raise ValueError(
+            f'{type(dataset).__name__} streams, which one process does: {accelerator.num_processes} need a data set '
+            'with a length, as a folder of shards'
+        )
     planned = plan(config, model, dataset, accelerator.num_processes)
     torch.manual_seed(config.seed)
     task = METHODS[config.method](model.to(accelerator.device), **task_arguments(config, planned), **views)
@@ -112,14 +119,14 @@ def pretrain(
     def settings_at(steps: int) -> Dict[str, Any]:
         other = plan(replace(config, epochs=None, num_train_steps=steps), model, dataset, accelerator.num_processes)
         arguments = {**task_arguments(config, other), **task.input_config}
-        return settings_of(config, other, model, len(dataset), arguments, task.views)
+        return settings_of(config, other, model, length_of(dataset), arguments, task.views, fingerprint(dataset))
 
     run = _Run(
         config=config,
         accelerator=accelerator,
         plan=planned,
         task=task,
-        samples=Samples(dataset, task.input_size[0], unreadable=config.unreadable),
+        samples=(Stream if is_stream(dataset) else Samples)(dataset, task.input_size[0], unreadable=config.unreadable),
         output=Path(output),
         base_model=base_model,
         probe=probe,
@@ -150,7 +157,7 @@ class _Run:
     accelerator: Any
     plan: Plan
     task: PretrainingTask
-    samples: Samples
+    samples: Union[Samples, Stream]
     output: Path
     base_model: Optional[str]
     probe: Optional[Tuple[Dataset, Dataset]]
@@ -165,6 +172,11 @@ class _Run:
     def memory_format(self) -> torch.memory_format:
         """Of images and weights."""
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
+    @property
+    def streams(self) -> bool:
+        """Whether the images stream."""
+        return isinstance(self.samples, Stream)
 
     def go(self) -> Pretrained:
         """Train from the start or the last checkpoint to the end."""
@@ -212,7 +224,8 @@ class _Run:
             self.config, self.plan, self.task, self.accelerator,
             **facts, labelled=labelled, start=start, output=self.output,
         )  # fmt: skip
-        print_summary(dict(rows, note=changes))
+        notes = (changes, NOTE if self.streams else '')
+        print_summary(dict(rows, note='; '.join(filter(None, notes))))
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:
         """Make or load everything that has a state."""
@@ -290,6 +303,12 @@ class _Run:
 
     def _batches(self, start: int, views: MakeViews) -> Iterator[Dict[str, Any]]:
         """Batches of this process, one per forward pass, from a step on."""
+        collate = Collate(None if self.config.views_on_device else views)
+        read = dict(workers=self.config.workers, pin_memory=self.accelerator.device.type == 'cuda')
+        if self.streams:
+            self.samples.first_pass = start  # other numbers than those of passes before
+            with ignored_by_processes():
+                return iter(stream_loader(self.samples, self.config.batch_size, collate, **read))
         batches = Batches(
             len(self.samples),
             self.config.batch_size,
@@ -298,11 +317,10 @@ class _Run:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             accumulate=self.config.grad_accum_steps,
+            order=order_of(self.samples.dataset),
         )
-        collate = Collate(None if self.config.views_on_device else views)
-        pin_memory = self.accelerator.device.type == 'cuda'
         with ignored_by_processes():
-            return iter(loader(self.samples, batches, collate, self.config.workers, pin_memory))
+            return iter(loader(self.samples, batches, collate, **read))
 
     def _step(
         self, incoming: Iterator, make_views: MakeViews, step: int
@@ -311,7 +329,9 @@ class _Run:
         task, accelerator, config = self.task, self.accelerator, self.config
         losses, stds = [], []
         for part in range(config.grad_accum_steps):
-            batch = next(incoming)
+            batch = next(incoming, None)
+            if batch is None:
+                raise ValueError(f'the images of the stream have ended at step {step}')
             self.skipped += batch['skipped']
             if config.views_on_device:
                 views = make_views(_moved(batch['images'], accelerator.device), batch['at'])
@@ -364,7 +384,8 @@ class _Run:
     def _after(self, done: int, loss: torch.Tensor, log: Optional[Log], progress: Progress, stop: bool) -> bool:
         """Probe and checkpoint, where they are due or the training stops; whether they were."""
         each, last = self.plan.steps_per_epoch, done == self.plan.steps
-        due = done % (self.config.checkpoint_interval or each) == 0 or last or stop
+        interval = self.config.checkpoint_interval or (min(each, CHECKPOINT_INTERVAL) if self.streams else each)
+        due = done % interval == 0 or last or stop
         probing = bool(self.probes) and (done % (self.config.probe_interval * each) == 0 or last)
         if not due and not probing:
             return False

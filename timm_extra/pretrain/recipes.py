@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from timm_extra.training.order import steps_per_epoch
 
 from .config import PretrainConfig
+from .streams import length_of
 
 # BYOL's code, configs/byol.py: epochs to learning rate for 256 images, weight decay, τ₀
 BYOL_PRESETS = {
@@ -124,10 +125,15 @@ def plan(config: PretrainConfig, model: nn.Module, dataset: Dataset, processes: 
         The plan.
 
     Raises:
-        ValueError: There is no published learning rate and none in the options, or the data set is too small.
+        ValueError: There is no published learning rate and none in the options, the data set is too small, or it
+            streams, and neither its length nor the steps are known.
     """
     images = config.batch_size * processes * config.grad_accum_steps
-    each = steps_per_epoch(len(dataset), images) if hasattr(dataset, '__len__') else 1
+    length = length_of(dataset)
+    if length is None and config.num_train_steps is None:
+        raise ValueError('the images stream, and how many there are is not known: give `num_train_steps`, not `epochs`')
+    # a training on a stream of unknown length is one pass
+    each = config.num_train_steps if length is None else steps_per_epoch(length, images)
     steps = config.epochs * each if config.num_train_steps is None else config.num_train_steps
     given = dict(learning_rate=config.lr, weight_decay=config.weight_decay, warmup_epochs=config.warmup_epochs)
     recipe = settings(config.method, model, steps / each, images, config.opt)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from torch import nn
 
@@ -27,9 +27,10 @@ def settings_of(
     config: PretrainConfig,
     plan: Plan,
     model: nn.Module,
-    images: int,
+    images: Optional[int],
     arguments: Dict[str, Any],
     views: Tuple[View, ...],
+    files: str = '',
 ) -> Dict[str, Any]:
     """All that the result depends on; resuming refuses other values. Keys are part of the format of checkpoints.
 
@@ -37,9 +38,10 @@ def settings_of(
         config: The options.
         plan: Steps and recipe.
         model: The model.
-        images: How many there are.
+        images: How many there are; None if they stream and it is not known.
         arguments: Of the task.
         views: Augmentations of the task.
+        files: What stands for the images, where a data set has that.
 
     Returns:
         Settings that a checkpoint can hold.
@@ -55,6 +57,7 @@ def settings_of(
         clip_grad=config.clip_grad,
         **{f'recipe.{name}': value for name, value in asdict(plan.recipe).items()},
         **{name: checkpoints.described(value) for name, value in {**arguments, **views}.items()},
+        **(dict(files=files) if files else {}),
     )
 
 

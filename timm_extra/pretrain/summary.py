@@ -1,7 +1,7 @@
 """What a pretraining is about to do, in a few lines."""
 
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 
@@ -17,7 +17,7 @@ def summary(
     accelerator: Any,
     *,
     model: str,
-    images: int,
+    images: Optional[int],
     probes: Sequence[str],
     labelled: Sequence[int],
     start: int,
@@ -31,7 +31,7 @@ def summary(
         task: The task.
         accelerator: Devices and processes.
         model: Name of the model.
-        images: How many there are.
+        images: How many there are; None for a stream.
         probes: Names of probes.
         labelled: How many images they learn from and are measured on.
         start: Steps done before.
@@ -49,7 +49,7 @@ def summary(
         device = torch.cuda.get_device_name(accelerator.device)
     return dict(
         model=f'{model}, {sum(p.numel() for p in task.model.parameters()):,} parameters',
-        images=f'{images:,}, views of {shape}',
+        images=f'{"a stream" if images is None else format(images, ",")}, views of {shape}',
         method=(
             f'{config.method}, {recipe.optimizer}, peak lr {recipe.learning_rate:.3g}, '
             f'weight decay {recipe.weight_decay:.3g}, warm-up {recipe.warmup_epochs:.3g} epochs'

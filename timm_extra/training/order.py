@@ -2,11 +2,19 @@
 
 import random
 from contextlib import contextmanager
-from typing import Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+Order = Callable[[np.random.Generator], Sequence[int]]  # of all indices, by a generator of an epoch's own
+
+
+def order_of(dataset: Any) -> Optional[Order]:
+    """The order that a data set, or its reader, wants to be read in; None if it wants none."""
+    found = (getattr(holder, 'epoch_order', None) for holder in (dataset, getattr(dataset, 'reader', None)))
+    return next(filter(callable, found), None)
 
 
 class Batches(Sampler):
@@ -23,6 +31,7 @@ class Batches(Sampler):
         rank: Number of this process.
         processes: How many there are.
         accumulate: Forward passes per step.
+        order: Gives the order of an epoch; any permutation when None.
 
     Raises:
         ValueError: The data set is smaller than a step.
@@ -38,9 +47,11 @@ class Batches(Sampler):
         rank: int = 0,
         processes: int = 1,
         accumulate: int = 1,
+        order: Optional[Order] = None,
     ):
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
         self.rank, self.processes, self.accumulate = rank, processes, accumulate
+        self.order = order or (lambda rng: rng.permutation(length))
         self.steps_per_epoch = steps_per_epoch(length, batch_size * processes * accumulate)
 
     def __len__(self) -> int:
@@ -52,7 +63,7 @@ class Batches(Sampler):
         for step in range(*self.steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                order = self.order(np.random.default_rng([self.seed, epoch]))
             for part in range(self.accumulate):
                 first = (step % self.steps_per_epoch * self.accumulate + part) * size + self.rank * self.batch_size
                 yield [(epoch, int(i)) for i in order[first : first + self.batch_size]]

@@ -1,0 +1,230 @@
+"""Parquet files of images, as Hugging Face datasets writes them, read by row groups."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from timm_extra._files import PathLike
+
+from ..pixels import PixelError
+
+WINDOW = 256 << 20  # bytes of row groups that are shuffled together, and that a process that reads keeps
+IMAGES = ('image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'tif', 'tiff')  # names of columns, first come first served
+LABELS = ('label', 'labels', 'cls', 'class', 'target')
+
+
+class Columns(NamedTuple):
+    """Columns of images and of classes (None if there are none), and names of classes where the file says them."""
+
+    image: str
+    label: Optional[str]
+    label_names: Optional[List[str]]
+    candidates: Tuple[str, ...] = ()  # several of classes, none of which has a usual name
+
+
+class Parquets:
+    """Images in Parquet files by number, of which row groups are read.
+
+    Args:
+        files: The files.
+        input_key: Column of images; found by its type and name when None.
+        target_key: Column of classes, likewise.
+        window: Bytes of row groups that are shuffled together and kept.
+
+    Raises:
+        ValueError: There is no such column, or files have other columns.
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        input_key: Optional[str] = None,
+        target_key: Optional[str] = None,
+        window: int = WINDOW,
+    ):
+        try:
+            import pyarrow.parquet as pq
+        except ModuleNotFoundError as e:
+            raise ModuleNotFoundError('Parquet files need pyarrow: pip install "timm-extra[shards]"') from e
+        self.files: List[Path] = []
+        self.damaged: Dict[Path, str] = {}
+        self.window, self.left_out = window, 0
+        self._metadata: List[Any] = []
+        self.columns: Optional[Columns] = None
+        groups: List[Tuple[int, ...]] = []  # file, number in it, first row, rows, bytes
+        for path in files:
+            try:
+                with pq.ParquetFile(path) as file:
+                    metadata, schema = file.metadata, file.schema_arrow
+            except _errors() as e:
+                self.damaged[path] = _reason(e)
+                continue
+            found = find_columns(schema, path, input_key, target_key)
+            self.columns = self.columns or found
+            if found[:2] != self.columns[:2]:
+                raise ValueError(f'{path} has the columns {found[:2]}, {self.files[0]} has {self.columns[:2]}')
+            groups += [(len(self.files), *rest) for rest in _row_groups(metadata, self.columns.image)]
+            self.files.append(path)
+            self._metadata.append(metadata)
+        self._groups = np.array(groups, dtype=np.int64).reshape(-1, 5)
+        self._ends = np.cumsum(self._groups[:, 3])
+        self._kept: Dict[int, Any] = {}
+        self.label_names = self.columns.label_names if self.columns else None
+        self.in_folders = False
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return dict(self.__dict__, _kept={})
+
+    def file_of(self, index: int) -> Path:
+        """File that an image is in."""
+        return self.files[self._groups[self._place(index)[0], 0]]
+
+    def member(self, index: int) -> str:
+        """Row of an image in its file, counted from 0."""
+        group, row = self._place(index)
+        return f'row {int(self._groups[group, 2]) + row}'
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes (N,) as they are written, None where there is none."""
+        found: List[Any] = []
+        label = self.columns.label if self.columns else None
+        for number, rows in enumerate(self._groups[:, 3]):
+            try:
+                found += self._read_group(number, [label]).column(label).to_pylist() if label else [None] * int(rows)
+            except _errors():  # what reads its images says so
+                found += [None] * int(rows)
+        return np.array(found, dtype=object)
+
+    def read(self, index: int) -> Tuple[bytes, Any]:
+        """An image as it is stored, and its class as it is written.
+
+        Raises:
+            PixelError: Its row group cannot be read, or the file has a path in its place.
+        """
+        group, row = self._place(index)
+        table = self._kept.pop(group, None)
+        if table is None:
+            try:
+                table = self._read_group(group, [name for name in self.columns[:2] if name])
+            except _errors() as e:
+                raise PixelError(f'row group {int(self._groups[group, 1])}: {_reason(e)}') from e
+        self._kept[group] = table  # as the last one
+        while len(self._kept) > 1 and sum(self._groups[kept, 4] for kept in self._kept) > self.window:
+            self._kept.pop(next(iter(self._kept)))
+        value = table.column(self.columns.image)[row].as_py()
+        value = value.get('bytes') if isinstance(value, dict) else value
+        if value is None:
+            raise PixelError('the row holds none, or the path of another file')
+        return value, table.column(self.columns.label)[row].as_py() if self.columns.label else None
+
+    def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+        """All images in an order of an epoch, for which no row group is read twice.
+
+        Row groups come in any order, and the images of as many as `window` holds in any order among themselves.
+        """
+        parts: List[np.ndarray] = []
+        open_parts: List[np.ndarray] = []
+        size = 0
+        for group in rng.permutation(len(self._groups)):
+            rows, content = self._groups[group, 3:]
+            if open_parts and size + content > self.window:
+                parts.append(rng.permutation(np.concatenate(open_parts)))
+                open_parts, size = [], 0
+            open_parts.append(np.arange(self._ends[group] - rows, self._ends[group]))
+            size += content
+        return np.concatenate([*parts, rng.permutation(np.concatenate(open_parts))])
+
+    def _place(self, index: int) -> Tuple[int, int]:
+        group = int(np.searchsorted(self._ends, index, 'right'))
+        return group, int(index - (self._ends[group] - self._groups[group, 3]))
+
+    def _read_group(self, group: int, columns: List[str]):
+        import pyarrow.parquet as pq
+
+        file, number = map(int, self._groups[group, :2])
+        # no threads of pyarrow's own: a data loader's processes are forked
+        with pq.ParquetFile(self.files[file], metadata=self._metadata[file], page_checksum_verification=True) as opened:
+            return opened.read_row_group(number, columns=columns, use_threads=False)
+
+
+def find_columns(schema: Any, path: PathLike, input_key: Optional[str], target_key: Optional[str]) -> Columns:
+    """Columns of images and classes, as named, as datasets declares them, else by type and usual name.
+
+    Args:
+        schema: pyarrow's schema of a file.
+        path: The file.
+        input_key: Column of images, if it is named.
+        target_key: Column of classes, likewise.
+
+    Raises:
+        ValueError: There is no such column, or it is not clear which.
+    """
+    import pyarrow as pa
+
+    features = _features(schema)
+    for key in (input_key, target_key):
+        if key is not None and key not in schema.names:
+            raise ValueError(f'{path} has no column {key!r}, but {", ".join(schema.names)}')
+    if input_key is None:
+        declared = [name for name in schema.names if features.get(name, {}).get('_type') == 'Image']
+        declared = declared or [field.name for field in schema if _holds_bytes(field.type, pa)]
+        input_key = _one(declared, IMAGES)
+        if input_key is None:
+            of = f'several columns of images, {", ".join(declared)}' if declared else 'no column of images'
+            raise ValueError(f'{path} has {of}: give `input_key`' if declared else f'{path} has {of}')
+    candidates: Sequence[str] = ()
+    if target_key is None:
+        candidates = [name for name in schema.names if features.get(name, {}).get('_type') == 'ClassLabel']
+        usual = [name for name in LABELS if name in schema.names]
+        target_key = _one(candidates, LABELS) if candidates else next(iter(usual), None)
+    names = features.get(target_key, {}).get('names') if target_key else None
+    return Columns(input_key, target_key, names, () if target_key else tuple(candidates))
+
+
+def _features(schema: Any) -> Dict[str, Any]:
+    """What datasets says about columns, by their names."""
+    try:
+        found = json.loads((schema.metadata or {})[b'huggingface'])['info']['features']
+        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _holds_bytes(kind: Any, pa: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index('bytes') >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _one(names: Sequence[str], usual: Sequence[str]) -> Optional[str]:
+    """The only name, or the first usual one."""
+    return names[0] if len(names) == 1 else next((name for name in usual if name in names), None)
+
+
+def _row_groups(metadata: Any, column: str) -> List[Tuple[int, int, int, int]]:
+    """Number, first row, rows and bytes of a column of each row group that has rows."""
+    found, first = [], 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split('.')[0] == column)
+        found.append((number, first, group.num_rows, size))
+        first += group.num_rows
+    return [row for row in found if row[2]]
+
+
+def _errors() -> Tuple[type, ...]:
+    import pyarrow as pa
+
+    return pa.ArrowException, OSError, ValueError
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, 'strerror', None) or ' '.join(str(error).split())[:200]

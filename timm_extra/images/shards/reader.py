@@ -1,0 +1,174 @@
+"""Shards as timm reads data sets."""
+
+import hashlib
+import io
+import os
+from functools import cached_property
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
+
+import numpy as np
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader import Reader
+from timm.utils.misc import natural_key
+
+from timm_extra._files import PathLike
+
+from .find import PARQUET, find_shards
+from .parquet import Parquets
+from .tars import Tars
+
+LARGEST = 1_000_000  # number of a class
+
+
+class ShardReader(Reader):
+    """timm's reader for a folder of WebDataset tars or Parquet files, any image of which can be read by its number.
+
+    `ImageDataset(folder, reader=ShardReader(folder))` is a map-style data set. Items are the same in every process.
+
+    Args:
+        root: Folder, or one shard, as `find_shards` takes it.
+        split: Which split.
+        class_map: Numbers of the classes, as timm's readers take them.
+        input_key: Of Parquet the column of images, of tars endings, as `jpg;png`; found when None.
+        target_key: Of Parquet the column of classes, found when None; of tars the key of `.json` members that holds them,
+            instead of `.cls` members.
+        unreadable: 'raise', or 'skip' what is damaged of a shard: all of a Parquet file without its footer, of a tar
+            what comes after the damage.
+
+    Attributes:
+        found: What was left out and is damaged, in a line; empty if nothing.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It has no shards or no images, or a shard is damaged.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        split: str = 'train',
+        class_map: Union[str, Dict[str, int], None] = None,
+        input_key: Optional[str] = None,
+        target_key: Optional[str] = None,
+        unreadable: str = 'raise',
+    ):
+        super().__init__()
+        self.root = os.fspath(root)
+        files = find_shards(root, split)
+        kind = Parquets if files[0].suffix.lower() == PARQUET else Tars
+        self.shards = kind(files, input_key, target_key)
+        self.found = self._checked(unreadable)
+        self._class_map = load_class_map(class_map, self.root) if class_map else None
+
+    def _checked(self, unreadable: str) -> str:
+        damaged = self.shards.damaged
+        for path, reason in damaged.items():
+            if unreadable == 'raise':
+                raise ValueError(f"{path} is damaged: {reason}; `unreadable='skip'` takes what can be read of it")
+        if not len(self):
+            reason = next(iter(damaged.items()), None)
+            raise ValueError(
+                f'no images in the shards in {self.root}' + (f': {reason[0]} is damaged: {reason[1]}' if reason else '')
+            )
+        said = []
+        if self.shards.left_out:
+            said.append(f'left out: {self.shards.left_out:,} keys of members without an image')
+        if damaged:
+            path, reason = next(iter(damaged.items()))
+            shards = f'{len(damaged)} damaged shard{"s" * (len(damaged) > 1)}'
+            said.append(f'{shards}, of which only what can be read is taken: {path} ({reason})')
+        return '; '.join(said)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> Tuple[io.BytesIO, Optional[int]]:
+        content, label = self.shards.read(index)
+        return io.BytesIO(content), self._target(label)
+
+    def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+        """All indices in the order of an epoch, as fast as any to read."""
+        return self.shards.epoch_order(rng)
+
+    @cached_property
+    def class_to_idx(self) -> Dict[str, int]:
+        """Numbers of the classes by name; classes that are written as numbers have these as names.
+
+        Raises:
+            ValueError: There are no classes, or one that `class_map` has not.
+        """
+        if not self._distinct:
+            candidates = getattr(getattr(self.shards, 'columns', None), 'candidates', ())
+            hint = f': give `target_key`, one of {", ".join(candidates)}' if candidates else ''
+            raise ValueError(f'the shards in {self.root} have no classes{hint}')
+        if self._class_map is None:
+            return {name: number for number, name in enumerate(self._names())}
+        unknown = sorted({self._name(label) for label in self._distinct} - set(self._class_map))
+        if unknown:
+            raise ValueError(f'the shards in {self.root} have the class {unknown[0]!r}, which is not in the class map')
+        return self._class_map
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """Numbers of the classes (N,), −1 where there is none.
+
+        Raises:
+            ValueError: As `class_to_idx` does.
+        """
+        classes, labels = self.class_to_idx, self.shards.labels
+        numbers = {label: classes[self._name(label)] for label in self._distinct}
+        return np.array([numbers.get(label, -1) for label in labels], dtype=np.int64)
+
+    @cached_property
+    def _distinct(self) -> Set[Any]:
+        """Classes as they are written."""
+        return {label for label in set(self.shards.labels) if not _is_missing(label)}
+
+    @cached_property
+    def _numbered(self) -> bool:
+        """Whether classes are written as numbers; names of folders are none."""
+        return not self.shards.in_folders and all(str(label).isdecimal() for label in self._distinct)
+
+    def _target(self, label: Any) -> Optional[int]:
+        """Number of a class as it is written; None where there is none."""
+        if _is_missing(label):
+            return None
+        if isinstance(label, int) and self._class_map is None:
+            return label  # without a look at the others, which takes a while in large files
+        return self.class_to_idx.get(self._name(label))
+
+    def _name(self, label: Any) -> str:
+        """Name of a class as it is written."""
+        names = self.shards.label_names
+        if isinstance(label, int):
+            return names[label] if names and label < len(names) else str(label)
+        return str(int(label)) if self._numbered else str(label)
+
+    def _names(self) -> List[str]:
+        """Names of classes by number."""
+        if self.shards.label_names:
+            return list(self.shards.label_names)
+        if not self._numbered:
+            return sorted(map(str, self._distinct), key=lambda name: (natural_key(name), name))
+        largest = max(map(int, self._distinct))
+        if largest > LARGEST:
+            raise ValueError(f'the shards in {self.root} have the class {largest}: numbers of classes begin at 0')
+        return [str(number) for number in range(largest + 1)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What stands for names and sizes of the shards, so that a training is resumed with the same ones."""
+        files = [(path.name, path.stat().st_size) for path in self.shards.files]
+        return hashlib.sha1(repr((files, len(self))).encode(errors='surrogateescape')).hexdigest()[:8]
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path, member = self.shards.file_of(index), self.shards.member(index)
+        if basename:
+            return f'{path.name}: {member}'
+        root = self.root if os.path.isdir(self.root) else path.parent
+        return f'{os.path.abspath(path) if absolute else os.path.relpath(path, root)}: {member}'
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether a label stands for no class: empty, or below 0, as in test sets of the Hub."""
+    return label is None or label == '' or str(label) == '-1'

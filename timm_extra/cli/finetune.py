@@ -9,6 +9,7 @@ from ._arguments import (
     option_arguments,
     options_from,
     output_argument,
+    shard_arguments,
 )
 from ._verb import Verb
 
@@ -16,7 +17,9 @@ from ._verb import Verb
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from timm_extra.finetune import FinetuneConfig
 
-    parser.add_argument('folder', metavar='FOLDER', help='folder with train/CLASS and validation/CLASS, or with CLASS')
+    help = 'folder with train/CLASS and validation/CLASS, or with CLASS, or with .tar or .parquet shards'
+    parser.add_argument('folder', metavar='FOLDER', help=help)
+    shard_arguments(parser)
     model_arguments(parser)
     checkpoint_argument(parser)
     parser.add_argument('--drop-path', type=float, metavar='RATE', help="stochastic depth (default: the model's)")
@@ -35,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'`drop_path` must be at least 0 and below 1, got {args.drop_path}')
         args.model_kwargs = {**args.model_kwargs, 'drop_path_rate': args.drop_path}
     model = accelerate(create_classifier(args, random=True))
-    data = folder_data(args.folder, model, config, input_size=args.input_size, mean=args.mean, std=args.std)
+    given = {name: getattr(args, name) for name in ('input_size', 'mean', 'std', 'input_key', 'target_key')}
+    data = folder_data(args.folder, model, config, **given)
     if not hasattr(model, 'reset_classifier'):
         raise ValueError(f'{args.model} with these arguments is a {type(model).__name__}, no classifier')
     if model.num_classes != len(data.label_names):

@@ -13,12 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_extra._files import PathLike
-from timm_extra.images import FileKind, FolderReader, check_classes, check_splits, image_files, real_path
-from timm_extra.inputs import inputs_of
+from timm_extra.images import FileKind, FolderReader, check_classes, check_splits, holds_shards, image_files, real_path
+from timm_extra.inputs import Inputs, inputs_of
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
 
 from .config import FinetuneConfig
+from .shards import ShardImages, ShardSplit, split_shards
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Labelled:
         kind: What a file is, in the plural.
         source: Where they are from, in words.
         files: What stands for their names and classes, so that a training is resumed with the same ones.
-        roots: Folders whose folders are classes.
+        roots: Folders that the files are in.
     """
 
     train: Dataset
@@ -74,17 +75,21 @@ def folder_data(
     input_size: Optional[Sequence[int]] = None,
     mean: Optional[Sequence[float]] = None,
     std: Optional[Sequence[float]] = None,
+    input_key: Optional[str] = None,
+    target_key: Optional[str] = None,
 ) -> Labelled:
     """Files of a folder as a model sees them.
 
     Args:
         folder: Folder with `train/CLASS/` and `validation/CLASS/` (or other names that timm knows), or with `CLASS/`,
-            of which a part is held out.
+            of which a part is held out; or shards, as `timm_extra.images.find_shards` finds them.
         model: Model that will learn.
         config: Options: augmentation, what is held out.
         input_size: As in `timm_extra.images.input_config`, like `mean` and `std`.
         mean: What images are normalised with.
         std: Likewise.
+        input_key: As in `timm_extra.images.ShardReader`, like `target_key`; for shards alone.
+        target_key: Likewise.
 
     Returns:
         Training and held-out files.
@@ -97,6 +102,10 @@ def folder_data(
     for name in ('mixup', 'cutmix'):
         if getattr(config, name) and name not in inputs.mixing:
             raise ValueError(f'`{name}` is not for {inputs.kind.several}, which the model takes')
+    if inputs.kind == image_files() and holds_shards(folder, 'train'):
+        return _shard_data(split_shards(folder, config, input_key, target_key), inputs)
+    if input_key or target_key:
+        raise ValueError(f'{folder} has no shards, which `{"input_key" if input_key else "target_key"}` is for')
     split = split_folder(folder, config.holdout, config.seed, inputs.kind)
     return Labelled(
         train=Files(split.train, inputs.read_for_training),
@@ -107,6 +116,18 @@ def folder_data(
         source=split.source,
         files=_fingerprint(folder, split),
         roots=split.roots,
+    )
+
+
+def _shard_data(split: ShardSplit, inputs: Inputs) -> Labelled:
+    return Labelled(
+        train=ShardImages(split.train, split.learned, inputs.read_for_training),
+        validation=ShardImages(split.validation, split.held_out, inputs.read),
+        label_names=list(split.train.class_to_idx),
+        data_config=inputs.data_config,
+        source=split.source,
+        files=split.files,
+        roots=(split.train.root,),
     )
 
 

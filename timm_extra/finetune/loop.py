@@ -27,7 +27,7 @@ from timm_extra.training import checkpoints
 from timm_extra.training.accelerator import create_accelerator
 from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_processes, interruptible
 from timm_extra.training.log import Log, check_log
-from timm_extra.training.order import Batches, random_state
+from timm_extra.training.order import Batches, order_of, random_state
 from timm_extra.training.progress import Progress, print_summary
 
 from .config import FinetuneConfig
@@ -106,7 +106,7 @@ def finetune(
     if folder:
         inside = [root for root in data.roots if folder.resolve().is_relative_to(Path(root).resolve())]
         if inside:
-            raise ValueError(f'`output={str(output)!r}` lies in {inside[0]}, whose folders are classes: choose another')
+            raise ValueError(f'`output={str(output)!r}` lies in {inside[0]}, where the {data.kind} are: choose another')
         cfg = getattr(model, 'pretrained_cfg', None) or {}
         if other := hub.another_model(folder / 'model', dict(cfg, num_classes=model.num_classes)):
             raise FileExistsError(f'{other}: choose another folder')
@@ -322,7 +322,8 @@ class _Run:
         """Training batches from the next step on."""
         if self.done == self.total:
             return iter(())
-        batches = Batches(len(self.data.train), self.batch_size, steps=(self.done, self.total), seed=self.config.seed)
+        steps, order = (self.done, self.total), order_of(self.data.train)
+        batches = Batches(len(self.data.train), self.batch_size, steps=steps, seed=self.config.seed, order=order)
         return _started(self._loader(self.data.train, batches))
 
     def _loader(self, dataset, batches):

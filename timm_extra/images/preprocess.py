@@ -1,7 +1,7 @@
 """What input a model takes, and images as it sees them."""
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Dict, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -89,8 +89,8 @@ class Preprocessing:
             pixels = (pixels * 255).round().astype(np.uint8)  # the transform resizes eight bits
         return self.transform(Image.fromarray(pixels[..., 0] if channels == 1 else pixels))
 
-    def read(self, path: PathLike) -> torch.Tensor:
-        """The image in a file as (C, height, width), normalised.
+    def read(self, path: Union[PathLike, BinaryIO]) -> torch.Tensor:
+        """The image in a file, by its path or open, as (C, height, width), normalised.
 
         Raises:
             ValueError: There is none that can be read; the message names the file.

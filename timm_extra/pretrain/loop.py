@@ -80,8 +80,8 @@ def pretrain(
     Args:
         model: Any timm model, or any module together with `hidden_layer` and `input_size`; a GLOM for 'glom'. Trained
             in place; in a run of several processes its BatchNorms become synchronised ones.
-        dataset: Any map-style data set of images, with or without classes. One that streams trains, too, in one process;
-            resuming is not exact then, as it begins another pass.
+        dataset: Any map-style data set of images, with or without classes. One that streams trains, too, in
+            one process; resuming is not exact then, as it begins another pass.
         output: Folder to write to.
         config: All options.
         probe: Labelled training and test images for the probes.

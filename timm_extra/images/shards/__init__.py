@@ -1,6 +1,6 @@
 """Shards: WebDataset tars and Parquet files, with an index and an order of their own."""
 
-from .find import find_shards, holds_shards
-from .reader import ShardReader
+from .find import find_shards, has_split, holds_shards
+from .reader import ShardFile, ShardReader
 
-__all__ = ['ShardReader', 'find_shards', 'holds_shards']
+__all__ = ['ShardFile', 'ShardReader', 'find_shards', 'has_split', 'holds_shards']

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import List, Sequence
+from typing import Callable, List, Sequence, Set
 
 from timm.utils.misc import natural_key
 
@@ -22,6 +22,13 @@ def holds_shards(folder: PathLike, split: str) -> bool:
     """Whether a folder, or the folder of a split in it, has shards and no images. A single shard has, too."""
     root = Path(search_split(os.fspath(folder), split)) if os.path.isdir(folder) else Path(folder)
     return bool(_shards_in(root)) and not (root.is_dir() and _has_images(root))
+
+
+def has_split(folder: PathLike, split: str) -> bool:
+    """Whether a folder has shards of a split, in a folder of its name or by their names."""
+    root = Path(search_split(os.fspath(folder), split)) if os.path.isdir(folder) else Path(folder)
+    found = _shards_in(root)
+    return bool(found) and (root != Path(folder) or any(map(_split_of(split), found)))
 
 
 def find_shards(folder: PathLike, split: str) -> List[Path]:
@@ -86,12 +93,21 @@ def _has_images(root: Path) -> bool:
 
 def _of_split(found: Sequence[Path], split: str, root: Path) -> List[Path]:
     """Shards with a split in their names; all where no name has one."""
-    words = next((set(words) for words in (TRAIN_WORDS, EVAL_WORDS) if split in words), {split})
-    named = {path: SPLITS.union(words).intersection(re.split(r'[-_.]', path.name.lower())) for path in found}
-    if not any(named.values()):
+    of_split = _split_of(split)
+    others = sorted(set().union(*(SPLITS.intersection(_words(path)) for path in found)))
+    own = [path for path in found if of_split(path)]
+    if not own and not others:
         return list(found)
-    own = [path for path, parts in named.items() if parts & words]
     if not own:
-        others = sorted(set().union(*named.values()))
         raise ValueError(f'{root} has no shards of {split}, but of {", ".join(others)}')
     return own
+
+
+def _split_of(split: str) -> Callable[[Path], bool]:
+    """Whether the name of a shard has a split, by any of its names."""
+    words = next((set(words) for words in (TRAIN_WORDS, EVAL_WORDS) if split in words), {split})
+    return lambda path: bool(words & _words(path))
+
+
+def _words(path: Path) -> Set[str]:
+    return set(re.split(r'[-_.]', path.name.lower()))

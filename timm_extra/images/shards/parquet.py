@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -101,6 +101,11 @@ class Parquets:
             except _errors():  # what reads its images says so
                 found += [None] * int(rows)
         return np.array(found, dtype=object)
+
+    @property
+    def distinct(self) -> Set[Any]:
+        """Classes as they are written."""
+        return set(self.labels)
 
     def read(self, index: int) -> Tuple[bytes, Any]:
         """An image as it is stored, and its class as it is written.

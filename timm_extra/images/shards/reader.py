@@ -20,6 +20,22 @@ from .tars import Tars
 LARGEST = 1_000_000  # number of a class
 
 
+class ShardFile(io.BytesIO):
+    """A file of a shard, in memory.
+
+    Args:
+        content: Its bytes.
+        name: What messages call it.
+    """
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class ShardReader(Reader):
     """timm's reader for a folder of WebDataset tars or Parquet files, any image of which can be read by its number.
 
@@ -30,8 +46,8 @@ class ShardReader(Reader):
         split: Which split.
         class_map: Numbers of the classes, as timm's readers take them.
         input_key: Of Parquet the column of images, of tars endings, as `jpg;png`; found when None.
-        target_key: Of Parquet the column of classes, found when None; of tars the key of `.json` members that holds them,
-            instead of `.cls` members.
+        target_key: Of Parquet the column of classes, found when None; of tars the key of `.json` members that holds
+            them, instead of `.cls` members.
         unreadable: 'raise', or 'skip' what is damaged of a shard: all of a Parquet file without its footer, of a tar
             what comes after the damage.
 
@@ -82,9 +98,9 @@ class ShardReader(Reader):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> Tuple[io.BytesIO, Optional[int]]:
+    def __getitem__(self, index: int) -> Tuple[ShardFile, Optional[int]]:
         content, label = self.shards.read(index)
-        return io.BytesIO(content), self._target(label)
+        return ShardFile(content, self.filename(index)), self._target(label)
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """All indices in the order of an epoch, as fast as any to read."""
@@ -122,7 +138,7 @@ class ShardReader(Reader):
     @cached_property
     def _distinct(self) -> Set[Any]:
         """Classes as they are written."""
-        return {label for label in set(self.shards.labels) if not _is_missing(label)}
+        return {label for label in self.shards.distinct if not _is_missing(label)}
 
     @cached_property
     def _numbered(self) -> bool:

@@ -7,7 +7,7 @@ import re
 import tarfile
 import time
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -88,6 +88,11 @@ class Tars:
     def labels(self) -> np.ndarray:
         """Classes (N,) as they are written, None where there is none."""
         return np.array([word.decode(errors='replace') or None for word in self._labels.tolist()], dtype=object)
+
+    @property
+    def distinct(self) -> Set[Optional[str]]:
+        """Classes as they are written."""
+        return {word.decode(errors='replace') or None for word in np.unique(self._labels).tolist()}
 
     def read(self, index: int) -> Tuple[bytes, Optional[str]]:
         """An image as it is stored, and its class as it is written.

@@ -19,7 +19,7 @@ def images(n=64, exact=False):
     return TensorDataset(x.double() if exact else (255 * x).to(torch.uint8), torch.arange(n) % 4)
 
 
-def run(output, method='byol', batch_size=8, exact=False, probe=None, view1=None, view2=None, **options):
+def run(output, method='byol', batch_size=8, exact=False, probe=None, view1=None, view2=None, dataset=None, **options):
     """Train with all that has a state: drop path, momentum, schedule, target, probe.
 
     `exact` trains in float64 and without drop path, whose draws are for places in a batch.
@@ -39,7 +39,8 @@ def run(output, method='byol', batch_size=8, exact=False, probe=None, view1=None
     )  # fmt: skip
     config = PretrainConfig(method=method, **{**defaults, **options})
     model = model.double() if exact else model
-    return pretrain(model, images(exact=exact), output, config, probe=probe, view1=view1, view2=view2)
+    dataset = dataset or images(exact=exact)
+    return pretrain(model, dataset, output, config, probe=probe, view1=view1, view2=view2)
 
 
 def losses(output):

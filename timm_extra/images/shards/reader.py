@@ -87,8 +87,8 @@ class ShardReader(Reader):
                 f'no images in the shards in {self.root}' + (f': {reason[0]} is damaged: {reason[1]}' if reason else '')
             )
         said = []
-        if self.shards.left_out:
-            said.append(f'left out: {self.shards.left_out:,} keys of members without an image')
+        if number := self.shards.left_out:
+            said.append(f'left out: {number:,} key{"s" * (number > 1)} of members without an image')
         if damaged:
             path, reason = next(iter(damaged.items()))
             shards = f'{len(damaged)} damaged shard{"s" * (len(damaged) > 1)}'

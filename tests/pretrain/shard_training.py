@@ -1,5 +1,6 @@
 """Pretrainings on shards that tests start in processes of their own, forked from one that has imported all."""
 
+import multiprocessing
 import os
 from contextlib import suppress
 
@@ -19,6 +20,8 @@ def dataset(folder):
 def train(folder, output, options, world=None):
     """Train on a folder; `world` is (rank, processes, port)."""
     torch.set_num_threads(1)
+    # workers are forked, as in other trainings; what a server starts for them would outlive a kill
+    multiprocessing.set_start_method('fork', force=True)
     if world:
         rank, processes, port = map(str, world)
         os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, MASTER_ADDR='localhost', MASTER_PORT=port)

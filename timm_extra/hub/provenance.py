@@ -61,11 +61,8 @@ class Provenance:
         held = config.get(KEY)
         if not isinstance(held, dict) or {'method', 'steps'} - set(held):
             return None
-        known = {
-            'kind': cls.kind,
-            'images': None,
-            **{one.name: held[one.name] for one in fields(cls) if one.name in held},
-        }
+        given = {one.name: held[one.name] for one in fields(cls) if one.name in held}
+        known = {'kind': cls.kind, 'images': None, **given}
         numbers = (known['images'] or 0, known['steps'], known.get('epochs') or 0)
         texts = (known['method'], known['kind'], known.get('base_model') or '', known.get('arxiv') or '')
         good = all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)

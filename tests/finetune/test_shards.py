@@ -1,0 +1,91 @@
+"""Fine-tuning on shards."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from tests.shards import WRITERS, encoded, write_tar, write_tars
+from timm_extra.cli import main
+from timm_extra.finetune import FinetuneConfig, finetune, folder_data
+
+FILES = encoded(40)
+
+
+def model():
+    torch.manual_seed(0)
+    return timm.create_model('test_vit', num_classes=4, img_size=16, in_chans=1)
+
+
+def config(**options):
+    return FinetuneConfig(**{**dict(epochs=2, batch_size=8, workers=0, device='cpu', lr=1e-3), **options})
+
+
+def folder_of_classes(folder, files, split):
+    for i, content in enumerate(files):
+        place = folder / split / str(i % 4) / f'{i:06}.png'
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_images_and_classes_are_those_of_a_folder(kind, tmp_path):
+    for split, files in (('train', FILES[:28]), ('validation', FILES[28:])):
+        folder_of_classes(tmp_path / 'folder', files, split)
+        WRITERS[kind](tmp_path / 'shards', files, split=split, **({} if kind == 'tar' else dict(names=list('0123'))))
+    ours, theirs = (folder_data(tmp_path / name, model(), config()) for name in ('shards', 'folder'))
+    assert ours.label_names == theirs.label_names == list('0123')
+    assert (len(ours.train), len(ours.validation)) == (28, 12)
+    # a folder has them in order of classes
+    pairs = [[(x.numpy().tobytes(), y) for x, y in data.validation] for data in (ours, theirs)]
+    assert sorted(pairs[0]) == sorted(pairs[1]) and len(set(pairs[0])) == 12
+    found = finetune(model(), ours, tmp_path / 'out', config())
+    assert len(found.history) == 2 and found.skipped == 0
+    with pytest.raises(ValueError, match=r'lies in .*shards, where the images are: choose another'):
+        finetune(model(), ours, tmp_path / 'shards' / 'out', config())
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_a_part_of_every_class_is_held_out(kind, tmp_path):
+    data = folder_data(WRITERS[kind](tmp_path, FILES), model(), config(holdout=0.25))
+    assert (len(data.train), len(data.validation)) == (32, 8)
+    labels = [y for _, y in data.validation]
+    assert sorted(labels) == [0, 0, 1, 1, 2, 2, 3, 3]
+    again = folder_data(tmp_path, model(), config(holdout=0.25))
+    assert (again.validation.indices == data.validation.indices).all() and again.files == data.files
+    assert not set(data.train.indices) & set(data.validation.indices)
+    for epoch in range(2):
+        order = data.train.epoch_order(np.random.default_rng([0, epoch]))
+        assert sorted(order) == list(range(32))
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_the_command_takes_shards_and_names_what_it_cannot_read(kind, tmp_path, capsys):
+    folder = WRITERS[kind](tmp_path / 'data', [*FILES[:20], b'no image', *FILES[20:39]])
+    words = (
+        f'finetune {folder} --model test_vit --model-kwargs img_size=16 in_chans=1 --epochs 1 -b 8 --workers 0 '
+        '--device cpu --holdout 0.1'
+    ).split()
+    assert main([*words, '--output', str(tmp_path / 'out')]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert 'cannot be read: cannot identify image file' in line and '--unreadable skip' in line
+    assert ('train-00001.tar: 000020.png' if kind == 'tar' else 'parquet: row 4') in line
+    assert main([*words, '--output', str(tmp_path / 'skip'), '--unreadable', 'skip']) == 0
+    assert '1 unreadable files left out' in capsys.readouterr().out
+
+
+def test_shards_that_teach_nothing_are_refused(tmp_path):
+    one = write_tar(tmp_path / 'one.tar', [('a/1.png', FILES[0]), ('a/2.png', FILES[1])])
+    with pytest.raises(ValueError, match="have one class only, 'a'"):
+        folder_data(one, model(), config())
+    members = [('1.png', FILES[0]), ('1.cls', b'1'), ('2.png', FILES[1]), ('2.cls', b'0'), ('3.png', FILES[2])]
+    some = write_tar(tmp_path / 'some.tar', members)
+    with pytest.raises(ValueError, match=r'1 images in .*some.tar have no class, such as some.tar: 3.png'):
+        folder_data(some, model(), config())
+    folder = write_tars(tmp_path / 'data', FILES[:8])
+    write_tar(folder / 'validation-0.tar', [('1.png', FILES[0]), ('1.cls', b'7')])
+    with pytest.raises(ValueError, match="have the class '7', which is not in the class map"):
+        folder_data(folder, model(), config())
+    folder_of_classes(tmp_path / 'plain', FILES[:8], 'train')
+    with pytest.raises(ValueError, match=r'plain has no shards, which `target_key` is for'):
+        folder_data(tmp_path / 'plain', model(), config(), target_key='label')

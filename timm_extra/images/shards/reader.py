@@ -3,8 +3,8 @@
 import hashlib
 import io
 import os
-from functools import cached_property
-from typing import Any, Dict, List, Optional, Set, Tuple, Union
+from functools import cached_property, partial
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
 import numpy as np
 from timm.data.readers.class_map import load_class_map
@@ -25,15 +25,15 @@ class ShardFile(io.BytesIO):
 
     Args:
         content: Its bytes.
-        name: What messages call it.
+        name: Gives what messages call it.
     """
 
-    def __init__(self, content: bytes, name: str):
+    def __init__(self, content: bytes, name: Callable[[], str]):
         super().__init__(content)
-        self.name = name
+        self._name = name
 
     def __str__(self) -> str:
-        return self.name
+        return self._name()
 
 
 class ShardReader(Reader):
@@ -100,7 +100,7 @@ class ShardReader(Reader):
 
     def __getitem__(self, index: int) -> Tuple[ShardFile, Optional[int]]:
         content, label = self.shards.read(index)
-        return ShardFile(content, self.filename(index)), self._target(label)
+        return ShardFile(content, partial(self.filename, index)), self._target(label)
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """All indices in the order of an epoch, as fast as any to read."""

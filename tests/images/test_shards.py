@@ -313,3 +313,11 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
 def test_images_are_files_for_pil(tmp_path):
     reader = ShardReader(write_tars(tmp_path, FILES[:1]))
     assert np.array_equal(np.asarray(Image.open(reader[0][0])), np.asarray(Image.open(io.BytesIO(FILES[0]))))
+
+
+def test_splits_with_numbers_right_after_them_do_not_mix(tmp_path):
+    for name in ('train0000.tar', 'train0001.tar', 'val0000.tar'):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_shards(tmp_path, 'train')] == ['train0000.tar', 'train0001.tar']
+    assert [path.name for path in find_shards(tmp_path, 'validation')] == ['val0000.tar']
+    assert has_split(tmp_path, 'validation')

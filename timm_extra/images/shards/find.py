@@ -110,4 +110,5 @@ def _split_of(split: str) -> Callable[[Path], bool]:
 
 
 def _words(path: Path) -> Set[str]:
-    return set(re.split(r'[-_.]', path.name.lower()))
+    words = re.split(r'[-_.]', path.name.lower())
+    return {*words, *(word.rstrip('0123456789') for word in words)}  # `train0000.tar`, too

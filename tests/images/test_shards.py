@@ -321,3 +321,12 @@ def test_splits_with_numbers_right_after_them_do_not_mix(tmp_path):
     assert [path.name for path in find_shards(tmp_path, 'train')] == ['train0000.tar', 'train0001.tar']
     assert [path.name for path in find_shards(tmp_path, 'validation')] == ['val0000.tar']
     assert has_split(tmp_path, 'validation')
+
+
+def test_images_of_a_split_beside_shards_of_another_are_refused(tmp_path):
+    write_tars(tmp_path / 'train', FILES[:4])
+    (tmp_path / 'validation' / 'cats').mkdir(parents=True)
+    assert not has_split(tmp_path, 'validation')
+    (tmp_path / 'validation' / 'cats' / '1.png').write_bytes(FILES[4])
+    with pytest.raises(ValueError, match=r'^.*validation has images, but no shards as the rest of .*$'):
+        has_split(tmp_path, 'validation')

@@ -25,9 +25,15 @@ def holds_shards(folder: PathLike, split: str) -> bool:
 
 
 def has_split(folder: PathLike, split: str) -> bool:
-    """Whether a folder has shards of a split, in a folder of its name or by their names."""
+    """Whether a folder has shards of a split, in a folder of its name or by their names.
+
+    Raises:
+        ValueError: The folder of its name has images instead, which would be left out without a word.
+    """
     root = Path(search_split(os.fspath(folder), split)) if os.path.isdir(folder) else Path(folder)
     found = _shards_in(root)
+    if root != Path(folder) and not found and _has_images(root):
+        raise ValueError(f'{root} has images, but no shards as the rest of {folder}: make both splits of one kind')
     return bool(found) and (root != Path(folder) or any(map(_split_of(split), found)))
 
 

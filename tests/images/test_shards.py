@@ -330,3 +330,45 @@ def test_images_of_a_split_beside_shards_of_another_are_refused(tmp_path):
     (tmp_path / 'validation' / 'cats' / '1.png').write_bytes(FILES[4])
     with pytest.raises(ValueError, match=r'^.*validation has images, but no shards as the rest of .*$'):
         has_split(tmp_path, 'validation')
+
+
+def test_tars_one_after_the_other_in_a_file_are_all_read(tmp_path):
+    first, second, _ = (path.read_bytes() for path in sorted(write_tars(tmp_path / 'tars', FILES[:40]).iterdir()))
+    count = len(ShardReader(tmp_path / 'tars' / 'train-00000.tar'))
+    (tmp_path / 'both.tar').write_bytes(first + bytes(3 << 20) + second)
+    reader = ShardReader(tmp_path / 'both.tar')
+    assert contents(reader) == FILES[: len(reader)] and len(reader) > count and not reader.found
+    assert labels(reader) == [i % 4 for i in range(len(reader))]
+    broken = bytearray(second)
+    broken[:100] = b'x' * 100
+    (tmp_path / 'both.tar').write_bytes(first + broken)
+    with pytest.raises(ValueError, match=f'both.tar is damaged: neither a member nor .* at byte {len(first):,}; '):
+        ShardReader(tmp_path / 'both.tar')
+
+
+def test_a_header_of_zeros_is_no_end_of_a_tar(tmp_path):
+    path = write_tars(tmp_path, FILES[:4]) / 'train-00000.tar'
+    data = bytearray(path.read_bytes())
+    place = int(tars.index_tar(path, frozenset(['.png'])).offsets[2]) - 512
+    data[place : place + 512] = bytes(512)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f'train-00000.tar is damaged: neither a member nor .* at byte {place:,}; '):
+        ShardReader(tmp_path)
+    assert contents(ShardReader(tmp_path, unreadable='skip')) == FILES[:2]
+
+
+@pytest.mark.parametrize('ending, target_key', [('cls', None), ('json', 'label')])
+def test_an_image_whose_class_is_cut_is_left_out(ending, target_key, tmp_path):
+    """A part of a class would be another class."""
+    path = tmp_path / 'a.tar'
+    words = [b'10', b'12'] if ending == 'cls' else [b'{"label": 10}', b'{"label": 12}']
+    write_tar(path, [(f'{i}.{end}', c) for i in (0, 1) for end, c in (('png', FILES[i]), (ending, words[i]))])
+    data = path.read_bytes()
+    place = data.rindex(f'1.{ending}'.encode())
+    for end in (place, place + 100, place + 512, place + 513):
+        path.write_bytes(data[:end])
+        with pytest.raises(ValueError, match='a.tar is damaged'):
+            ShardReader(path, target_key=target_key)
+        reader = ShardReader(path, target_key=target_key, unreadable='skip')
+        assert contents(reader) == FILES[:1] and reader.class_to_idx.keys() >= {'10'}, end
+        assert '12' not in reader.class_to_idx and 'left out' not in reader.found

@@ -19,7 +19,9 @@ from ..pixels import PixelError
 # WebDataset's: the key ends at the first dot of the file's name; hidden files have none
 KEY = re.compile(r'((?:.*/)?[^./]+)\.([^/]*)')
 CLASS = 'cls'
-VERSION = 1  # of the saved index
+SEAM = tarfile.TarInfo()  # stands for the end of a tar that another follows, as in `cat a.tar b.tar`
+CHUNK = 1 << 20  # bytes that are read at once after the end of a tar, whole blocks
+VERSION = 2  # of the saved index
 WORTH_SAVING = 2.0  # seconds that a pass over the headers takes
 
 
@@ -154,8 +156,11 @@ def index_tar(path: Path, endings: FrozenSet[str], target_key: Optional[str] = N
 
     try:
         with tarfile.open(path, 'r:') as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # which would grow with the tar
+            while (member := _next(tar)) is not None:
+                if member is SEAM:
+                    left_out += end_of_key()
+                    key, image, label = None, None, b''
+                    continue
                 named = KEY.fullmatch(member.name) if member.isreg() else None
                 if named is None:
                     continue
@@ -167,17 +172,49 @@ def index_tar(path: Path, endings: FrozenSet[str], target_key: Optional[str] = N
                     image = member.name.encode(errors='surrogateescape'), member.offset_data, member.size
                 elif ending == ('json' if target_key else CLASS):
                     tar.fileobj.seek(member.offset_data)
-                    label = _label(tar.fileobj.read(member.size), target_key)
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile says nothing of it
-                damage = f'neither a member nor the end of the tar is at byte {tar.offset:,}'
+                    content = tar.fileobj.read(member.size)
+                    if len(content) < member.size:
+                        image = key = None
+                        raise tarfile.ReadError('unexpected end of data')
+                    label = _label(content, target_key)
     except (tarfile.TarError, OSError) as e:
         damage = getattr(e, 'strerror', None) or str(e)
-        image = None if image and image[1] + image[2] > os.path.getsize(path) else image
+        cut = image is not None and image[1] + image[2] > os.path.getsize(path)
+        if cut or (not label and any(row[3] for row in rows)):  # its class may be in what is damaged
+            image = key = None
     left_out += end_of_key()
     names, offsets, sizes, labels = zip(*rows, strict=True) if rows else ((), (), (), ())
     numbers = (np.array(values, dtype=np.int64) for values in (offsets, sizes))
     return Members(np.array(names, np.bytes_), *numbers, np.array(labels, np.bytes_), left_out, damage)
+
+
+def _next(tar: tarfile.TarFile) -> Optional[tarfile.TarInfo]:
+    """The next member, `SEAM` before those of another tar that the file goes on with, None at its end.
+
+    Raises:
+        tarfile.ReadError: There is neither a member nor the end of the tar, of which tarfile says nothing.
+    """
+    member = tar.next()
+    tar.members.clear()  # which would grow with the tar
+    if member is not None:
+        return member
+    start = tar.offset
+    tar.fileobj.seek(start)
+    block, place = tar.fileobj.read(tarfile.BLOCKSIZE), start
+    damage = tarfile.ReadError(f'neither a member nor the end of the tar is at byte {start:,}')
+    if block != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise damage
+    while block and not block.strip(tarfile.NUL):
+        place += len(block)
+        block = tar.fileobj.read(CHUNK)
+    if not block:
+        return None
+    place += (len(block) - len(block.lstrip(tarfile.NUL))) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    if place - start < 2 * tarfile.BLOCKSIZE:  # an end has two blocks of zeros: this was a header
+        raise damage
+    tar.offset = place
+    tar.fileobj.seek(place)
+    return SEAM
 
 
 def _label(content: bytes, target_key: Optional[str]) -> bytes:

@@ -1,8 +1,11 @@
 """Shards: what is found in them, in which order, and what is damaged."""
 
+import gzip
 import io
 import pickle
 import sys
+import tarfile
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +60,7 @@ def test_tars_are_read_as_webdataset_has_them(tmp_path):
     write_tar(tmp_path / 'a.tar', members)
     reader = ShardReader(tmp_path)
     assert contents(reader) == [a, b, c, e] and labels(reader) == [7, None, None, None]
-    assert reader.found == 'left out: 1 key of members without an image'
+    assert reader.found == ('left out: 1 key of members without an image, 1 further image of a key that has one')
     assert contents(ShardReader(tmp_path, input_key='png')) == [c, e]
     by_key = ShardReader(tmp_path, target_key='label')
     assert labels(by_key) == [None, 3, None, None] and list(by_key.class_to_idx) == ['0', '1', '2', '3']
@@ -367,8 +370,98 @@ def test_an_image_whose_class_is_cut_is_left_out(ending, target_key, tmp_path):
     place = data.rindex(f'1.{ending}'.encode())
     for end in (place, place + 100, place + 512, place + 513):
         path.write_bytes(data[:end])
-        with pytest.raises(ValueError, match='a.tar is damaged'):
+        with pytest.raises(ValueError, match=r'a.tar is damaged'):
             ShardReader(path, target_key=target_key)
         reader = ShardReader(path, target_key=target_key, unreadable='skip')
         assert contents(reader) == FILES[:1] and reader.class_to_idx.keys() >= {'10'}, end
         assert '12' not in reader.class_to_idx and 'left out' not in reader.found
+
+
+def test_links_in_tars_are_followed_or_counted(tmp_path):
+    path = write_tar(tmp_path / 'a.tar', [('1.png', FILES[0]), ('1.cls', b'0')])
+    with tarfile.open(path, 'a') as tar:
+        for name, kind, to in (
+            ('2.png', tarfile.LNKTYPE, '1.png'),
+            ('3.png', tarfile.LNKTYPE, 'none.png'),
+            ('4.png', tarfile.SYMTYPE, '/1.png'),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, to
+            tar.addfile(member)
+    reader = ShardReader(path)
+    assert contents(reader) == [FILES[0]] * 2 and [reader.filename(i) for i in (0, 1)] == [
+        'a.tar: 1.png',
+        'a.tar: 2.png',
+    ]
+    assert reader.found == 'left out: 2 links that lead to no image in their tars'
+
+
+@pytest.mark.parametrize('format', [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_sparse_images_are_counted(format, tmp_path):
+    """Their bytes in the tar are not those of the file."""
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w', format=format) as tar:
+        for i in (0, 1):
+            member = tarfile.TarInfo(f'{i}.png')
+            member.size = len(FILES[i])
+            if i and format == tarfile.GNU_FORMAT:
+                member.type = tarfile.GNUTYPE_SPARSE
+            elif i:
+                sparse = {'GNU.sparse.map': f'0,{member.size}', 'GNU.sparse.size': f'{member.size}'}
+                member.pax_headers = {**sparse, 'GNU.sparse.numblocks': '1'}
+            tar.addfile(member, io.BytesIO(FILES[i]))
+    reader = ShardReader(path)
+    assert contents(reader) == FILES[:1] and reader.found == 'left out: 1 image that is stored as a sparse file'
+
+
+def test_names_with_a_second_dot_and_hidden_folders(tmp_path):
+    """The key ends at the first dot, as WebDataset has it; folders of git are no classes."""
+    members = [
+        ('a/photo.1.jpg', FILES[0]),
+        ('.git/1.png', FILES[1]),
+        ('b/./.x/1.png', FILES[2]),
+        ('./b/1.png', FILES[3]),
+    ]
+    reader = ShardReader(write_tar(tmp_path / 'a.tar', members))
+    assert contents(reader) == FILES[3:4] and reader.class_to_idx == dict(b=0)
+    assert reader.found.startswith('left out: 1 key whose images have a second dot in their names (`input_key` takes 1')
+    assert contents(ShardReader(tmp_path / 'a.tar', input_key='1.jpg;png')) == [FILES[0], FILES[3]]
+    with pytest.raises(
+        ValueError, match=r'^no images in the shards in .*b.tar: left out: 1 key whose images have a se'
+    ):
+        ShardReader(write_tar(tmp_path / 'b.tar', members[:1]))
+
+
+def test_classes_that_are_no_utf8_stay_apart(tmp_path):
+    words = [b'caf\xe9', b'caf\xe8']
+    named = [(f'{i}.{end}', c) for i in (0, 1) for end, c in (('png', FILES[i]), ('cls', words[i]))]
+    reader = ShardReader(write_tar(tmp_path / 'a.tar', named))
+    assert reader.class_to_idx == {'caf\\xe8': 0, 'caf\\xe9': 1} and labels(reader) == [1, 0]
+    folders = [('caf\udce9/1.png', FILES[0]), ('caf\udce8/1.png', FILES[1])]
+    assert labels(ShardReader(write_tar(tmp_path / 'b.tar', folders))) == [1, 0]
+
+
+def test_classes_that_are_no_text_are_counted(tmp_path):
+    named = [('0.png', FILES[0]), ('0.json', b'{"label": "\\ud83d"}'), ('1.png', FILES[1]), ('1.json', b'{"label": 1}')]
+    reader = ShardReader(write_tar(tmp_path / 'a.tar', named), target_key='label')
+    assert contents(reader) == FILES[1:2]
+    assert reader.found == 'left out: 1 image whose class is no text or over 4,096 bytes'
+
+
+def test_a_long_class_or_name_takes_no_memory_of_the_others(tmp_path):
+    members = [(f'{i}.{end}', c) for i in range(400) for end, c in (('png', FILES[0]), ('cls', b'1'))]
+    members[3] = ('1.cls', b'x' * 1_000_000)
+    members[4:6] = [('n' * 100_000 + '.png', FILES[1]), ('n' * 100_000 + '.cls', b'c' * 4096)]
+    path = write_tar(tmp_path / 'a.tar', members)
+    tracemalloc.start()
+    reader = ShardReader(path)
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    tracemalloc.stop()
+    assert len(reader) == 399 and reader.class_to_idx == {'1': 0, 'c' * 4096: 1}
+    assert reader.found == 'left out: 1 image whose class is no text or over 4,096 bytes'
+
+
+def test_a_tar_that_is_compressed_is_named_so(tmp_path):
+    (tmp_path / 'a.tar').write_bytes(gzip.compress(b'tar'))
+    with pytest.raises(ValueError, match=r'a.tar is damaged: it is compressed with gzip: unpack it'):
+        ShardReader(tmp_path)

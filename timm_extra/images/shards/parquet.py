@@ -51,7 +51,7 @@ class Parquets:
             raise ModuleNotFoundError('Parquet files need pyarrow: pip install "timm-extra[shards]"') from e
         self.files: List[Path] = []
         self.damaged: Dict[Path, str] = {}
-        self.window, self.left_out = window, 0
+        self.window, self.left_out = window, ''
         self._metadata: List[Any] = []
         self.columns: Optional[Columns] = None
         groups: List[Tuple[int, ...]] = []  # file, number in it, first row, rows, bytes

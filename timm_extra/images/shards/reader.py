@@ -82,13 +82,12 @@ class ShardReader(Reader):
             if unreadable == 'raise':
                 raise ValueError(f"{path} is damaged: {reason}; `unreadable='skip'` takes what can be read of it")
         if not len(self):
-            reason = next(iter(damaged.items()), None)
-            raise ValueError(
-                f'no images in the shards in {self.root}' + (f': {reason[0]} is damaged: {reason[1]}' if reason else '')
-            )
+            reasons = [f': {path} is damaged: {reason}' for path, reason in damaged.items()]
+            reasons += [f': left out: {self.shards.left_out}'] * bool(self.shards.left_out)
+            raise ValueError(f'no images in the shards in {self.root}' + ''.join(reasons[:1]))
         said = []
-        if number := self.shards.left_out:
-            said.append(f'left out: {number:,} key{"s" * (number > 1)} of members without an image')
+        if self.shards.left_out:
+            said.append(f'left out: {self.shards.left_out}')
         if damaged:
             path, reason = next(iter(damaged.items()))
             shards = f'{len(damaged)} damaged shard{"s" * (len(damaged) > 1)}'

@@ -6,8 +6,9 @@ import os
 import re
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -18,30 +19,86 @@ from ..pixels import PixelError
 
 # WebDataset's: the key ends at the first dot of the file's name; hidden files have none
 KEY = re.compile(r'((?:.*/)?[^./]+)\.([^/]*)')
+HIDDEN = re.compile(r'(?:^|/)\.(?!\.?/)[^/]+/')  # a folder, other than `./` and `../`
 CLASS = 'cls'
 SEAM = tarfile.TarInfo()  # stands for the end of a tar that another follows, as in `cat a.tar b.tar`
 CHUNK = 1 << 20  # bytes that are read at once after the end of a tar, whole blocks
 VERSION = 2  # of the saved index
+LONGEST = 4096  # bytes of a class
+MAGIC = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
+BARE, DOTTED, FURTHER, LINK, SPARSE, NO_CLASS = range(6)
+REASONS = (  # why something is left out, of one and of several
+    ('key of members without an image', 'keys of members without an image'),
+    (
+        'key whose images have a second dot in their names (`input_key` takes 1.jpg of a.1.jpg)',
+        'keys whose images have a second dot in their names (`input_key` takes 1.jpg of a.1.jpg)',
+    ),
+    ('further image of a key that has one', 'further images of keys that have one'),
+    ('link that leads to no image in its tar', 'links that lead to no image in their tars'),
+    ('image that is stored as a sparse file', 'images that are stored as sparse files'),
+    (
+        f'image whose class is no text or over {LONGEST:,} bytes',
+        f'images whose class is no text or over {LONGEST:,} bytes',
+    ),
+)
 WORTH_SAVING = 2.0  # seconds that a pass over the headers takes
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of any length, one after the other: the longest takes no space of the others.
+
+    Attributes:
+        content: Bytes of all of them (B,).
+        ends: Where each ends (N,).
+    """
+
+    content: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, words: Sequence[bytes]) -> 'Texts':
+        """Texts one after the other."""
+        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
+        return cls(np.frombuffer(b''.join(words), np.uint8), ends)
+
+    @classmethod
+    def joined(cls, parts: Sequence['Texts']) -> 'Texts':
+        """All texts of several."""
+        sizes = [len(part.content) for part in parts]
+        ends = [part.ends + start for part, start in zip(parts, np.cumsum(sizes) - sizes, strict=True)]
+        return cls(np.concatenate([part.content for part in parts]), np.concatenate(ends))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.content[self.ends[index - 1] if index else 0 : self.ends[index]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        start = 0
+        for end in self.ends.tolist():
+            yield self.content[start:end].tobytes()
+            start = end
 
 
 class Members(NamedTuple):
     """Images of one tar.
 
     Attributes:
-        names: Names of the members (N,), UTF-8.
+        names: Names of the members, N.
         offsets: First byte of each (N,).
         sizes: Bytes of each (N,).
-        labels: Class of each (N,) as it is written, UTF-8; empty where there is none.
-        left_out: How many keys have no image.
+        labels: Class of each as it is written, N; empty where there is none.
+        left_out: How much is left out for each of `REASONS`.
         damage: What is wrong after the last of these images; empty if nothing.
     """
 
-    names: np.ndarray
+    names: Texts
     offsets: np.ndarray
     sizes: np.ndarray
-    labels: np.ndarray
-    left_out: int = 0
+    labels: Texts
+    left_out: Tuple[int, ...] = (0,) * len(REASONS)
     damage: str = ''
 
 
@@ -65,14 +122,17 @@ class Tars:
         parts = _indices(self.files, endings, target_key)
         self.counts = np.array([len(part.names) for part in parts], dtype=np.int64)
         self.first = np.cumsum(self.counts) - self.counts
-        self.names, self.offsets, self.sizes, labels = (np.concatenate([part[i] for part in parts]) for i in range(4))
-        self.left_out = sum(part.left_out for part in parts)
+        self.names = Texts.joined([part.names for part in parts])
+        self.offsets, self.sizes = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+        counts = np.sum([part.left_out for part in parts], axis=0)
+        self.left_out = ', '.join(f'{n:,} {REASONS[i][n > 1]}' for i, n in enumerate(counts.tolist()) if n)
         self.damaged = {path: part.damage for path, part in zip(self.files, parts, strict=True) if part.damage}
-        self.in_folders = not target_key and not (labels != b'').any()
-        if self.in_folders:
-            labels = np.array([name.rpartition(b'/')[0].rpartition(b'/')[2] for name in self.names], dtype=np.bytes_)
-            labels[labels == b'.'] = b''
-        self._labels = labels
+        self.in_folders = not target_key and not any(len(part.labels.content) for part in parts)
+        words = map(_folder, self.names) if self.in_folders else (word for part in parts for word in part.labels)
+        numbers: Dict[bytes, int] = {}
+        self._codes = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(self.names))
+        # of two that are no UTF-8, none stands for both
+        self._distinct = [word.decode(errors='backslashreplace') or None for word in numbers]
         self.label_names: Optional[List[str]] = None
 
     def __len__(self) -> int:
@@ -89,12 +149,12 @@ class Tars:
     @property
     def labels(self) -> np.ndarray:
         """Classes (N,) as they are written, None where there is none."""
-        return np.array([word.decode(errors='replace') or None for word in self._labels.tolist()], dtype=object)
+        return np.array([*self._distinct, None], dtype=object)[:-1][self._codes]
 
     @property
     def distinct(self) -> Set[Optional[str]]:
         """Classes as they are written."""
-        return {word.decode(errors='replace') or None for word in np.unique(self._labels).tolist()}
+        return set(self._distinct)
 
     def read(self, index: int) -> Tuple[bytes, Optional[str]]:
         """An image as it is stored, and its class as it is written.
@@ -108,7 +168,7 @@ class Tars:
             found = file.read(size)
         if found is None or len(found) < size:
             raise PixelError(f'{len(found or b"")} of {size} bytes are there')
-        return found, self._labels[index].decode(errors='replace') or None
+        return found, self._distinct[self._codes[index]]
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """All images in an order of an epoch: any, as every image is read by itself."""
@@ -143,49 +203,126 @@ def index_tar(path: Path, endings: FrozenSet[str], target_key: Optional[str] = N
     Returns:
         Its images, those before the damage if it is damaged.
     """
-    rows: List[Tuple[bytes, int, int, bytes]] = []
-    left_out, damage = 0, ''
-    key: Optional[str] = None
-    image: Optional[Tuple[bytes, int, int]] = None
-    label = b''
-
-    def end_of_key() -> int:
-        if image is not None:
-            rows.append((*image, label))
-        return int(key is not None and image is None)
-
+    keys, damage = _Keys(endings, target_key), ''
     try:
+        with open(path, 'rb') as file:
+            head = file.read(8)
+        for magic, kind in MAGIC.items():
+            if head.startswith(magic):
+                raise tarfile.ReadError(f'it is compressed with {kind}: unpack it')
         with tarfile.open(path, 'r:') as tar:
             while (member := _next(tar)) is not None:
                 if member is SEAM:
-                    left_out += end_of_key()
-                    key, image, label = None, None, b''
-                    continue
-                named = KEY.fullmatch(member.name) if member.isreg() else None
-                if named is None:
-                    continue
-                if named[1] != key:
-                    left_out += end_of_key()
-                    key, image, label = named[1], None, b''
-                ending = named[2].lower()
-                if image is None and f'.{ending}' in endings:
-                    image = member.name.encode(errors='surrogateescape'), member.offset_data, member.size
-                elif ending == ('json' if target_key else CLASS):
-                    tar.fileobj.seek(member.offset_data)
-                    content = tar.fileobj.read(member.size)
-                    if len(content) < member.size:
-                        image = key = None
-                        raise tarfile.ReadError('unexpected end of data')
-                    label = _label(content, target_key)
+                    keys.end()
+                else:
+                    keys.add(member, tar)
     except (tarfile.TarError, OSError) as e:
         damage = getattr(e, 'strerror', None) or str(e)
-        cut = image is not None and image[1] + image[2] > os.path.getsize(path)
-        if cut or (not label and any(row[3] for row in rows)):  # its class may be in what is damaged
-            image = key = None
-    left_out += end_of_key()
-    names, offsets, sizes, labels = zip(*rows, strict=True) if rows else ((), (), (), ())
+        keys.end_at_damage(os.path.getsize(path))
+    keys.end()
+    keys.follow_links()
+    names, offsets, sizes, labels = zip(*keys.rows, strict=True) if keys.rows else ((), (), (), ())
     numbers = (np.array(values, dtype=np.int64) for values in (offsets, sizes))
-    return Members(np.array(names, np.bytes_), *numbers, np.array(labels, np.bytes_), left_out, damage)
+    return Members(Texts.of(names), *numbers, Texts.of(labels), tuple(keys.left_out), damage)
+
+
+class _Keys:
+    """Images of a tar, one of each key, as its members come.
+
+    Args:
+        endings: As in `index_tar`.
+        target_key: As in `Tars`.
+    """
+
+    def __init__(self, endings: FrozenSet[str], target_key: Optional[str]):
+        self.endings, self.target_key = endings, target_key
+        self.rows: List[Tuple[bytes, int, int, bytes]] = []
+        self.links: Dict[int, bytes] = {}  # names of what rows are links to
+        self.left_out = [0] * len(REASONS)
+        self._begin(None)
+
+    def _begin(self, key: Optional[str]) -> None:
+        self.key, self.reason = key, BARE
+        self.image: Optional[Tuple[bytes, int, int]] = None
+        self.link: Optional[bytes] = None
+        self.label: Optional[bytes] = b''
+
+    def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        """Take a member.
+
+        Raises:
+            tarfile.ReadError: The tar ends in its class.
+        """
+        linked = member.islnk() or member.issym()
+        named = KEY.fullmatch(member.name) if member.isreg() or linked else None
+        if named is None or HIDDEN.search(named[1]):
+            return
+        if named[1] != self.key:
+            self.end()
+            self._begin(named[1])
+        ending = named[2].lower()
+        if f'.{ending}' in self.endings:
+            self._add_image(member)
+        elif ending == ('json' if self.target_key else CLASS) and not linked:
+            self._add_label(member, tar)
+        elif f'.{ending.rpartition(".")[2]}' in self.endings and self.reason == BARE:
+            self.reason = DOTTED
+
+    def _add_image(self, member: tarfile.TarInfo) -> None:
+        if self.image is not None:
+            self.left_out[FURTHER] += 1
+        elif member.issym() or member.issparse():
+            self.reason = LINK if member.issym() else SPARSE
+        else:
+            self.image = member.name.encode(errors='surrogateescape'), member.offset_data, member.size
+            self.link = member.linkname.encode(errors='surrogateescape') if member.islnk() else None
+
+    def _add_label(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        if member.issparse() or (not self.target_key and member.size > LONGEST):
+            self.label = None
+            return
+        tar.fileobj.seek(member.offset_data)
+        content = tar.fileobj.read(member.size)
+        if len(content) < member.size:
+            self._begin(None)
+            raise tarfile.ReadError('unexpected end of data')
+        self.label = _label(content, self.target_key)
+
+    def end(self) -> None:
+        """End the key."""
+        if self.key is not None and self.image is None:
+            self.left_out[self.reason] += 1
+        elif self.key is not None and self.label is None:
+            self.left_out[NO_CLASS] += 1
+        elif self.key is not None:
+            if self.link is not None:
+                self.links[len(self.rows)] = self.link
+            self.rows.append((*self.image, self.label))
+        self._begin(None)
+
+    def end_at_damage(self, size: int) -> None:
+        """End the key in which a tar of a size is damaged, without its image where that or its class may be damaged."""
+        cut = self.image is not None and self.image[1] + self.image[2] > size
+        if cut or (not self.label and any(row[3] for row in self.rows)):
+            self._begin(None)
+        self.end()
+
+    def follow_links(self) -> None:
+        """Put in the place of hard links what they lead to."""
+        if not self.links:
+            return
+        places = {row[0]: row[1:3] for i, row in enumerate(self.rows) if i not in self.links}
+        for i, name in self.links.items():
+            self.rows[i] = (self.rows[i][0], *places.get(name, (-1, 0)), self.rows[i][3])
+        whole = [row for row in self.rows if row[1] >= 0]
+        self.left_out[LINK] += len(self.rows) - len(whole)
+        self.rows = whole
+
+
+def _folder(name: bytes) -> bytes:
+    """Name of the folder that a member lies in, empty if there is none."""
+    found = name.rpartition(b'/')[0].rpartition(b'/')[2]
+    return b'' if found == b'.' else found
 
 
 def _next(tar: tarfile.TarFile) -> Optional[tarfile.TarInfo]:
@@ -217,8 +354,8 @@ def _next(tar: tarfile.TarFile) -> Optional[tarfile.TarInfo]:
     return SEAM
 
 
-def _label(content: bytes, target_key: Optional[str]) -> bytes:
-    """The class in a member, as it is written."""
+def _label(content: bytes, target_key: Optional[str]) -> Optional[bytes]:
+    """The class in a member, as it is written; None if it is none."""
     if not target_key:
         return content.strip()
     try:
@@ -226,7 +363,11 @@ def _label(content: bytes, target_key: Optional[str]) -> bytes:
     except ValueError:
         return b''
     found = found.get(target_key) if isinstance(found, dict) else None
-    return b'' if found is None else str(found).encode()
+    try:
+        word = b'' if found is None else str(found).encode()
+    except UnicodeEncodeError:  # half a character, which JSON can hold
+        return None
+    return word if len(word) <= LONGEST else None
 
 
 def _saved_in(what: List[Any]) -> Path:
@@ -238,8 +379,12 @@ def _save(file: Path, places: List[str], stamps: List[Tuple[int, int]], found: L
     """Save indices; where the folder cannot be written to, the headers are read the next time, too."""
     if not found:
         return
-    arrays = {name: np.concatenate([getattr(part, name) for part in found]) for name in Members._fields[:4]}
-    counts = np.array([(len(part.names), part.left_out) for part in found])
+    arrays = {name: np.concatenate([getattr(part, name) for part in found]) for name in ('offsets', 'sizes')}
+    for name in ('names', 'labels'):
+        texts = [getattr(part, name) for part in found]
+        arrays[name] = np.concatenate([part.content for part in texts])
+        arrays[f'{name}_sizes'] = np.concatenate([np.diff(part.ends, prepend=0) for part in texts])
+    counts = np.array([(len(part.names), *part.left_out) for part in found])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as aside:
@@ -255,9 +400,17 @@ def _load(file: Path) -> Dict[str, Tuple[Tuple[int, int], Members]]:
         with np.load(file) as saved:
             places, stamps, counts = (saved[name] for name in ('places', 'stamps', 'counts'))
             ends = np.cumsum(counts[:, 0])[:-1]
-            parts = zip(*(np.split(saved[name], ends) for name in Members._fields[:4]), strict=True)
-            members = [Members(*part, int(left)) for part, left in zip(parts, counts[:, 1], strict=True)]
+            numbers = [np.split(saved[name], ends) for name in ('offsets', 'sizes')]
+            texts = [_split(saved[name], np.split(saved[f'{name}_sizes'], ends)) for name in ('names', 'labels')]
+            parts = zip(texts[0], *numbers, texts[1], counts[:, 1:].tolist(), strict=True)
+            members = [Members(*part, tuple(left)) for *part, left in parts]
     except Exception:  # missing, or what broken files raise, which is of nearly any type
         return {}
     stamps = [tuple(map(int, stamp)) for stamp in stamps]
     return {os.fsdecode(p): (s, m) for p, s, m in zip(map(bytes, places), stamps, members, strict=True)}
+
+
+def _split(content: np.ndarray, sizes: Sequence[np.ndarray]) -> List[Texts]:
+    """Texts of several tars, of sizes (N,) each."""
+    parts = np.split(content, np.cumsum([size.sum() for size in sizes])[:-1].astype(np.int64))
+    return [Texts(part, np.cumsum(size)) for part, size in zip(parts, sizes, strict=True)]

@@ -281,7 +281,8 @@ def test_a_tar_that_shrinks_is_noticed(tmp_path):
 
 def test_an_index_that_takes_long_is_saved(tmp_path, monkeypatch, cache):
     folder = write_tars(tmp_path / 'shards', FILES)
-    ShardReader(folder)
+    write_tar(folder / 'train-none.tar', [('1.cls', b'1')])
+    assert ShardReader(folder).found == 'left out: 1 key of members without an image'
     assert not cache.exists()  # it was fast
     monkeypatch.setattr(tars, 'WORTH_SAVING', 0.0)
     first = ShardReader(folder)
@@ -291,11 +292,11 @@ def test_an_index_that_takes_long_is_saved(tmp_path, monkeypatch, cache):
     monkeypatch.setattr(tars, 'index_tar', lambda path, *rest: read.append(path.name) or plain(path, *rest))
     again = ShardReader(folder)
     assert read == [] and contents(again) == FILES and labels(again) == labels(first)
-    assert again.fingerprint == first.fingerprint
+    assert again.fingerprint == first.fingerprint and again.found == first.found != ''
     write_tar(folder / 'train-00001.tar', [('1.png', FILES[0])])
     assert len(ShardReader(folder)) == 25 and read == ['train-00001.tar']
     saved.write_bytes(b'broken')
-    assert len(ShardReader(folder)) == 25 and read[1:] == [f'train-0000{i}.tar' for i in range(3)]
+    assert len(ShardReader(folder)) == 25 and read[1:] == [*(f'train-0000{i}.tar' for i in range(3)), 'train-none.tar']
     monkeypatch.setenv('XDG_CACHE_HOME', str(folder / 'train-00000.tar'))  # which nothing can be written to
     assert len(ShardReader(folder)) == 25
 

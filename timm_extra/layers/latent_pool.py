@@ -1,6 +1,8 @@
 """Attention pooling by learned queries: of a set transformer, of a classifier's head, of a perceiver resampler."""
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Final, Optional
 
 import torch
@@ -66,10 +68,11 @@ class LatentPoolConfig:
     def __post_init__(self):
         for name in ('num_latents', 'depth', 'latent_dim', 'num_heads', 'num_kv_heads', 'head_dim'):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
+            if value is not None and (type(value) is not int or value < 1):  # True is no number of anything
                 raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
-        if self.mlp_ratio < 0:
-            raise ValueError(f'`mlp_ratio` must be 0 or more, got {self.mlp_ratio}')
+        ratio = self.mlp_ratio
+        if not isinstance(ratio, Real) or isinstance(ratio, bool) or not (math.isfinite(ratio) and ratio >= 0):
+            raise ValueError(f'`mlp_ratio` must be a finite number, 0 or more, got {ratio!r}')
         for name, known in (('mlp_layer', MLP_LAYERS), ('norm_layer', NORM_LAYERS), ('pool_type', POOL_TYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f'`{name}` must be one of {", ".join(map(repr, known))}, got {getattr(self, name)!r}')
@@ -116,6 +119,7 @@ class LatentAttention(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
         self.scale = head_dim**-0.5
         self.fused_attn = use_fused_attn()
         self.q = nn.Linear(dim, num_heads * head_dim, bias=bias, **dd)
@@ -130,12 +134,13 @@ class LatentAttention(nn.Module):
             x: Latents (B or 1, M, D).
             context: Tokens (B, N, C).
             mask: Boolean (B, N), True where a token takes part. An item without any attends to nothing: the weighted
-                sum of its values is zero.
+                sum of its values is zero. Tokens that take no part must be finite all the same: not every route keeps
+                0 · NaN out (`LatentPool` sets them to zero).
 
         Returns:
             (B, M, D).
         """
-        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B or 1, H, M, d)
+        q = self.q(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B or 1, H, M, d)
         if not torch.jit.is_scripting() and self._folds(q, context):
             out = self._folded(q, context, mask)
         else:
@@ -151,8 +156,10 @@ class LatentAttention(nn.Module):
             return False
         if torch.compiler.is_exporting():  # sizes that are left open are not to be compared
             return False
+        B, N, C = context.shape
+        if B == 0 or N == 0:  # nothing to save, and nothing for a kernel
+            return False
         H, M, d = q.shape[1:]
-        N, C = context.shape[1:]
         projected = 2 * N * (C * self.k.out_features + M * H * d)
         half = q.dtype in (torch.float16, torch.bfloat16)
         moved = MOVED * (16 if half else 1) if context.device.type == 'cuda' else 0
@@ -173,8 +180,8 @@ class LatentAttention(nn.Module):
         return out.reshape(out.shape[0], H, M, -1)
 
     def _projected(self, q: torch.Tensor, context: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
-        k = self.k(context).unflatten(2, (self.num_kv_heads, -1)).transpose(1, 2)  # (B, G, N, d)
-        v = self.v(context).unflatten(2, (self.num_kv_heads, -1)).transpose(1, 2)
+        k = self.k(context).unflatten(2, (self.num_kv_heads, self.head_dim)).transpose(1, 2)  # (B, G, N, d)
+        v = self.v(context).unflatten(2, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         if self.num_kv_heads != self.num_heads:
             groups = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -200,7 +207,8 @@ class LatentPoolBlock(nn.Module):
         dtype: Dtype of the parameters.
 
     Raises:
-        ValueError: `attend_latents` with latents of another width than the tokens.
+        ValueError: `attend_latents` with latents of another width than the tokens, or more heads than channels and no
+            `head_dim`.
     """
 
     def __init__(self, dim: int, config: LatentPoolConfig, device=None, dtype=None):
@@ -213,7 +221,11 @@ class LatentPoolBlock(nn.Module):
             )
         norm_layer = get_norm_layer(config.norm_layer)
         heads = config.num_heads
-        head_dim = config.head_dim or max(1, latent_dim // heads)
+        head_dim = config.head_dim or latent_dim // heads
+        if not head_dim:
+            raise ValueError(
+                f'`num_heads={heads}` is more than the {latent_dim} channels of the latents: give `head_dim`'
+            )
         self.attend_latents = config.attend_latents
         self.norm1 = norm_layer(latent_dim, **dd)
         self.norm_context = norm_layer(dim, **dd)
@@ -295,7 +307,12 @@ class LatentPool(nn.Module):
 
         Returns:
             (B, D), or all latents (B, M, D) with `pool_type=''`.
+
+        Raises:
+            ValueError: The tokens have no batch, or the mask is not boolean or of another shape.
         """
+        if not torch.jit.is_scripting():
+            _check(x, mask)
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)  # 0 · NaN would not be 0
         latents = self.latents.unsqueeze(0).to(x.dtype)
@@ -312,6 +329,24 @@ class LatentPool(nn.Module):
         if self.pool_type == 'avg':
             return latents.mean(dim=1)
         return latents[:, 0] if self.pool_type == 'token' else latents
+
+
+@torch.jit.ignore
+def _check(x: torch.Tensor, mask: Optional[torch.Tensor]) -> None:
+    """Refuse what is not tokens with their mask.
+
+    Raises:
+        ValueError: The tokens have no batch, or the mask is not boolean or of another shape.
+    """
+    if x.ndim != 3:
+        raise ValueError(f'a latent pool takes tokens (B, N, C), got {tuple(x.shape)}')
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise ValueError(f'the mask must be boolean, got {mask.dtype}')
+    # sizes that an export leaves open are not to be compared
+    if mask.ndim != 2 or (not torch.compiler.is_exporting() and mask.shape != x.shape[:2]):
+        raise ValueError(f'the mask must be (B, N) as the tokens {tuple(x.shape)}, got {tuple(mask.shape)}')
 
 
 def _init_weights(module: nn.Module, needs_reset: bool) -> None:

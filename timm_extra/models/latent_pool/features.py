@@ -26,6 +26,7 @@ class Features:
     unused: Tuple[str, ...]
 
 
+@torch.inference_mode(False)
 def find_features(model: nn.Module) -> Features:
     """Run `forward_features` on tensors without memory, on a copy whose classifier is removed.
 
@@ -85,6 +86,25 @@ def to_tokens(x: torch.Tensor, layout: str) -> torch.Tensor:
     if layout == 'NCHW':
         return x.flatten(2).transpose(1, 2)
     return x.flatten(1, 2) if layout == 'NHWC' else x
+
+
+def remove_unused(model: nn.Module, unused: Tuple[str, ...]) -> None:
+    """Remove children that have no influence on the features.
+
+    Of a head that the model resets itself (`ClassifierHead` of timm) its layers go, and it stays: the model calls its
+    methods when classifier or layers are removed, and passes it arguments.
+
+    Args:
+        model: A timm model, or such a head.
+        unused: Names of children.
+    """
+    for name in unused:
+        child = getattr(model, name)
+        if hasattr(child, 'reset') and not list(child.parameters(recurse=False)):
+            with_weights = (n for n, layer in child.named_children() if next(layer.parameters(), None) is not None)
+            remove_unused(child, tuple(with_weights))
+        else:
+            setattr(model, name, nn.Identity())
 
 
 def remove_classifier(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ for Few-Shot Learning` by Jean-Baptiste Alayrac et al., https://arxiv.org/abs/22
 """
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from inspect import signature
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Union
@@ -13,16 +13,22 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Uni
 import timm
 import torch
 from timm.layers import get_device_dtype
-from timm.models import PretrainedCfg, generate_default_cfgs, get_model_args, get_pretrained_cfg, register_model
+from timm.models import (
+    PretrainedCfg,
+    generate_default_cfgs,
+    get_model_args,
+    get_pretrained_cfg,
+    register_model,
+)
 from torch import nn
 
 from timm_extra._nearest import nearest
-from timm_extra._timm import update_model_args
+from timm_extra._timm import FeatureGetterNet, update_model_args
 from timm_extra.layers.latent_pool import POOL_TYPES, LatentPool, LatentPoolConfig
 
 from .._build import StateDict, build_model
 from .._checks import checked_pool
-from .features import find_features, remove_classifier, to_tokens
+from .features import find_features, remove_classifier, remove_unused, to_tokens
 
 __all__ = ['LatentPoolModel', 'with_latent_pool']
 
@@ -52,8 +58,7 @@ class LatentPoolModel(nn.Module):
         dd = get_device_dtype(backbone)
         latent_pool = LatentPool(features.channels, config, **dd)  # may refuse: first
         remove_classifier(backbone)
-        for name in features.unused:
-            setattr(backbone, name, nn.Identity())
+        remove_unused(backbone, features.unused)
         self.backbone = backbone
         self.layout = features.layout
         self.takes_patches = set(NAFLEX) <= set(signature(backbone.forward_features).parameters)
@@ -149,20 +154,25 @@ class LatentPoolModel(nn.Module):
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
-        output_fmt: str = 'NCHW',
+        output_fmt: Optional[str] = None,
         intermediates_only: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Intermediates of the backbone, as its own method has them."""
+        """Intermediates of the backbone, as its own method has them; in its own format when `output_fmt` is None."""
         prefix = dict(return_prefix_tokens=True) if return_prefix_tokens else {}
         return self.backbone.forward_intermediates(
             x,
             indices,
             norm=norm,
             stop_early=stop_early,
-            output_fmt=output_fmt,
+            output_fmt=output_fmt or self._own_format(),
             intermediates_only=intermediates_only,
             **prefix,
         )
+
+    @torch.jit.ignore
+    def _own_format(self) -> str:
+        """Format of intermediates that the backbone gives by default: 'NLC' of latents, which have no place."""
+        return signature(self.backbone.forward_intermediates).parameters['output_fmt'].default
 
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -212,6 +222,7 @@ class LatentPoolModel(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+@torch.inference_mode(False)  # the new parameters shall learn
 def with_latent_pool(
     model: nn.Module,
     config: Optional[LatentPoolConfig] = None,
@@ -238,6 +249,7 @@ def with_latent_pool(
     """
     if isinstance(model, LatentPoolModel):
         model = model.backbone if num_classes is not None else _headed(model)
+    own_pool = get_model_args(model).get('global_pool')  # before it is removed
     classes = getattr(model, 'num_classes', None) if num_classes is None else num_classes
     cfg = getattr(model, 'pretrained_cfg', None)
     training = model.training
@@ -246,6 +258,8 @@ def with_latent_pool(
         pooled.pretrained_cfg = pooled.default_cfg = _cfg_from(cfg)
         if not hasattr(pooled, '_model_args'):
             args = dict(backbone=cfg['architecture'], latent_pool=asdict(pooled.latent_pool.config))
+            if own_pool is not None:
+                args['backbone_pool'] = own_pool
             update_model_args(pooled, **args, **_backbone_args(model))
     return pooled
 
@@ -296,15 +310,43 @@ def _build(
     latent_pool: Optional[Mapping[str, Any]] = None,
     num_classes: int = 1000,
     global_pool: Optional[str] = None,
+    backbone_pool: Optional[str] = None,
     drop_rate: float = 0.0,
     **kwargs: Any,
 ) -> LatentPoolModel:
     """Build the backbone with the arguments that are left, and the pool around it."""
-    config = LatentPoolConfig(**dict(latent_pool or {}))
+    config = _config(latent_pool)
     if global_pool is not None:
         config = replace(config, pool_type=checked_pool(global_pool, POOL_TYPES))
+    if backbone_pool is not None:
+        kwargs['global_pool'] = backbone_pool
     net = timm.create_model(backbone, pretrained=pretrained, num_classes=0, **kwargs)
     return LatentPoolModel(net, config, num_classes, drop_rate)
+
+
+def _config(options: Optional[Mapping[str, Any]]) -> LatentPoolConfig:
+    """Options of the pool, from those that `create_model` was given.
+
+    Raises:
+        ValueError: They are no mapping, or one is unknown; the message names it.
+    """
+    if options is None:
+        return LatentPoolConfig()
+    if not isinstance(options, Mapping):  # a dictionary goes into config.json, a dataclass would not
+        hint = ', as dataclasses.asdict gives it' if isinstance(options, LatentPoolConfig) else ''
+        raise ValueError(f'`latent_pool` must be a dictionary of options{hint}, got {options!r}')
+    known = [one.name for one in fields(LatentPoolConfig)]
+    for name in options:
+        if name not in known:
+            raise ValueError(f'`latent_pool` has no option {name!r}{nearest(str(name), known)}')
+    return LatentPoolConfig(**options)
+
+
+class _Intermediates(FeatureGetterNet):
+    """timm's extractor of intermediates, in the backbone's own format by default."""
+
+    def __init__(self, model: LatentPoolModel, output_fmt: Optional[str] = None, **kwargs: Any):
+        super().__init__(model, output_fmt=output_fmt or model._own_format(), **kwargs)
 
 
 def _unchanged(state_dict: StateDict, model: nn.Module) -> StateDict:
@@ -313,6 +355,11 @@ def _unchanged(state_dict: StateDict, model: nn.Module) -> StateDict:
 
 def _create_latent_pool(variant: str, pretrained: bool = False, **kwargs: Any) -> LatentPoolModel:
     backbone = kwargs.pop('backbone', BACKBONE)
+    if not isinstance(backbone, str):
+        what = type(backbone).__name__
+        raise ValueError(
+            f'{variant}: `backbone` must be the name of a model, got a {what} (`with_latent_pool` takes it)'
+        )
     if backbone.split('.')[0] == NAME or not timm.is_model(backbone):
         meant = nearest(backbone, timm.list_models())
         raise ValueError(f'{variant}: timm has no model {backbone!r} for a backbone{meant}')
@@ -326,7 +373,7 @@ def _create_latent_pool(variant: str, pretrained: bool = False, **kwargs: Any) -
         pretrained and saved,
         pretrained_cfg=cfg,
         pretrained_filter_fn=_unchanged,
-        feature_cfg=dict(out_indices=kwargs.pop('out_indices', (0, 1, 2)), feature_cls='getter'),
+        feature_cfg=dict(out_indices=kwargs.pop('out_indices', (0, 1, 2)), feature_cls=_Intermediates),
         **kwargs,
     )
 
@@ -338,6 +385,7 @@ default_cfgs = generate_default_cfgs({NAME: _cfg_from(get_pretrained_cfg(BACKBON
 def latent_pool(pretrained: bool = False, **kwargs: Any) -> LatentPoolModel:
     """Any timm model (`backbone`, by name) with attention pooling (`latent_pool`, options of `LatentPoolConfig`).
 
-    Other arguments go to the backbone; `pretrained=True` loads its weights, or those of a saved model.
+    Other arguments go to the backbone, `backbone_pool` as its `global_pool`; `pretrained=True` loads its weights, or
+    those of a saved model.
     """
     return _create_latent_pool(NAME, pretrained, **kwargs)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from timm_extra.models.latent_pool import LatentPool, LatentPoolConfig, find_features, remove_classifier, to_tokens
 
+from .checked import check_finite, check_labels, check_weight_decay, checked
 from .features import Encode, encoded, in_order
 from .held_out import held_out
 from .tasks.encoder import Encoder
@@ -36,6 +37,9 @@ class Training:
         lr: Peak learning rate.
         seed: Of initial weights and order.
         device: Where.
+
+    Raises:
+        ValueError: A value is out of range; the message names it.
     """
 
     config: LatentPoolConfig = POOL
@@ -43,6 +47,14 @@ class Training:
     lr: float = 1e-3
     seed: int = 0
     device: Union[str, torch.device] = 'cpu'
+
+    def __post_init__(self):
+        if type(self.epochs) is not int or self.epochs < 1:
+            raise ValueError(f'`epochs` must be a positive integer, got {self.epochs!r}')
+        if not 0 < self.lr < float('inf'):
+            raise ValueError(f'`lr` must be positive and finite, got {self.lr}')
+        if not self.config.pool_type:
+            raise ValueError("`pool_type` of the attentive probe must be 'avg' or 'token', got ''")
 
 
 class TokenEncoder(nn.Module):
@@ -146,6 +158,7 @@ class Tokens:
             return
         tokens, at, classes = torch.empty(len(dataset), *self.shape), 0, []
         for found, labels in self._read(all_batches):
+            check_finite(found, 'labelled', at)
             tokens[at : at + len(found)] = found.cpu()
             at += len(found)
             classes.append(labels)
@@ -154,7 +167,12 @@ class Tokens:
 
     def batches(self, indices: Sequence[Sequence[int]]) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         """Tokens (B, N, C) and classes (B,) of the images of each batch."""
-        return self._read(indices) if self.kept is None else self.kept.batches(indices)
+        return self._again(indices) if self.kept is None else self.kept.batches(indices)
+
+    def _again(self, indices: Sequence[Sequence[int]]) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        for found, labels in self._read(indices):
+            check_finite(found, 'labelled')
+            yield found, labels
 
 
 def _nothing(images: torch.Tensor) -> torch.Tensor:
@@ -200,10 +218,11 @@ def attentive(
         Classes (M,).
 
     Raises:
-        ValueError: The features are no tokens.
+        ValueError: Features or labels are not as all probes need them, or the weight decay is negative.
     """
-    train, training = TokenTensor(train_features, train_labels), training or Training()
-    test = TokenTensor(test_features, train_labels.new_zeros(len(test_features)))
+    train_features, train_labels, test_features = checked(train_features, train_labels, test_features, 3)
+    train, training = TokenTensor(train_features.float(), train_labels), training or Training()
+    test = TokenTensor(test_features.float(), train_labels.new_zeros(len(test_features)))
     return _predicted(_probe(train, weight_decay, training), test, torch.arange(len(test_features)), training)
 
 
@@ -216,7 +235,10 @@ def attentive_accuracy(train: Source, test: Source, training: Optional[Training]
 
 def _probe(train: Source, weight_decay: Optional[float], training: Training) -> nn.Module:
     """The probe that is trained on all images, with the weight decay that held-out images choose if none is given."""
-    if weight_decay is None:
+    check_labels(train.labels, len(train.labels))
+    if weight_decay is not None:
+        check_weight_decay(weight_decay)
+    else:
         weight_decay = WEIGHT_DECAYS[0]
         kept, held = held_out(len(train.labels))
         if len(kept):
@@ -231,13 +253,17 @@ def _fitted(
     train: Source, indices: torch.Tensor, weight_decays: Sequence[float], training: Training
 ) -> List[nn.Module]:
     """Train a probe for each weight decay, all with the same initial weights and batches, read once."""
-    num_classes, dim = int(train.labels.max()) + 1, train.shape[1]
+    classes, dim = train.labels.unique(), train.shape[1]  # those that occur: none else is right
+    config = training.config
+    if config.head_dim is None and config.num_heads > (config.latent_dim or dim):
+        config = replace(config, head_dim=1)
     probes, optimizers = [], []
     for weight_decay in weight_decays:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            pool = LatentPool(dim, training.config)
-            probe = nn.Sequential(pool, nn.Linear(pool.num_features, num_classes)).to(training.device)
+            pool = LatentPool(dim, config)
+            probe = nn.Sequential(pool, nn.Linear(pool.num_features, len(classes))).to(training.device)
+        probe.classes = classes
         groups = param_groups_weight_decay(probe, weight_decay, no_weight_decay_list=['0.latents'])
         probes.append(probe)
         optimizers.append(torch.optim.AdamW(groups, lr=0.0))
@@ -248,7 +274,7 @@ def _fitted(
     with torch.enable_grad():
         for epoch in epochs:
             for tokens, labels in train.batches(epoch):
-                tokens, labels = tokens.to(training.device), labels.to(training.device)
+                tokens, labels = tokens.to(training.device), torch.searchsorted(classes, labels).to(training.device)
                 for probe, optimizer in zip(probes, optimizers, strict=True):
                     for group in optimizer.param_groups:
                         group['lr'] = training.lr * _schedule((step + 1) / total)
@@ -264,8 +290,12 @@ def _schedule(done: float) -> float:
     return done / WARMUP if done < WARMUP else 0.5 + 0.5 * math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))
 
 
+def _parts(indices: torch.Tensor) -> Sequence[torch.Tensor]:
+    return indices.split(BATCH_SIZES[1]) if len(indices) else ()
+
+
 @torch.no_grad()
 def _predicted(probe: nn.Module, source: Source, indices: torch.Tensor, training: Training) -> torch.Tensor:
     """Classes of images, by their indices."""
-    found = [probe(x.to(training.device)).argmax(1).cpu() for x, _ in source.batches(indices.split(BATCH_SIZES[1]))]
-    return torch.cat(found)
+    found = [probe.classes[probe(x.to(training.device)).argmax(1).cpu()] for x, _ in source.batches(_parts(indices))]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.long)

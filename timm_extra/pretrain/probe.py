@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from .attentive import Tokens, Training, attentive, attentive_accuracy, token_encoder
+from .checked import check_weight_decay, checked
 from .features import Encode, features
 from .held_out import held_out
 from .views import PlainView
@@ -41,8 +42,9 @@ def knn(
         Classes (M,).
 
     Raises:
-        ValueError: There are fewer than k training images.
+        ValueError: There are fewer than k training images, or features or labels are not as all probes need them.
     """
+    train_features, train_labels, test_features = checked(train_features, train_labels, test_features, 2)
     if not 1 <= k <= len(train_features):
         raise ValueError(f'k must be between 1 and {len(train_features)}, the number of training images, got {k}')
     classes = int(train_labels.max()) + 1
@@ -79,9 +81,14 @@ def linear(
 
     Returns:
         Classes (M,).
+
+    Raises:
+        ValueError: Features or labels are not as all probes need them, or the weight decay is negative.
     """
+    train_features, train_labels, test_features = checked(train_features, train_labels, test_features, 2)
     if weight_decay is None:
         weight_decay = choose_weight_decay(train_features, train_labels, steps=steps)
+    check_weight_decay(weight_decay)
     train, test = _standardised(train_features, test_features)
     start = _zeros(train, int(train_labels.max()) + 1)
     weight, bias = _logistic_regression(train, train_labels, start, weight_decay, steps)
@@ -108,7 +115,15 @@ def choose_weight_decay(
 
     Returns:
         The best, of equal ones the largest; with a single image the largest.
+
+    Raises:
+        ValueError: Features or labels are not as all probes need them, or there is nothing to choose from.
     """
+    if not len(weight_decays):
+        raise ValueError('`weight_decays` is empty: there is nothing to choose from')
+    for decay in weight_decays:
+        check_weight_decay(decay)
+    features, labels, _ = checked(features, labels, features[:0], 2)
     kept, held = held_out(len(features))
     decays = sorted(weight_decays, reverse=True)
     if not len(kept):

@@ -136,7 +136,7 @@ def test_timm_makes_the_same_by_name():
         timm.create_model('latent_pool', backbone='local-dir:x')
     with pytest.raises(ValueError, match="no model 'latent_pool' for a backbone"):
         timm.create_model('latent_pool', backbone='latent_pool')
-    with pytest.raises(TypeError, match='num_latent'):
+    with pytest.raises(ValueError, match="no option 'num_latent': did you mean num_latents"):
         timm.create_model('latent_pool', backbone='test_vit', latent_pool=dict(num_latent=3))
 
 

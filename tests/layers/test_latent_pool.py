@@ -242,7 +242,7 @@ def test_weights_on_the_meta_device_are_initialised_later():
         (dict(num_latents=0), '`num_latents` must be a positive integer, got 0'),
         (dict(num_heads=2.5), '`num_heads` must be a positive integer, got 2.5'),
         (dict(num_heads=6, num_kv_heads=4), '`num_heads` must be a multiple of `num_kv_heads`, got 6 and 4'),
-        (dict(mlp_ratio=-1), '`mlp_ratio` must be 0 or more, got -1'),
+        (dict(mlp_ratio=-1), '`mlp_ratio` must be a finite number, 0 or more, got -1'),
         (dict(norm_layer='batchnorm'), "`norm_layer` must be one of 'layernorm', 'rmsnorm', got 'batchnorm'"),
         (dict(mlp_layer='conv'), "`mlp_layer` must be one of 'mlp', 'swiglu', got 'conv'"),
         (dict(pool_type='max'), "`pool_type` must be one of 'avg', 'token', '', got 'max'"),
@@ -252,3 +252,40 @@ def test_weights_on_the_meta_device_are_initialised_later():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         LatentPool(C, LatentPoolConfig(**options))
+
+
+@pytest.mark.parametrize('config', [LatentPoolConfig(), LatentPoolConfig(num_latents=4, depth=2, attend_latents=True)])
+def test_a_batch_may_be_empty(config):
+    pool, x = LatentPool(64, config), torch.randn(0, 10, 64, requires_grad=True)
+    out = pool(x, torch.ones(0, 10, dtype=torch.bool))
+    assert out.shape == pool(x).shape == (0, 64)
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    'x, mask, message',
+    [
+        (torch.zeros(3, 8), None, r'takes tokens \(B, N, C\), got \(3, 8\)'),
+        (torch.zeros(2, 3, 8), torch.ones(2, 3), 'mask must be boolean, got torch.float32'),
+        (torch.zeros(2, 3, 8), torch.ones(2, 3).long(), 'mask must be boolean, got torch.int64'),
+        (torch.zeros(2, 3, 8), torch.ones(2, 4).bool(), r'as the tokens \(2, 3, 8\), got \(2, 4\)'),
+        (torch.zeros(2, 3, 8), torch.ones(3).bool(), r'as the tokens \(2, 3, 8\), got \(3,\)'),
+    ],
+)
+def test_tokens_and_masks_that_do_not_fit_are_refused(x, mask, message):
+    with pytest.raises(ValueError, match=message):
+        LatentPool(8)(x, mask)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(mlp_ratio=float('nan')), 'mlp_ratio` must be a finite number, 0 or more, got nan'),
+        (dict(mlp_ratio='4'), "mlp_ratio` must be a finite number, 0 or more, got '4'"),
+        (dict(num_latents=True), 'num_latents` must be a positive integer, got True'),
+    ],
+)
+def test_options_out_of_range_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LatentPool(64, LatentPoolConfig(**options))

@@ -40,7 +40,7 @@ class LatentPoolConfig:
         latent_dim: Channels D of the latents and of the output; those of the tokens when None.
         num_heads: Attention heads.
         num_kv_heads: Heads of keys and values, each shared by as many heads of queries; `num_heads` when None.
-        head_dim: Channels per head; `latent_dim // num_heads` when None.
+        head_dim: Channels per head; `latent_dim // num_heads`, and at least 1, when None.
         mlp_ratio: Hidden channels of the MLP over `latent_dim`; 0 for no MLP.
         mlp_layer: 'mlp' (GELU) or 'swiglu'.
         norm_layer: 'layernorm' or 'rmsnorm'.
@@ -207,8 +207,7 @@ class LatentPoolBlock(nn.Module):
         dtype: Dtype of the parameters.
 
     Raises:
-        ValueError: `attend_latents` with latents of another width than the tokens, or more heads than channels and no
-            `head_dim`.
+        ValueError: `attend_latents` with latents of another width than the tokens.
     """
 
     def __init__(self, dim: int, config: LatentPoolConfig, device=None, dtype=None):
@@ -221,11 +220,7 @@ class LatentPoolBlock(nn.Module):
             )
         norm_layer = get_norm_layer(config.norm_layer)
         heads = config.num_heads
-        head_dim = config.head_dim or latent_dim // heads
-        if not head_dim:
-            raise ValueError(
-                f'`num_heads={heads}` is more than the {latent_dim} channels of the latents: give `head_dim`'
-            )
+        head_dim = config.head_dim or max(1, latent_dim // heads)
         self.attend_latents = config.attend_latents
         self.norm1 = norm_layer(latent_dim, **dd)
         self.norm_context = norm_layer(dim, **dd)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -158,7 +158,7 @@ class Tokens:
             return
         tokens, at, classes = torch.empty(len(dataset), *self.shape), 0, []
         for found, labels in self._read(all_batches):
-            check_finite(found, 'labelled', at)
+            check_finite(found, 'labelled', range(at, at + len(found)))
             tokens[at : at + len(found)] = found.cpu()
             at += len(found)
             classes.append(labels)
@@ -170,8 +170,8 @@ class Tokens:
         return self._again(indices) if self.kept is None else self.kept.batches(indices)
 
     def _again(self, indices: Sequence[Sequence[int]]) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        for found, labels in self._read(indices):
-            check_finite(found, 'labelled')
+        for batch, (found, labels) in zip(indices, self._read(indices), strict=True):
+            check_finite(found, 'labelled', batch)
             yield found, labels
 
 
@@ -254,14 +254,11 @@ def _fitted(
 ) -> List[nn.Module]:
     """Train a probe for each weight decay, all with the same initial weights and batches, read once."""
     classes, dim = train.labels.unique(), train.shape[1]  # those that occur: none else is right
-    config = training.config
-    if config.head_dim is None and config.num_heads > (config.latent_dim or dim):
-        config = replace(config, head_dim=1)
     probes, optimizers = [], []
     for weight_decay in weight_decays:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            pool = LatentPool(dim, config)
+            pool = LatentPool(dim, training.config)
             probe = nn.Sequential(pool, nn.Linear(pool.num_features, len(classes))).to(training.device)
         probe.classes = classes
         groups = param_groups_weight_decay(probe, weight_decay, no_weight_decay_list=['0.latents'])

@@ -1,6 +1,6 @@
 """What all probes ask of features and labels."""
 
-from typing import Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 
@@ -58,20 +58,21 @@ def check_labels(labels: torch.Tensor, images: int) -> None:
         raise ValueError(f'classes must not be negative, got {int(labels.min())}')
 
 
-def check_finite(features: torch.Tensor, which: str, first: int = 0) -> None:
+def check_finite(features: torch.Tensor, which: str, indices: Optional[Sequence[int]] = None) -> None:
     """Refuse features that are not finite.
 
     Args:
         features: (N, …).
         which: Which images they are of, for the message.
-        first: Index of the first of these images.
+        indices: Of these images in the data set; in order from 0 when None.
 
     Raises:
         ValueError: Some are not; the message names the number of images and the first.
     """
     bad = ~features.isfinite().flatten(1).all(1)
     if bad.any():
-        at = first + int(bad.nonzero()[0, 0])
+        at = int(bad.nonzero()[0, 0])
+        at = at if indices is None else int(indices[at])
         raise ValueError(f'{int(bad.sum())} of {len(bad)} {which} images have features not finite, first image {at}')
 
 

@@ -303,3 +303,59 @@ def test_the_docs_name_every_option_with_its_default():
     page = (Path(__file__).resolve().parents[3] / 'docs' / 'pooling.md').read_text()
     for one in fields(LatentPoolConfig):
         assert f'| `{one.name}` | `{one.default!r}` |' in page
+
+
+@pytest.mark.parametrize('name', ['test_convnext', 'test_mambaout', 'test_vit', 'test_resnet'])
+def test_layers_are_pruned_and_compiled_as_in_the_backbone(name):
+    model = pooled(name)
+    x = images(model)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x), atol=1e-5, rtol=1e-4)
+    features = timm.create_model('latent_pool', backbone=name, features_only=True, out_indices=(0, 1))
+    alone = timm.create_model(name, features_only=True, feature_cls='getter', out_indices=(0, 1))
+    assert [f.shape for f in features(x)] == [f.shape for f in alone(x)]
+    expected = model.forward_intermediates(x, 1, intermediates_only=True)
+    model.prune_intermediate_layers(1)
+    for ours, theirs in zip(model.forward_intermediates(x, 1, intermediates_only=True), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_latents_of_a_perceiver_are_intermediates_by_default():
+    features = timm.create_model('latent_pool', backbone='test_perceiver', features_only=True)
+    alone = timm.create_model('test_perceiver', features_only=True)
+    x = torch.randn(1, *input_size(alone))
+    assert [f.shape for f in features(x)] == [f.shape for f in alone(x)] == [(1, 16, 64)] * 3
+    model = pooled('test_perceiver')
+    assert all(f.shape == (1, 16, 64) for f in model.forward_intermediates(x, intermediates_only=True))
+
+
+def test_the_backbone_keeps_its_own_pooling_as_an_argument(tmp_path):
+    options = dict(class_token=False, num_classes=7)
+    model = with_latent_pool(timm.create_model('test_vit', global_pool='avg', **options), TWO).eval()
+    x = images(model)
+    again = hub.load(hub.save(model, tmp_path / 'model')).eval()
+    assert torch.equal(again(x), model(x))
+    by_name = timm.create_model(
+        'latent_pool', backbone='test_vit', backbone_pool='avg', latent_pool=dict(vars(TWO)), **options
+    ).eval()
+    by_name.load_state_dict(model.state_dict())
+    assert torch.equal(by_name(x), model(x))
+    model.load_state_dict(by_name.state_dict())
+    saved = hub.load(hub.save(with_latent_pool(by_name, TWO), tmp_path / 'second'))
+    assert saved.state_dict().keys() == model.state_dict().keys()
+
+
+def test_arguments_by_name_are_checked():
+    with pytest.raises(ValueError, match=r'must be a dictionary of options, as dataclasses\.asdict gives it'):
+        timm.create_model('latent_pool', backbone='test_vit', latent_pool=TWO)
+    with pytest.raises(ValueError, match='must be the name of a model, got a VisionTransformer'):
+        timm.create_model('latent_pool', backbone=made('test_vit'))
+
+
+def test_a_pool_that_is_made_without_gradients_learns():
+    model = made('test_vit')
+    with torch.inference_mode():
+        model = with_latent_pool(model, TWO)
+        with pytest.raises(ValueError, match=r'was made in torch.inference_mode\(\)'):
+            with_latent_pool(made('test_vit'))
+    model(images(model)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -37,12 +37,14 @@ def find_features(model: nn.Module) -> Features:
         What was found.
 
     Raises:
-        ValueError: The model has no features, or they are neither tokens nor a map.
+        ValueError: The model has no features, or they are neither tokens nor a map, or its weights cannot learn.
     """
     name = type(model).__name__
     missing = [m for m in ('forward_features', 'reset_classifier') if not hasattr(model, m)]
     if missing:
         raise ValueError(f'{name} has no {" and no ".join(missing)}: a latent pool needs a timm model')
+    if any(t.is_inference() for t in model.parameters()):
+        raise ValueError(f'{name} was made in torch.inference_mode(): its weights cannot be learned, make it outside')
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     memo: Dict[int, Any] = {id(t): fake.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
     clone = copy.deepcopy(model, memo).eval()

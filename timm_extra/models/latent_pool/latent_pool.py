@@ -247,19 +247,22 @@ def with_latent_pool(
     Raises:
         ValueError: The model has no features, or they are neither tokens nor a map. It is then as it was.
     """
-    if isinstance(model, LatentPoolModel):
+    replaced = isinstance(model, LatentPoolModel)
+    if replaced:
         model = model.backbone if num_classes is not None else _headed(model)
-    own_pool = get_model_args(model).get('global_pool')  # before it is removed
+    own = get_model_args(model)  # before its pooling is removed
     classes = getattr(model, 'num_classes', None) if num_classes is None else num_classes
     cfg = getattr(model, 'pretrained_cfg', None)
     training = model.training
     pooled = LatentPoolModel(model, config or LatentPoolConfig(), classes or 0, drop_rate).train(training)
+    if replaced:  # of norms that the first pool removed, timm records that it was built without them
+        update_model_args(model, **own)
     if cfg:
         pooled.pretrained_cfg = pooled.default_cfg = _cfg_from(cfg)
         if not hasattr(pooled, '_model_args'):
             args = dict(backbone=cfg['architecture'], latent_pool=asdict(pooled.latent_pool.config))
-            if own_pool is not None:
-                args['backbone_pool'] = own_pool
+            if own.get('global_pool') is not None:
+                args['backbone_pool'] = own['global_pool']
             update_model_args(pooled, **args, **_backbone_args(model))
     return pooled
 

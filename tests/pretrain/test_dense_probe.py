@@ -56,6 +56,58 @@ def test_a_linear_map_of_the_classes_is_found():
     assert constant.pixel_accuracy < 45
 
 
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32])
+def test_classes_are_of_any_integer_dtype(dtype):
+    data = [(image, labels.to(dtype)) for image, labels in striped(6)]
+    assert linear_segmentation(Patches(), data, data, 3) == linear_segmentation(Patches(), striped(6), striped(6), 3)
+
+
+def test_images_of_uint8_are_scaled():
+    data = [((255 * image).to(torch.uint8), labels) for image, labels in striped(6)]
+    assert linear_segmentation(Patches(), data, data, 3) == linear_segmentation(Patches(), striped(6), striped(6), 3)
+
+
+def test_data_that_cannot_be_are_refused_before_the_model_runs():
+    class Unused(Patches):
+        def forward_features(self, x):
+            raise AssertionError('it ran')
+
+    image, labels = striped(1)[0]
+    good = [(image, labels)]
+    for item, message in (
+        ((image, labels.float()), r'classes must be integers of shape \(H, W\), got torch.float32 of shape \(16, 16\)'),
+        ((image, labels[None]), r'classes must be integers of shape \(H, W\), got torch.int64 of shape \(1, 16, 16\)'),
+        ((image.long(), labels), r'images must be floating-point or uint8, .* got torch.int64 of shape \(3, 16, 16\)'),
+        ((image, None), 'must be tensors or arrays, got Tensor and NoneType'),
+        ((image, 'cat'), r'classes must be integers of shape \(H, W\), got'),
+        (image, 'must be an image and its classes, got Tensor'),
+    ):
+        for sets in (([item], good), (good, [item])):
+            with pytest.raises(ValueError, match=message):
+                linear_segmentation(Unused(), *sets, 3)
+    for sets, name in (([], good), 'training'), ((good, []), 'test'):
+        with pytest.raises(ValueError, match=f'^there are no {name} images$'):
+            linear_segmentation(Unused(), *sets, 3)
+
+
+def test_features_that_are_not_finite_are_refused():
+    bad = striped(5)
+    bad.tensors[0][3, 0, 5, 5] = math.nan
+    for sets, name in ((bad, striped(5)), 'training'), ((striped(5), bad), 'test'):
+        with pytest.raises(ValueError, match=f'1 of . {name} images have features not finite, first image 3'):
+            linear_segmentation(Patches(), *sets, 3, batch_size=2)
+    net = Patches()
+    nn.init.constant_(net.scale, math.nan)
+    view = RandomView(PLAIN, (3, 32, 32))
+    with pytest.raises(ValueError, match='6 of 6 cropped images have features not finite, first image 0'):
+        correspondence(net, positions(), (view, view))
+
+
+def test_one_pixel_has_a_spread_of_0():
+    data = TensorDataset(torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long))
+    assert linear_segmentation(Patches(), data, data, 2).pixel_accuracy == 100
+
+
 def test_a_model_stays_in_its_mode_and_gets_no_gradient():
     net = timm.create_model('test_resnet', num_classes=0).train()
     net.bn1.eval()
@@ -103,6 +155,9 @@ def test_places_are_found_where_features_are_places():
     whole = correspondence(Patches(), positions(), (view, view), batch_size=6)
     assert (found.cells, found.accuracy) == (whole.cells, whole.accuracy)
     assert found.cells > 50 and found.chance < 20
+    assert correspondence(Patches(), positions(), (view.view, view.view)) == whole
+    with pytest.raises(ValueError, match='views must be `RandomView` or `LocatedView`, got Identity'):
+        correspondence(Patches(), positions(), (view, nn.Identity()))
     constant = correspondence(Patches(fixed=True), positions(), (view, view))
     assert constant.cells == found.cells and constant.accuracy < 30 < found.accuracy
     mixed = [image[:, : 64 - i] for i, image in enumerate(positions())]

@@ -126,6 +126,16 @@ def test_an_optimizer_that_goes_on_has_the_recipe_of_its_length():
     assert schedule.set(10) == pytest.approx(0.2)
 
 
+def test_defaults_are_values_like_others(tmp_path):
+    own = dict(projection_size=8, projection_hidden_size=16, feature_index=2)
+    run(tmp_path, 'pixpro', num_train_steps=2, task_args=own)
+    with pytest.raises(
+        ValueError, match=r'is of another training: `gamma` was 2\.0 and is 1; `threshold` was 0\.7 and is 1$'
+    ):
+        run(tmp_path, 'pixpro', num_train_steps=2, task_args=dict(own, gamma=1, threshold=1), resume=True)
+    run(tmp_path, 'pixpro', num_train_steps=2, task_args=dict(own, gamma=2), resume=True)
+
+
 def test_other_lengths_are_refused(tmp_path):
     run(tmp_path, num_train_steps=6)
     with pytest.raises(ValueError, match='has done 6 steps already, got 5: give more `epochs` or `num_train_steps`'):

@@ -219,7 +219,13 @@ def quoted(names: List[str]) -> str:
 
 def task_parameters(method: str) -> List[str]:
     """Arguments of a method's task, but for the model."""
-    return list(inspect.signature(METHODS[method]).parameters)[1:]
+    return list(task_defaults(method))
+
+
+def task_defaults(method: str) -> Dict[str, Any]:
+    """The same with their defaults."""
+    parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def check_parameters(method: str, names: List[str]) -> None:

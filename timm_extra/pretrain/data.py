@@ -138,13 +138,14 @@ class MakeViews:
                 continue
             with random_state(keys[0]):
                 if isinstance(images, torch.Tensor):
-                    out.append(view(_in_unit_range(images)))
+                    out.append(view(in_unit_range(images)))
                 else:
-                    out.append(joined([view(_in_unit_range(image[None])) for image in images]))
+                    out.append(joined([view(in_unit_range(image[None])) for image in images]))
         return tuple(out)
 
 
-def _in_unit_range(images: torch.Tensor) -> torch.Tensor:
+def in_unit_range(images: torch.Tensor) -> torch.Tensor:
+    """Images of uint8 as float32 in [0, 1]; others as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 

@@ -1,18 +1,21 @@
 """How much frozen feature maps know about every place of an image."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .located import LocatedView
+from .checked import check_finite
+from .data import in_unit_range
+from .located import LocatedView, with_places
 from .tasks.maps import MapEncoder
-from .views import in_float32
+from .views import RandomView, in_float32
 
 IGNORED = 255  # the class of pixels that have none, as in Pascal VOC and Cityscapes
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64)
 
 
 class Segmentation(NamedTuple):
@@ -87,7 +90,8 @@ def linear_segmentation(
 
     Args:
         model: Any timm model with feature maps.
-        train: Map-style data set of images (C, H, W), normalised as the model takes them, and classes (H, W).
+        train: Map-style data set of images (C, H, W), normalised as the model takes them, and classes (H, W) of any
+            integer dtype. Images of uint8 are scaled to [0, 1], and not normalised.
         test: The same, to be classified.
         num_classes: Classes.
         feature_index: Which of the model's maps; the last by default.
@@ -100,17 +104,20 @@ def linear_segmentation(
         Mean intersection over union, accuracy of pixels, intersection over union by class.
 
     Raises:
-        ValueError: The model has no feature maps, a class is out of range, or no pixel has one.
+        ValueError: The model has no feature maps, there are no images, items are no pairs of images and integer
+            classes, a class is out of range, no pixel has one, or a feature is not finite.
     """
+    for name, dataset in (('training', train), ('test', test)):
+        _check_first(dataset, name)
     with evaluated(model):
         read = dict(feature_index=feature_index, batch_size=batch_size, classes=num_classes, ignore_index=ignore_index)
-        seen = list(_batches(model, train, **read))
+        seen = list(_batches(model, train, 'training', **read))
         pixels = torch.cat([maps.permute(1, 0, 2, 3).flatten(1) for maps, _ in seen], 1)
-        segmenter = LinearSegmenter(pixels.mean(1), pixels.std(1), num_classes)
+        segmenter = LinearSegmenter(pixels.mean(1), pixels.std(1, correction=0), num_classes)
         del pixels
         _fit(segmenter, seen, weight_decay, steps, ignore_index)
         counts = torch.zeros(num_classes, num_classes, dtype=torch.long)
-        for maps, labels in _batches(model, test, **read):
+        for maps, labels in _batches(model, test, 'test', **read):
             found = segmenter(maps, labels.shape[1:]).argmax(1)
             known = labels != ignore_index
             cells = labels[known] * num_classes + found[known]
@@ -141,7 +148,7 @@ def scores(counts: torch.Tensor) -> Segmentation:
 def correspondence(
     model: nn.Module,
     images: Sequence[torch.Tensor],
-    views: Tuple[LocatedView, LocatedView],
+    views: Tuple[Union[LocatedView, RandomView], Union[LocatedView, RandomView]],
     *,
     feature_index: int = -1,
     seed: int = 0,
@@ -165,8 +172,12 @@ def correspondence(
         Accuracy, that of chance, and how many cells there were.
 
     Raises:
-        ValueError: The model has no feature maps, or no crops meet.
+        ValueError: The model has no feature maps, a view is of another kind, a feature is not finite, or no crops meet.
     """
+    views = tuple(with_places(view) for view in views)
+    for view in views:
+        if not isinstance(view, LocatedView):
+            raise ValueError(f'views must be `RandomView` or `LocatedView`, got {type(view).__name__}')
     tensor = next(model.parameters())
     encoder = MapEncoder(model, feature_index, views[0].view.input_size)
     right, chance, count = 0, 0.0, 0
@@ -177,7 +188,7 @@ def correspondence(
                 view(part, [(seed, 0, first + i, number) for i in range(len(part))]).to(tensor.device)
                 for number, view in enumerate(views)
             ]
-            maps = [in_float32(encoder.maps(view.images.to(tensor.dtype))) for view in made]
+            maps = [_finite_maps(encoder, view.images.to(tensor.dtype), 'cropped', first) for view in made]
             sizes = [m.shape[2:] for m in maps]
             unit = [F.normalize(m.flatten(2), dim=1) for m in maps]  # (B, D, N)
             nearest = (unit[0].mT @ unit[1]).argmax(2)  # (B, N)
@@ -208,17 +219,66 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def _batches(
-    model: nn.Module, dataset: Dataset, *, feature_index: int, batch_size: int, classes: int, ignore_index: int
+    model: nn.Module,
+    dataset: Dataset,
+    which: str,
+    *,
+    feature_index: int,
+    batch_size: int,
+    classes: int,
+    ignore_index: int,
 ) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
     """Maps (B, D, h, w) in at least float32 and classes (B, H, W), in order."""
     tensor, encoder = next(model.parameters()), None
-    for images, labels in DataLoader(dataset, batch_size):
+    for number, (images, labels) in enumerate(DataLoader(dataset, batch_size)):
+        _check(images, labels)
+        images, labels = in_unit_range(images), labels.long()
         encoder = encoder or MapEncoder(model, feature_index, images.shape[1:])
         found = labels[labels != ignore_index].unique()
         if len(found) and not 0 <= found[0] <= found[-1] < classes:
             first, last = int(found[0]), int(found[-1])
             raise ValueError(f'classes must be 0 to {classes - 1}, or {ignore_index} for none, got {first} to {last}')
-        yield in_float32(encoder.maps(images.to(tensor.device, tensor.dtype))), labels.to(tensor.device)
+        maps = _finite_maps(encoder, images.to(tensor.device, tensor.dtype), which, number * batch_size)
+        yield maps, labels.to(tensor.device)
+
+
+def _check_first(dataset: Dataset, name: str) -> None:
+    """Refuse a data set by its first item, before a model runs.
+
+    Raises:
+        ValueError: It is empty, or its first item is no image and its classes.
+    """
+    if not len(dataset):
+        raise ValueError(f'there are no {name} images')
+    item = dataset[0]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise ValueError(f'items of the {name} images must be an image and its classes, got {type(item).__name__}')
+    try:
+        images, labels = default_collate([tuple(item)])
+    except TypeError as e:
+        kinds = ' and '.join(type(part).__name__ for part in item)
+        raise ValueError(f'items of the {name} images must be tensors or arrays, got {kinds}') from e
+    _check(images, labels)
+
+
+def _check(images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Refuse a batch that is not images (B, C, H, W) and integer classes (B, H, W)."""
+    for what, value, ndim, dtypes in (
+        ('images must be floating-point or uint8, of shape (C, H, W)', images, 4, (torch.uint8,)),
+        ('classes must be integers of shape (H, W)', labels, 3, INTEGERS),
+    ):
+        floating = ndim == 4 and isinstance(value, torch.Tensor) and value.is_floating_point()
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f'{what}, got {type(value).__name__}')
+        if value.ndim != ndim or not (floating or value.dtype in dtypes):
+            raise ValueError(f'{what}, got {value.dtype} of shape {tuple(value.shape[1:])}')
+
+
+def _finite_maps(encoder: MapEncoder, images: torch.Tensor, which: str, first: int) -> torch.Tensor:
+    """Maps (B, D, h, w) in at least float32, all finite; `which` and the index of the `first` image name others."""
+    maps = in_float32(encoder.maps(images))
+    check_finite(maps, which, first)
+    return maps
 
 
 def _fit(

@@ -1,7 +1,7 @@
 """Views that know which part of their image they show."""
 
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple, Union
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import nn
@@ -15,13 +15,26 @@ class Located:
 
     Attributes:
         images: The views (B, C, H, W).
-        box: Top, left, height and width (B, 4) of the parts, in pixels of the images.
-        flip: Which views are mirrored (B,), from left to right.
+        box: Top, left, height and width (B, 4) of the parts, in pixels of the images; on the device of the views.
+        flip: Which views are mirrored (B,), from left to right; likewise.
+
+    Raises:
+        ValueError: Shapes do not fit one another, or `flip` is not boolean.
     """
 
     images: torch.Tensor
     box: torch.Tensor
     flip: torch.Tensor
+
+    def __post_init__(self):
+        count = len(self.images)
+        if self.box.shape != (count, 4):
+            raise ValueError(f'`box` must have shape ({count}, 4) for {count} views, got {tuple(self.box.shape)}')
+        if self.flip.shape != (count,) or self.flip.dtype != torch.bool:
+            got = f'{self.flip.dtype} of shape {tuple(self.flip.shape)}'
+            raise ValueError(f'`flip` must be torch.bool of shape ({count},) for {count} views, got {got}')
+        for name in ('box', 'flip'):  # crops are drawn on the CPU, also those of views that a GPU makes
+            object.__setattr__(self, name, getattr(self, name).to(self.images.device, non_blocking=True))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -35,9 +48,7 @@ class Located:
     ) -> 'Located':
         """On another device, or with views of another dtype: places keep theirs."""
         images = self.images.to(target, non_blocking=non_blocking, memory_format=memory_format)
-        if isinstance(target, torch.dtype):
-            return Located(images, self.box, self.flip)
-        return Located(images, *(part.to(target, non_blocking=non_blocking) for part in (self.box, self.flip)))
+        return Located(images, self.box, self.flip)
 
     def pin_memory(self) -> 'Located':
         """In memory that a GPU copies from; what `DataLoader` calls."""
@@ -49,7 +60,7 @@ class Located:
         top, left, height, width = self.box.to(dtype)[:, :, None].unbind(1)
         rows = (torch.arange(h, device=self.box.device, dtype=dtype) + 0.5) / h
         columns = ((torch.arange(w, device=self.box.device, dtype=dtype) + 0.5) / w).expand(len(self), w)
-        columns = torch.where(self.flip[:, None], 1 - columns, columns)
+        columns = torch.where(self.flip[:, None], columns.flip(1), columns)  # exact, which 1 - columns is not
         return top + height * rows, left + width * columns
 
     def centres(self, size: Sequence[int], dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -85,6 +96,11 @@ class LocatedView(nn.Module):
     def forward(self, images: Images, keys: Optional[Sequence[Key]] = None) -> Located:
         """Views of images, whose draws are determined by keys, as `RandomView` has them."""
         return Located(*self.view.placed(images, keys))
+
+
+def with_places(view: Callable) -> Callable:
+    """A view that gives `Located`: a `RandomView` becomes a `LocatedView`, any other stays."""
+    return LocatedView(view) if isinstance(view, RandomView) else view
 
 
 def joined(views: Sequence[Union[torch.Tensor, Located]]) -> Union[torch.Tensor, Located]:

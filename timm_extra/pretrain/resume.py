@@ -8,7 +8,7 @@ from torch import nn
 
 from timm_extra.training import checkpoints
 
-from .config import PretrainConfig, task_parameters
+from .config import PretrainConfig, task_defaults, task_parameters
 from .recipes import Plan
 from .tasks.task import View
 
@@ -81,7 +81,9 @@ def check_resumes(
     """
     done, now = saved['step'], settings['steps']
     was = saved['settings'].get('steps', now)
-    wrong = checkpoints.differences(saved['settings'], settings_at(was), OPTIONS)
+    same = saved['settings'].get('method') == settings['method']
+    defaults = task_defaults(settings['method']) if same else {}
+    wrong = checkpoints.differences(saved['settings'], settings_at(was), OPTIONS, defaults)
     if wrong:
         raise ValueError(f'the checkpoint in {folder} is of another training: {"; ".join(wrong)}')
     if now < done:

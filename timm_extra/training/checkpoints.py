@@ -92,16 +92,23 @@ def described(value: Any) -> Any:
     return getattr(value, '__qualname__', type(value).__name__)
 
 
-def differences(saved: Dict[str, Any], now: Dict[str, Any], options: Optional[Dict[str, str]] = None) -> List[str]:
+def differences(
+    saved: Dict[str, Any],
+    now: Dict[str, Any],
+    options: Optional[Dict[str, str]] = None,
+    defaults: Optional[Dict[str, Any]] = None,
+) -> List[str]:
     """What differs between settings, in words.
 
     Args:
         saved: Settings before.
         now: Settings now.
         options: Options that settings come from, where those have another name.
+        defaults: What settings are that were not given; None where they are not here either.
     """
-    found = []
+    found, defaults = [], defaults or {}
     for key in dict.fromkeys([*saved, *now]):
-        if saved.get(key) != now.get(key):
-            found.append(f'`{(options or {}).get(key, key)}` was {saved.get(key)!r} and is {now.get(key)!r}')
+        was, is_now = (settings.get(key, described(defaults.get(key))) for settings in (saved, now))
+        if was != is_now:
+            found.append(f'`{(options or {}).get(key, key)}` was {was!r} and is {is_now!r}')
     return found

@@ -10,9 +10,10 @@ import timm
 import torch
 from pixel_level_contrastive_learning import pixel_level_contrastive_learning as package
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import timm_extra  # noqa: F401
-from timm_extra.pretrain.located import Located, LocatedView, positive_pairs
+from timm_extra.pretrain.located import Located, LocatedView, joined, positive_pairs
 from timm_extra.pretrain.tasks import MapEncoder, PixPro, without_batchnorm
 from timm_extra.pretrain.tasks.pixpro import PixelPropagation, consistency
 from timm_extra.pretrain.views import BYOL_VIEWS, RandomView
@@ -118,6 +119,31 @@ def test_pairs_are_those_near_in_the_image(size, threshold):
         assert sorted(map(tuple, pairs[b].nonzero().tolist())) == expected, b
     if threshold < 1:
         assert not pairs[2].any()
+
+
+@pytest.mark.parametrize('width', [3, 7, 10, 49])
+def test_a_view_and_its_mirror_image_have_the_same_centres(width):
+    """Exactly: at threshold 0 each cell has its own as a pair, and no other."""
+    plain, mirrored = located(
+        boxes=2 * [[(0, 0, 61, 53), (5, 2, 31, 17), (1, 1, 9, 9)]], flips=([False] * 3, [True] * 3)
+    )
+    pairs = positive_pairs(plain, mirrored, 2 * [(3, width)], 0.0).view(3, 3, width, 3, width)
+    cells = torch.eye(3 * width, dtype=torch.bool).view(3, width, 3, width).flip(3)
+    assert torch.equal(pairs, cells.expand_as(pairs))
+
+
+def test_places_follow_their_views_to_another_device():
+    """A GPU's tensors without its numbers: crops are drawn on the CPU, views may be made elsewhere."""
+    with FakeTensorMode():
+        images = torch.empty(2, 3, 32, 48, device='cuda')
+        box, flip = torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, dtype=torch.bool)
+        for view in (Located(images, box, flip), Located(images.cpu(), box, flip).to('cuda')):
+            assert {view.images.device, view.box.device, view.flip.device} == {images.device}
+            pairs = positive_pairs(view, view, 2 * [(4, 6)], 0.7)
+            features = torch.empty(2, 24, 5, device='cuda')
+            assert consistency(features, features, pairs).device == images.device
+        again = joined([view.to(torch.float16), view])
+        assert again.images.device == again.box.device == images.device and len(again) == 4
 
 
 def test_pixels_without_a_pair_add_nothing_to_the_loss():
@@ -329,19 +355,40 @@ def test_checkpoints_hold_everything():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match='Perceiver has no feature maps at `feature_index=-1`: Output format'):
         make(timm.create_model('test_perceiver'), input_size=None)
-    with pytest.raises(ValueError, match='ResNet has no feature maps at `feature_index=7`: feature index 7 is out'):
-        make(feature_index=7)
+    with pytest.raises(
+        ValueError, match='has no feature maps at `feature_index=-9`: it has 5, with indices from -5 to 4'
+    ):
+        make(feature_index=-9)
+    for value in ('a', None, 1.5, True):
+        with pytest.raises(ValueError, match=f'`feature_index` must be an integer, got {value!r}'):
+            make(feature_index=value)
     with pytest.raises(ValueError, match='VisionTransformer does not take inputs of 3×32×48: '):
         make(timm.create_model('vit_tiny_patch16_224', depth=1))
     with pytest.raises(ValueError, match='Sequential has no forward_features and no forward_head'):
         make(nn.Sequential(nn.Conv2d(3, 4, 1)))
-    for name, value in dict(gamma=0, transform_layers=-1, threshold=-0.1, instance_weight=-1).items():
-        with pytest.raises(ValueError, match=f'`{name}` must be (positive|0 or more), got {value}'):
-            make(**{name: value})
+    numbers = dict(gamma=(0, math.inf, math.nan, '2'), threshold=(-0.1, math.nan), instance_weight=(-1, math.inf, None))
+    for name, values in dict(numbers, transform_layers=(-1, 1.5, True)).items():
+        for value in values:
+            with pytest.raises(ValueError, match=f'`{name}` must be (positive|0 or more|an integer).*, got {value!r}'):
+                make(**{name: value})
     with pytest.raises(ValueError, match=r'decay must be between 0 and 1, got 1\.5'):
         make(decay=1.5)
     task = make(view1=lambda x: x[..., :32, :48])
     with pytest.raises(ValueError, match='view1 gives Tensor, not `Located`: PixPro needs the place of every crop'):
         task(torch.rand(2, *SIZE))
+    views = located()
     with pytest.raises(ValueError, match='got 3 tensors'):
-        make()(located() * 1 + located()[:1])
+        make()(views + views[:1])
+    with pytest.raises(ValueError, match=r'images, or a list of views \(2\), got one Located'):
+        make()(views[0])
+    part = Located(views[0].images[:2], views[0].box[:2], views[0].flip[:2])
+    with pytest.raises(ValueError, match='views must be of the same images, got 2 and 3 views'):
+        make()((part, views[1]))
+    for change in (
+        dict(box=part.box[0]),
+        dict(box=part.box[:1]),
+        dict(flip=part.flip.float()),
+        dict(flip=part.flip[0]),
+    ):
+        with pytest.raises(ValueError, match=r'`(box|flip)` must (have|be torch.bool of) shape \(2.*for 2 views, got'):
+            Located(**{**vars(part), **change})

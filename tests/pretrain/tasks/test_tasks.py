@@ -11,7 +11,7 @@ from timm.layers import ScaledStdConv2d
 from torch import nn
 
 import timm_extra  # noqa: F401
-from timm_extra.pretrain.tasks import BYOL, Encoder, SimSiam, without_batchnorm
+from timm_extra.pretrain.tasks import BYOL, METHODS, Encoder, SimSiam, without_batchnorm
 
 SMALL = dict(
     byol=dict(projection_size=16, projection_hidden_size=32),
@@ -375,3 +375,21 @@ def test_an_encoder_is_its_models_pre_logits():
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(Encoder(net)(x), net.forward_head(net.forward_features(x), pre_logits=True))
     assert F.linear(Encoder(net)(x), net.head.weight, net.head.bias).allclose(net(x), atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('method', METHODS)
+def test_views_are_made_in_full_precision_within_autocast(method, dtype):
+    net = timm.create_model('test_glom', img_size=32, patch_size=8) if method == 'glom' else model()
+    task = METHODS[method](net, input_size=SIZE)
+    seen = []
+    for view in task.views:
+        view.register_forward_hook(lambda view, args, out: seen.append(getattr(out, 'images', out)))
+    x = torch.rand(4, 3, 40, 40)
+    for autocast in (True, False):
+        torch.manual_seed(0)
+        with torch.autocast('cpu', dtype, enabled=autocast):
+            assert task(x)['loss'].isfinite()
+    within, without = seen[: len(task.views)], seen[len(task.views) :]
+    for a, b in zip(within, without, strict=True):
+        assert torch.equal(a, b) and a.dtype == torch.float32

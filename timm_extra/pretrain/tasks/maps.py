@@ -23,7 +23,7 @@ class MapEncoder(Encoder):
         map_shape: Channels, rows and columns of the maps of such images.
 
     Raises:
-        ValueError: The model has no feature maps, or does not take images of this size.
+        ValueError: The model has no feature maps or no such one, or does not take images of this size.
     """
 
     def __init__(self, model: nn.Module, feature_index: int, input_size: Sequence[int]):
@@ -32,6 +32,8 @@ class MapEncoder(Encoder):
         if not hasattr(model, 'forward_intermediates'):
             raise ValueError(f'{name} has no feature maps: it has no forward_intermediates')
         output_shape(_Trial(model, type(model).forward_features), model, input_size)  # names images of a wrong size
+        if type(feature_index) is not int:
+            raise ValueError(f'`feature_index` must be an integer, got {feature_index!r}')
         self.feature_index = feature_index
         for self.norm in (False, True):  # some models have no norm for their maps
             trial = _Trial(model, _maps, feature_index, self.norm)
@@ -41,7 +43,8 @@ class MapEncoder(Encoder):
                 if self.norm:
                     self.norm = False
                     continue
-                raise ValueError(f'{name} has no feature maps at `feature_index={feature_index}`: {e.__cause__}') from e
+                reason = _out_of_range(model, feature_index, input_size) or e.__cause__
+                raise ValueError(f'{name} has no feature maps at `feature_index={feature_index}`: {reason}') from e
             if len(shape) != 4:
                 raise ValueError(f'{name} has no feature maps: what it computes has the shape {tuple(shape)}')
             self.map_shape: Tuple[int, int, int] = tuple(shape[1:])
@@ -60,6 +63,20 @@ class MapEncoder(Encoder):
 def _maps(model: nn.Module, x: torch.Tensor, feature_index: int, norm: bool) -> torch.Tensor:
     options = dict(norm=norm, output_fmt='NCHW', intermediates_only=True, stop_early=True)
     return model.forward_intermediates(x, indices=[feature_index], **options)[0]
+
+
+def _number(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A tensor with as many elements as the model has maps."""
+    return x.new_empty(len(model.forward_intermediates(x, output_fmt='NCHW', intermediates_only=True)))
+
+
+def _out_of_range(model: nn.Module, feature_index: int, input_size: Sequence[int]) -> str:
+    """That the index is out of range, in words; nothing if it is not, or the model has no maps at all."""
+    try:
+        (count,) = output_shape(_Trial(model, _number), model, input_size)
+    except ValueError:
+        return ''
+    return '' if -count <= feature_index < count else f'it has {count}, with indices from {-count} to {count - 1}'
 
 
 class _Trial(nn.Module):

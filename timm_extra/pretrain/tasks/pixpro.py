@@ -1,14 +1,14 @@
 """PixPro: pixel-to-propagation consistency (Xie et al., 2020, https://arxiv.org/abs/2011.10043)."""
 
 import math
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..located import Located, LocatedView, positive_pairs
-from ..views import BYOL_VIEWS, RandomView, Recipe, in_float32
+from ..located import Located, positive_pairs, with_places
+from ..views import BYOL_VIEWS, Recipe, in_float32
 from .encoder import embedding_size
 from .heads import mlp
 from .maps import MapEncoder
@@ -31,7 +31,7 @@ class PixelPropagation(nn.Module):
         dtype: Dtype.
 
     Raises:
-        ValueError: γ is not positive, or l negative.
+        ValueError: γ is not positive and finite, or l is no integer from 0 on.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class PixelPropagation(nn.Module):
         dtype: Optional[torch.dtype] = None,
     ):
         super().__init__()
-        if not gamma > 0:
-            raise ValueError(f'`gamma` must be positive, got {gamma}')
-        if transform_layers < 0:
-            raise ValueError(f'`transform_layers` must be 0 or more, got {transform_layers}')
+        if not (_is_number(gamma) and gamma > 0):
+            raise ValueError(f'`gamma` must be positive and finite, got {gamma!r}')
+        if type(transform_layers) is not int or transform_layers < 0:
+            raise ValueError(f'`transform_layers` must be an integer, 0 or more, got {transform_layers!r}')
         self.gamma = gamma
         self.transform = nn.Identity()
         if transform_layers:
@@ -177,8 +177,8 @@ class PixPro(MomentumTask):
     ):
         super().__init__(model, input_size=input_size, mean=mean, std=std, device=device, dtype=dtype, verbose=verbose)
         for name, value in (('threshold', threshold), ('instance_weight', instance_weight)):
-            if not value >= 0:
-                raise ValueError(f'`{name}` must be 0 or more, got {value}')
+            if not (_is_number(value) and value >= 0):
+                raise ValueError(f'`{name}` must be 0 or more and finite, got {value!r}')
         self._set_decay(decay, num_steps)
         self.threshold, self.instance_weight = threshold, instance_weight
         self.view1 = self._view(view1, BYOL_VIEWS[0])
@@ -196,8 +196,7 @@ class PixPro(MomentumTask):
         self._copy_target('encoder', 'projector', *(['instance_projector'] if instance_weight else []))
 
     def _view(self, view: Optional[View], recipe: Recipe) -> View:
-        view = super()._view(view, recipe)
-        return LocatedView(view) if isinstance(view, RandomView) else view
+        return with_places(super()._view(view, recipe))
 
     @property
     def views(self) -> Tuple[View, View]:
@@ -219,7 +218,7 @@ class PixPro(MomentumTask):
 
         Raises:
             ValueError: There is one image only, in training mode with BatchNorm, or there are not two views with
-                places.
+                places of the same images.
         """
         views = self._viewed(input)
         for number, view in enumerate(views, 1):
@@ -250,6 +249,10 @@ class PixPro(MomentumTask):
                 if self.instance_weight:
                     loss = loss - self.instance_weight * cosine(online[one].instance, targets[other][2])
         return loss
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def project(

@@ -72,10 +72,18 @@ class PretrainingTask(TrainingTask):
     def _viewed(self, input: Union[torch.Tensor, Sequence[torch.Tensor]]) -> Tuple[torch.Tensor, ...]:
         """Views of images (B, C, H, W), or the views that a sequence holds."""
         if isinstance(input, torch.Tensor):
-            return tuple(view(input) for view in self.views)
-        views = tuple(input)
-        if len(views) != len(self.views):
-            raise ValueError(f'input must be images, or a list of views ({len(self.views)}), got {len(views)} tensors')
+            # low precision is for networks: resizing, blurring and colours lose digits, or overflow in float16
+            with torch.autocast(input.device.type, enabled=False):
+                views = tuple(view(input) for view in self.views)
+        else:
+            wanted = f'input must be images, or a list of views ({len(self.views)})'
+            if not isinstance(input, (tuple, list)):
+                raise ValueError(f'{wanted}, got one {type(input).__name__}')
+            views = tuple(input)
+            if len(views) != len(self.views):
+                raise ValueError(f'{wanted}, got {len(views)} tensors')
+        if len({len(view) for view in views}) > 1:
+            raise ValueError(f'views must be of the same images, got {" and ".join(str(len(v)) for v in views)} views')
         return views
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'PretrainingTask':

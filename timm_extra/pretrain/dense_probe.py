@@ -277,7 +277,7 @@ def _check(images: torch.Tensor, labels: torch.Tensor) -> None:
 def _finite_maps(encoder: MapEncoder, images: torch.Tensor, which: str, first: int) -> torch.Tensor:
     """Maps (B, D, h, w) in at least float32, all finite; `which` and the index of the `first` image name others."""
     maps = in_float32(encoder.maps(images))
-    check_finite(maps, which, first)
+    check_finite(maps, which, range(first, first + len(maps)))
     return maps
 
 

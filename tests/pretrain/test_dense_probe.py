@@ -63,8 +63,19 @@ def test_classes_are_of_any_integer_dtype(dtype):
 
 
 def test_images_of_uint8_are_scaled():
-    data = [((255 * image).to(torch.uint8), labels) for image, labels in striped(6)]
-    assert linear_segmentation(Patches(), data, data, 3) == linear_segmentation(Patches(), striped(6), striped(6), 3)
+    """The maps saturate: standardising them does not undo a scale."""
+
+    class Saturating(Patches):
+        def forward_features(self, x):
+            return super().forward_features(x).tanh()
+
+    images, labels = (torch.stack(part) for part in zip(*striped(6), strict=True))
+    noisy = (255 * (0.5 * images + 0.5 * torch.rand(images.shape))).to(torch.uint8)
+    found, scaled, not_scaled = (
+        linear_segmentation(Saturating(), *2 * [TensorDataset(x, labels)], 3)
+        for x in (noisy, noisy.float() / 255, noisy.float())
+    )
+    assert found == scaled != not_scaled
 
 
 def test_data_that_cannot_be_are_refused_before_the_model_runs():

@@ -287,7 +287,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         (dict(task_args=dict(projection_size=16, projection_hidden_size=16)), '`projection_size` was 8 and is 16'),
         (
             dict(task_args=dict(projection_size=8, projection_hidden_size=16, use_momentum=False)),
-            '`use_momentum` was None',
+            '`use_momentum` was True and is False',
         ),
         (dict(hidden_layer='layer3'), "`hidden_layer` was None and is 'layer3'"),
         (dict(view1=_flipped), '`view1` was .*RandomView'),

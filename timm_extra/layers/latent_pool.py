@@ -6,6 +6,7 @@ from numbers import Real
 from typing import Final, Optional
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import (
     Mlp,
@@ -333,6 +334,8 @@ def _check(x: torch.Tensor, mask: Optional[torch.Tensor]) -> None:
     Raises:
         ValueError: The tokens have no batch, or the mask is not boolean or of another shape.
     """
+    if isinstance(x, torch.fx.Proxy):  # has no shape to look at
+        return
     if x.ndim != 3:
         raise ValueError(f'a latent pool takes tokens (B, N, C), got {tuple(x.shape)}')
     if mask is None:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pickle
 import sys
 import tarfile
@@ -466,3 +467,46 @@ def test_a_tar_that_is_compressed_is_named_so(tmp_path):
     (tmp_path / 'a.tar').write_bytes(gzip.compress(b'tar'))
     with pytest.raises(ValueError, match=r'a.tar is damaged: it is compressed with gzip: unpack it'):
         ShardReader(tmp_path)
+
+
+def named(path, names, images=FILES[:2], labels=(0, 1)):
+    """A Parquet file whose classes have names."""
+    features = dict(image={'_type': 'Image'}, label={'_type': 'ClassLabel', 'names': names})
+    rows = pa.table(dict(image=[dict(bytes=image, path=None) for image in images], label=list(labels)))
+    metadata = {'huggingface': json.dumps(dict(info=dict(features=features)))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows.replace_schema_metadata(metadata), path)
+    return path
+
+
+def refused(reader, message):
+    """Check that classes are refused wherever they are asked for, and images are not."""
+    for ask in (lambda: reader.class_to_idx, lambda: reader.targets, lambda: reader[0]):
+        with pytest.raises(ValueError, match=message) as caught:
+            ask()
+        assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'write, message',
+    [
+        (lambda b: named(b, ['dog', 'cat']), "class 0 is 'dog' in .*b.parquet, 'cat' in .*a.parquet"),
+        (lambda b: named(b, ['cat', 'dog', 'fox']), "class 2 is 'fox' in .*b.parquet, None in .*a.parquet"),
+        (lambda b: table(b, image=FILES[:2], label=[0, 1]), "class 0 is None in .*b.parquet, 'cat' in .*a.parquet"),
+        (
+            lambda b: table(b, image=FILES[:2], label=['cat', 'dog']),
+            "b.parquet has 'label' of words, .*a.parquet has 'label' of numbers",
+        ),
+        (lambda b: table(b, image=FILES[:2]), "b.parquet has none, .*a.parquet has 'label' of numbers"),
+    ],
+)
+def test_files_with_other_classes_are_refused(write, message, tmp_path):
+    named(tmp_path / 'a.parquet', ['cat', 'dog'])
+    write(tmp_path / 'b.parquet')
+    refused(ShardReader(tmp_path), message)
+
+
+def test_a_file_of_nothing_but_null_has_no_other_classes(tmp_path):
+    table(tmp_path / 'a.parquet', image=FILES[:2], label=[None, None])
+    table(tmp_path / 'b.parquet', image=FILES[:2], label=[1, 0])
+    assert ShardReader(tmp_path).targets.tolist() == [-1, -1, 1, 0]

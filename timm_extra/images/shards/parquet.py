@@ -1,6 +1,7 @@
 """Parquet files of images, as Hugging Face datasets writes them, read by row groups."""
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -12,6 +13,7 @@ from ..pixels import PixelError
 
 WINDOW = 256 << 20  # bytes of row groups that are shuffled together, and that a process that reads keeps
 IMAGES = ('image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'tif', 'tiff')  # names of columns, first come first served
+SEVERAL = 'lists or structs'
 LABELS = ('label', 'labels', 'cls', 'class', 'target')
 
 
@@ -22,6 +24,7 @@ class Columns(NamedTuple):
     label: Optional[str]
     label_names: Optional[List[str]]
     candidates: Tuple[str, ...] = ()  # several of classes, none of which has a usual name
+    label_type: str = ''  # numbers, words, or what else the file holds; empty where it holds none
 
 
 class Parquets:
@@ -33,8 +36,11 @@ class Parquets:
         target_key: Column of classes, likewise.
         window: Bytes of row groups that are shuffled together and kept.
 
+    Attributes:
+        no_classes: Why classes cannot be taken from these files, in words; empty if they can.
+
     Raises:
-        ValueError: There is no such column, or files have other columns.
+        ValueError: There is no such column, or files have other columns of images.
         ModuleNotFoundError: pyarrow is not installed.
     """
 
@@ -54,6 +60,8 @@ class Parquets:
         self.window, self.left_out = window, ''
         self._metadata: List[Any] = []
         self.columns: Optional[Columns] = None
+        self.no_classes = ''
+        typed: Optional[Tuple[Path, Columns]] = None  # the first file whose column of classes holds any
         groups: List[Tuple[int, ...]] = []  # file, number in it, first row, rows, bytes
         for path in files:
             try:
@@ -64,8 +72,11 @@ class Parquets:
                 continue
             found = find_columns(schema, path, input_key, target_key)
             self.columns = self.columns or found
-            if found[:2] != self.columns[:2]:
+            if found.image != self.columns.image:
                 raise ValueError(f'{path} has the columns {found[:2]}, {self.files[0]} has {self.columns[:2]}')
+            if found.label_type or not found.label:  # a column of nothing but null fits any
+                typed = typed or (path, found)
+                self.no_classes = self.no_classes or _no_classes(path, found, *typed)
             groups += [(len(self.files), *rest) for rest in _row_groups(metadata, self.columns.image)]
             self.files.append(path)
             self._metadata.append(metadata)
@@ -127,7 +138,8 @@ class Parquets:
         value = value.get('bytes') if isinstance(value, dict) else value
         if value is None:
             raise PixelError('the row holds none, or the path of another file')
-        return value, table.column(self.columns.label)[row].as_py() if self.columns.label else None
+        label = self.columns.label
+        return value, table.column(label)[row].as_py() if label in table.column_names else None
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """All images in an order of an epoch, for which no row group is read twice.
@@ -189,8 +201,37 @@ def find_columns(schema: Any, path: PathLike, input_key: Optional[str], target_k
         candidates = [name for name in schema.names if features.get(name, {}).get('_type') == 'ClassLabel']
         usual = [name for name in LABELS if name in schema.names]
         target_key = _one(candidates, LABELS) if candidates else next(iter(usual), None)
-    names = features.get(target_key, {}).get('names') if target_key else None
-    return Columns(input_key, target_key, names, () if target_key else tuple(candidates))
+    if target_key is None:
+        return Columns(input_key, None, None, tuple(candidates))
+    label_type = _label_type(schema.types[schema.names.index(target_key)], pa)
+    return Columns(input_key, target_key, features.get(target_key, {}).get('names'), label_type=label_type)
+
+
+def _label_type(kind: Any, pa: Any) -> str:
+    """What a column of classes holds, in words."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _label_type(kind.value_type, pa)
+    if types.is_null(kind):
+        return ''
+    if types.is_integer(kind):
+        return 'numbers'
+    if types.is_string(kind) or types.is_large_string(kind) or str(kind) == 'string_view':
+        return 'words'
+    return SEVERAL if types.is_nested(kind) else str(kind)
+
+
+def _no_classes(path: Path, found: Columns, first_path: Path, first: Columns) -> str:
+    """Why the classes of a file cannot be taken, alone or together with those of the first; empty if they can."""
+    if found.label_type == SEVERAL:
+        return f'the column {found.label!r} of {path} holds lists or structs, no class of an image'
+    if (found.label, found.label_type) != (first.label, first.label_type):
+        ours, theirs = (f'{each.label!r} of {each.label_type}' if each.label else 'none' for each in (found, first))
+        return f'columns of classes differ: {path} has {ours}, {first_path} has {theirs}'
+    for number, (ours, theirs) in enumerate(zip_longest(found.label_names or (), first.label_names or ())):
+        if ours != theirs:
+            return f'names of classes differ: class {number} is {ours!r} in {path}, {theirs!r} in {first_path}'
+    return ''
 
 
 def _features(schema: Any) -> Dict[str, Any]:

@@ -110,8 +110,9 @@ class ShardReader(Reader):
         """Numbers of the classes by name; classes that are written as numbers have these as names.
 
         Raises:
-            ValueError: There are no classes, or one that `class_map` has not.
+            ValueError: There are no classes, those of files differ, or there is one that `class_map` has not.
         """
+        self._check_classes()
         if not self._distinct:
             candidates = getattr(getattr(self.shards, 'columns', None), 'candidates', ())
             hint = f': give `target_key`, one of {", ".join(candidates)}' if candidates else ''
@@ -146,11 +147,16 @@ class ShardReader(Reader):
 
     def _target(self, label: Any) -> Optional[int]:
         """Number of a class as it is written; None where there is none."""
+        self._check_classes()
         if _is_missing(label):
             return None
         if isinstance(label, int) and self._class_map is None:
             return label  # without a look at the others, which takes a while in large files
         return self.class_to_idx.get(self._name(label))
+
+    def _check_classes(self) -> None:
+        if reason := getattr(self.shards, 'no_classes', ''):
+            raise ValueError(reason)
 
     def _name(self, label: Any) -> str:
         """Name of a class as it is written."""

@@ -1,6 +1,8 @@
 """Fine-tuning on shards."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -89,3 +91,12 @@ def test_shards_that_teach_nothing_are_refused(tmp_path):
     folder_of_classes(tmp_path / 'plain', FILES[:8], 'train')
     with pytest.raises(ValueError, match=r'plain has no shards, which `target_key` is for'):
         folder_data(tmp_path / 'plain', model(), config(), target_key='label')
+
+
+def test_lists_are_no_classes_to_learn(tmp_path, capsys):
+    (tmp_path / 'data').mkdir()
+    pq.write_table(pa.table(dict(image=FILES[:8], label=[[0, 1], [1]] * 4)), tmp_path / 'data' / 'a.parquet')
+    words = f'finetune {tmp_path}/data --model test_vit --model-kwargs img_size=16 in_chans=1 --device cpu'.split()
+    assert main([*words, '--output', str(tmp_path / 'out')]) == 1
+    line = f"timm-extra: the column 'label' of {tmp_path}/data/a.parquet holds lists or structs, no class of an image\n"
+    assert capsys.readouterr().err == line

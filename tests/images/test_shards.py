@@ -510,3 +510,17 @@ def test_a_file_of_nothing_but_null_has_no_other_classes(tmp_path):
     table(tmp_path / 'a.parquet', image=FILES[:2], label=[None, None])
     table(tmp_path / 'b.parquet', image=FILES[:2], label=[1, 0])
     assert ShardReader(tmp_path).targets.tolist() == [-1, -1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    'label, message',
+    [
+        ([[0, 1], [1]], r"the column 'label' of .*a.parquet holds lists or structs, no class of an image"),
+        ([dict(a=1), dict(a=2)], r"the column 'label' of .*a.parquet holds lists or structs, no class of an image"),
+        (['15778368000', '3'], 'have the class 15778368000: numbers of classes begin at 0'),
+    ],
+)
+def test_columns_that_are_no_classes_are_refused(label, message, tmp_path):
+    reader = ShardReader(table(tmp_path / 'a.parquet', image=FILES[:2], label=label))
+    refused(reader, message)
+    assert [reader.image(i).read() for i in range(2)] == FILES[:2]

@@ -10,10 +10,12 @@ import time
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from tests.shards import WRITERS, encoded, write_folder, write_parquet, write_tars
+from tests.shards import WRITERS, encoded, write_folder, write_parquet, write_tar, write_tars
 from timm_extra.cli import main
 from timm_extra.pretrain.data import Collate, Samples, loader
 from timm_extra.training import checkpoints
@@ -206,3 +208,18 @@ def test_what_shards_need_is_refused_for_folders(tmp_path, capsys):
     write_tars(tmp_path / 'tars', FILES[:8])
     assert command(tmp_path / 'tars', tmp_path / 'out', '--probes', 'knn') == 1
     assert 'has no shards of validation, but of train' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'label', [[[0, 1], [1]] * 8, [dict(a=1)] * 16, [15778368000, -2] * 8, ['15778368000', 'x'] * 8]
+)
+def test_classes_of_any_kind_are_not_looked_at(label, tmp_path):
+    (tmp_path / 'data').mkdir()
+    pq.write_table(pa.table(dict(image=FILES[:16], label=label)), tmp_path / 'data' / 'a.parquet')
+    assert command(tmp_path / 'data', tmp_path / 'out', '--num-train-steps', '2') == 0
+
+
+def test_large_numbers_in_tars_are_not_looked_at(tmp_path):
+    members = [(f'{i}.{end}', part) for i in range(8) for end, part in (('png', FILES[i]), ('cls', b'15778368000'))]
+    write_tar(tmp_path / 'data' / 'a.tar', members)
+    assert command(tmp_path / 'data', tmp_path / 'out', '--num-train-steps', '2') == 0

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from timm_extra.images import UNREADABLE, as_array, as_tensor, decode
+from timm_extra.images import UNREADABLE, ShardReader, as_array, as_tensor, decode
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
 
@@ -73,7 +73,9 @@ class Samples(Dataset):
 
     def _read(self, index: int) -> Tuple[Any, int]:
         if isinstance(self.dataset, ImageDataset) and self.dataset.transform is None:
-            file, label, *_ = self.dataset.reader[index]  # the data set itself would put another image in its place
+            reader = self.dataset.reader  # the data set itself would put another image in its place
+            unlabelled = isinstance(reader, ShardReader) and not self.labelled
+            file, label, *_ = (reader.image(index), -1) if unlabelled else reader[index]
             item = decode(file), label
         else:
             item = self.dataset[index]

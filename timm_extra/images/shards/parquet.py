@@ -118,27 +118,27 @@ class Parquets:
         """Classes as they are written."""
         return set(self.labels)
 
-    def read(self, index: int) -> Tuple[bytes, Any]:
-        """An image as it is stored, and its class as it is written.
+    def read(self, index: int, labelled: bool = True) -> Tuple[bytes, Any]:
+        """An image as it is stored, and its class as it is written (None unless `labelled`).
 
         Raises:
             PixelError: Its row group cannot be read, or the file has a path in its place.
         """
         group, row = self._place(index)
+        image, label = self.columns.image, self.columns.label if labelled else None
         table = self._kept.pop(group, None)
-        if table is None:
+        if table is None or (label and label not in table.column_names):
             try:
-                table = self._read_group(group, [name for name in self.columns[:2] if name])
+                table = self._read_group(group, [name for name in (image, label) if name])
             except _errors() as e:
                 raise PixelError(f'row group {int(self._groups[group, 1])}: {_reason(e)}') from e
         self._kept[group] = table  # as the last one
         while len(self._kept) > 1 and sum(self._groups[kept, 4] for kept in self._kept) > self.window:
             self._kept.pop(next(iter(self._kept)))
-        value = table.column(self.columns.image)[row].as_py()
+        value = table.column(image)[row].as_py()
         value = value.get('bytes') if isinstance(value, dict) else value
         if value is None:
             raise PixelError('the row holds none, or the path of another file')
-        label = self.columns.label
         return value, table.column(label)[row].as_py() if label in table.column_names else None
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:

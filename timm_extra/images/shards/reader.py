@@ -101,6 +101,10 @@ class ShardReader(Reader):
         content, label = self.shards.read(index)
         return ShardFile(content, partial(self.filename, index)), self._target(label)
 
+    def image(self, index: int) -> ShardFile:
+        """An image without a look at its class, which may be of any kind."""
+        return ShardFile(self.shards.read(index, labelled=False)[0], partial(self.filename, index))
+
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """All indices in the order of an epoch, as fast as any to read."""
         return self.shards.epoch_order(rng)

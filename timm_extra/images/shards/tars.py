@@ -156,8 +156,8 @@ class Tars:
         """Classes as they are written."""
         return set(self._distinct)
 
-    def read(self, index: int) -> Tuple[bytes, Optional[str]]:
-        """An image as it is stored, and its class as it is written.
+    def read(self, index: int, labelled: bool = True) -> Tuple[bytes, Optional[str]]:
+        """An image as it is stored, and its class as it is written (None unless `labelled`).
 
         Raises:
             PixelError: The tar is shorter than it was.
@@ -168,7 +168,7 @@ class Tars:
             found = file.read(size)
         if found is None or len(found) < size:
             raise PixelError(f'{len(found or b"")} of {size} bytes are there')
-        return found, self._distinct[self._codes[index]]
+        return found, self._distinct[self._codes[index]] if labelled else None
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """All images in an order of an epoch: any, as every image is read by itself."""

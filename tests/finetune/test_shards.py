@@ -100,3 +100,15 @@ def test_lists_are_no_classes_to_learn(tmp_path, capsys):
     assert main([*words, '--output', str(tmp_path / 'out')]) == 1
     line = f"timm-extra: the column 'label' of {tmp_path}/data/a.parquet holds lists or structs, no class of an image\n"
     assert capsys.readouterr().err == line
+
+
+def test_other_columns_are_not_resumed_with(tmp_path):
+    (tmp_path / 'data').mkdir()
+    rows = pa.table(dict(image=FILES[:8], mask=FILES[8:16], label=[0, 1, 2, 3] * 2, cls=[1, 2, 3, 0] * 2))
+    pq.write_table(rows, tmp_path / 'data' / 'a.parquet')
+    keys = dict(input_key='image', target_key='label')
+    finetune(model(), folder_data(tmp_path / 'data', model(), config(), **keys), tmp_path / 'out', config())
+    for other in (dict(keys, input_key='mask'), dict(keys, target_key='cls')):
+        data = folder_data(tmp_path / 'data', model(), config(), **other)
+        with pytest.raises(ValueError, match=r'is of another training: `files` was'):
+            finetune(model(), data, tmp_path / 'out', config(resume=True))

@@ -524,3 +524,14 @@ def test_columns_that_are_no_classes_are_refused(label, message, tmp_path):
     reader = ShardReader(table(tmp_path / 'a.parquet', image=FILES[:2], label=label))
     refused(reader, message)
     assert [reader.image(i).read() for i in range(2)] == FILES[:2]
+
+
+def test_other_columns_have_another_fingerprint(tmp_path):
+    table(tmp_path / 'a.parquet', image=FILES[:2], mask=FILES[2:4], label=[0, 1], cls=[1, 0])
+    first = ShardReader(tmp_path, input_key='image').fingerprint
+    assert ShardReader(tmp_path, input_key='image', target_key='label').fingerprint == first  # which was found
+    others = [dict(input_key='mask'), dict(input_key='image', target_key='cls')]
+    assert len({first, *(ShardReader(tmp_path, **keys).fingerprint for keys in others)}) == 3
+    tar = write_tar(tmp_path / 'a.tar', [('1.png', FILES[0]), ('1.json', b'{"a": 1, "b": 0}')])
+    keys = [dict(), dict(input_key='png'), dict(target_key='a'), dict(target_key='b')]
+    assert len({ShardReader(tar, **key).fingerprint for key in keys}) == 4

@@ -223,3 +223,20 @@ def test_large_numbers_in_tars_are_not_looked_at(tmp_path):
     members = [(f'{i}.{end}', part) for i in range(8) for end, part in (('png', FILES[i]), ('cls', b'15778368000'))]
     write_tar(tmp_path / 'data' / 'a.tar', members)
     assert command(tmp_path / 'data', tmp_path / 'out', '--num-train-steps', '2') == 0
+
+
+@pytest.mark.parametrize('key', ['input', 'target'])
+def test_other_columns_are_not_resumed_with(key, tmp_path, capsys):
+    (tmp_path / 'data').mkdir()
+    rows = pa.table(dict(image=FILES[:8], mask=FILES[8:16], label=[0, 1] * 4, cls=[1, 0] * 4))
+    pq.write_table(rows, tmp_path / 'data' / 'a.parquet')
+    first, second = dict(input=('image', 'mask'), target=('label', 'cls'))[key]
+    keys = [] if key == 'input' else ['--input-key', 'image']
+    assert command(tmp_path / 'data', tmp_path / 'out', *keys, f'--{key}-key', first) == 0
+    assert command(tmp_path / 'data', tmp_path / 'out', *keys, f'--{key}-key', first, '--resume') == 0
+    capsys.readouterr()
+    assert command(tmp_path / 'data', tmp_path / 'out', *keys, f'--{key}-key', second, '--resume') == 1
+    line = capsys.readouterr().err
+    assert (
+        'is of another training: files was' in line and f'{key}_key {first}' in line and f'{key}_key {second}' in line
+    )

@@ -17,6 +17,7 @@ from .find import PARQUET, find_shards
 from .parquet import Parquets
 from .tars import Tars
 
+KEYS = ('input_key', 'target_key')
 LARGEST = 1_000_000  # number of a class
 
 
@@ -73,6 +74,7 @@ class ShardReader(Reader):
         files = find_shards(root, split)
         kind = Parquets if files[0].suffix.lower() == PARQUET else Tars
         self.shards = kind(files, input_key, target_key)
+        self._keys = input_key, target_key
         self.found = self._checked(unreadable)
         self._class_map = load_class_map(class_map, self.root) if class_map else None
 
@@ -182,9 +184,14 @@ class ShardReader(Reader):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What stands for names and sizes of the shards, so that a training is resumed with the same ones."""
+        """What stands for names and sizes of the shards and for the columns, so that a training is resumed with them.
+
+        Of Parquet these are the columns that were found: to name them is no other training. Of tars they are the keys.
+        """
         files = [(path.name, path.stat().st_size) for path in self.shards.files]
-        return hashlib.sha1(repr((files, len(self))).encode(errors='surrogateescape')).hexdigest()[:8]
+        found = hashlib.sha1(repr((files, len(self))).encode(errors='surrogateescape')).hexdigest()[:8]
+        keys = getattr(self.shards, 'columns', None) or self._keys
+        return ', '.join([found, *(f'{name} {key}' for name, key in zip(KEYS, keys[:2], strict=True) if key)])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path, member = self.shards.file_of(index), self.shards.member(index)

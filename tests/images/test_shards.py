@@ -535,3 +535,31 @@ def test_other_columns_have_another_fingerprint(tmp_path):
     tar = write_tar(tmp_path / 'a.tar', [('1.png', FILES[0]), ('1.json', b'{"a": 1, "b": 0}')])
     keys = [dict(), dict(input_key='png'), dict(target_key='a'), dict(target_key='b')]
     assert len({ShardReader(tar, **key).fingerprint for key in keys}) == 4
+
+
+def test_classes_beyond_their_names_are_refused(tmp_path):
+    reader = ShardReader(named(tmp_path / 'a.parquet', ['cat', 'dog'], labels=(5, 0)))
+    refused(reader, r'the shards in .*a.parquet have the class 5, but names of 2 classes$')
+    assert reader.image(0).read() == FILES[0]
+    words = ShardReader(named(tmp_path / 'b.parquet', ['cat', 'dog'], labels=('fox', 'cat')))
+    refused(words, r"have the class 'fox', which is not among their names of classes$")
+
+
+def test_columns_without_images_are_refused(tmp_path):
+    path = table(tmp_path / 'a.parquet', image=FILES[:2], caption=['a', 'b'], label=[0, 1])
+    for key, kind in (('caption', 'string'), ('label', 'int64')):
+        with pytest.raises(ValueError, match=f"^the column '{key}' of .*a.parquet holds no images, but {kind}$"):
+            ShardReader(path, input_key=key)
+    with pytest.raises(ValueError, match=r"the column 'text' of .*b.parquet holds no images, but string"):
+        ShardReader(table(tmp_path / 'b.parquet', text=['a']), input_key='text')
+
+
+def test_numbers_below_zero_are_no_classes(tmp_path):
+    reader = ShardReader(table(tmp_path / 'a.parquet', image=FILES[:3], label=[-2, 1, 0]))
+    assert reader.targets.tolist() == [-1, 1, 0] and labels(reader) == [None, 1, 0]
+    pairs = zip(FILES, (b'-2', b'1', b'0'), strict=False)
+    members = [
+        (f'{i}.{end}', part) for i, pair in enumerate(pairs) for end, part in zip(('png', 'cls'), pair, strict=True)
+    ]
+    tar = ShardReader(write_tar(tmp_path / 'a.tar', members))
+    assert tar.targets.tolist() == [-1, 1, 0] and labels(tar) == [None, 1, 0]

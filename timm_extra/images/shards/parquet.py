@@ -196,6 +196,9 @@ def find_columns(schema: Any, path: PathLike, input_key: Optional[str], target_k
         if input_key is None:
             of = f'several columns of images, {", ".join(declared)}' if declared else 'no column of images'
             raise ValueError(f'{path} has {of}: give `input_key`' if declared else f'{path} has {of}')
+    kind = schema.types[schema.names.index(input_key)]
+    if not _holds_bytes(kind, pa):
+        raise ValueError(f'the column {input_key!r} of {path} holds no images, but {kind}')
     candidates: Sequence[str] = ()
     if target_key is None:
         candidates = [name for name in schema.names if features.get(name, {}).get('_type') == 'ClassLabel']
@@ -246,7 +249,7 @@ def _features(schema: Any) -> Dict[str, Any]:
 def _holds_bytes(kind: Any, pa: Any) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index('bytes') >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == 'binary_view'
 
 
 def _one(names: Sequence[str], usual: Sequence[str]) -> Optional[str]:

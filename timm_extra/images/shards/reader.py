@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 from functools import cached_property, partial
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
@@ -123,12 +124,14 @@ class ShardReader(Reader):
             candidates = getattr(getattr(self.shards, 'columns', None), 'candidates', ())
             hint = f': give `target_key`, one of {", ".join(candidates)}' if candidates else ''
             raise ValueError(f'the shards in {self.root} have no classes{hint}')
-        if self._class_map is None:
-            return {name: number for number, name in enumerate(self._names())}
-        unknown = sorted({self._name(label) for label in self._distinct} - set(self._class_map))
+        classes = self._class_map
+        if classes is None:
+            classes = {name: number for number, name in enumerate(self._names())}
+        unknown = sorted({self._name(label) for label in self._distinct} - set(classes))
         if unknown:
-            raise ValueError(f'the shards in {self.root} have the class {unknown[0]!r}, which is not in the class map')
-        return self._class_map
+            where = 'in the class map' if self._class_map else 'among their names of classes'
+            raise ValueError(f'the shards in {self.root} have the class {unknown[0]!r}, which is not {where}')
+        return classes
 
     @cached_property
     def targets(self) -> np.ndarray:
@@ -157,6 +160,7 @@ class ShardReader(Reader):
         if _is_missing(label):
             return None
         if isinstance(label, int) and self._class_map is None:
+            self._check_named(label)
             return label  # without a look at the others, which takes a while in large files
         return self.class_to_idx.get(self._name(label))
 
@@ -164,11 +168,17 @@ class ShardReader(Reader):
         if reason := getattr(self.shards, 'no_classes', ''):
             raise ValueError(reason)
 
+    def _check_named(self, label: int) -> None:
+        names = self.shards.label_names
+        if names and label >= len(names):
+            raise ValueError(f'the shards in {self.root} have the class {label}, but names of {len(names)} classes')
+
     def _name(self, label: Any) -> str:
         """Name of a class as it is written."""
         names = self.shards.label_names
         if isinstance(label, int):
-            return names[label] if names and label < len(names) else str(label)
+            self._check_named(label)
+            return names[label] if names else str(label)
         return str(int(label)) if self._numbered else str(label)
 
     def _names(self) -> List[str]:
@@ -203,4 +213,6 @@ class ShardReader(Reader):
 
 def _is_missing(label: Any) -> bool:
     """Whether a label stands for no class: empty, or below 0, as in test sets of the Hub."""
-    return label is None or label == '' or str(label) == '-1'
+    if isinstance(label, int):
+        return label < 0
+    return label is None or label == '' or re.fullmatch(r'-\d+', str(label)) is not None

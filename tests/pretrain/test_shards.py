@@ -240,3 +240,24 @@ def test_other_columns_are_not_resumed_with(key, tmp_path, capsys):
     assert (
         'is of another training: files was' in line and f'{key}_key {first}' in line and f'{key}_key {second}' in line
     )
+
+
+@pytest.mark.parametrize('kind', [*WRITERS, 'folder'])
+def test_messages_are_the_same_with_and_without_workers(kind, tmp_path, capsys):
+    writer = WRITERS.get(kind, write_folder)
+    folder = writer(tmp_path / 'data', [*FILES[:5], b'no image', *FILES[6:16]])
+    lines = []
+    for workers in ('0', '2'):
+        assert command(folder, tmp_path / workers, '--workers', workers) == 1
+        lines.append(capsys.readouterr().err.splitlines()[-1])
+    assert lines[0] == lines[1]
+    assert lines[0].startswith('timm-extra: image 5 (') and lines[0].endswith(
+        '--unreadable skip leaves such images out'
+    )
+
+
+def test_a_batch_of_nothing_to_read_is_a_line_with_workers(tmp_path, capsys):
+    folder = write_tars(tmp_path / 'data', [b'no image'] * 8)
+    for workers in ('0', '2'):
+        assert command(folder, tmp_path / workers, '--unreadable', 'skip', '--workers', workers) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == 'timm-extra: none of the 4 images of a batch can be read'

@@ -118,3 +118,14 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, 'create_accelerator', lambda *_: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match='Numbers streams, which one process does: 2 need a data set with a length'):
         run(tmp_path, dataset=Numbers())
+
+
+@pytest.mark.parametrize('opened', [False, True])
+def test_messages_of_workers_are_a_line(opened, tmp_path):
+    file = tmp_path / 'cut.png'
+    Image.effect_noise((64, 64), 50).save(file)
+    file.write_bytes(file.read_bytes()[:900])
+    message = '^the stream ends at image 3, which' if opened else '^image [36] of the stream'
+    with pytest.raises(ValueError, match=rf'{message} cannot be read: ') as caught:
+        run(tmp_path / 'a', dataset=Broken(file, opened), num_train_steps=2, workers=2, **SIMSIAM)
+    assert len(str(caught.value)) < 200 and '\n' not in str(caught.value)

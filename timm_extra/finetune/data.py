@@ -17,6 +17,7 @@ from timm_extra.images import FileKind, FolderReader, check_classes, check_split
 from timm_extra.inputs import Inputs, inputs_of
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
+from timm_extra.training.workers import Failed, in_words
 
 from .config import FinetuneConfig
 from .shards import ShardImages, ShardSplit, split_shards
@@ -231,7 +232,7 @@ class Batch(NamedTuple):
 
     inputs: Optional[torch.Tensor]
     labels: torch.Tensor
-    errors: List[str]
+    errors: List[Failed]
 
 
 class Seeded(Dataset):
@@ -246,18 +247,15 @@ class Seeded(Dataset):
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, at: Tuple[int, int]):
-        """Input and class, or the words of what went wrong."""
+        """Input and class, or `Failed`."""
         with random_state((self.seed, *at)):
-            try:
-                return self.dataset[at[1]]
-            except ValueError as e:  # as words: errors of other processes arrive with their tracebacks
-                return str(e)
+            return in_words(self.dataset.__getitem__, at[1])
 
 
 def collate(items: Sequence[Any]) -> Batch:
     """Items of `Seeded` as a batch."""
-    errors = [item for item in items if isinstance(item, str)]
-    read = [item for item in items if not isinstance(item, str)]
+    errors = [item for item in items if isinstance(item, Failed)]
+    read = [item for item in items if not isinstance(item, Failed)]
     inputs = torch.stack([x for x, _ in read]) if read else None
     return Batch(inputs, torch.tensor([int(label) for _, label in read]), errors)
 

@@ -335,7 +335,7 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         self._check(batch)
         if batch.inputs is None:
-            raise ValueError(f'none of the {len(batch.errors)} files of a step can be read; {batch.errors[0]}')
+            raise ValueError(f'none of the {len(batch.errors)} files of a step can be read; {batch.errors[0].reason}')
         x, y = self._moved(batch)
         if batch.errors:  # others take their places
             places = torch.arange(self.batch_size, device=x.device) % len(x)
@@ -359,8 +359,11 @@ class _Run:
 
     def _check(self, batch) -> None:
         """Refuse or count what could not be read."""
+        for error in batch.errors:
+            if error.memory:
+                raise ValueError(error.reason)
         if batch.errors and self.config.unreadable == 'raise':
-            raise ValueError(f"{batch.errors[0]}; `unreadable='skip'` leaves such files out")
+            raise ValueError(f"{batch.errors[0].reason}; `unreadable='skip'` leaves such files out")
         self.skipped += len(batch.errors)
 
     def _moved(self, batch) -> Tuple[torch.Tensor, torch.Tensor]:

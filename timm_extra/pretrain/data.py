@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from timm_extra.images import UNREADABLE, ShardReader, as_array, as_tensor, decode
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
+from timm_extra.training.workers import BatchesInWords, ItemsInWords, RaisingLoader
 
 from .located import Located, LocatedView, joined
 from .views import Images, RandomView
@@ -182,11 +183,11 @@ class Collate:
 
 
 def loader(samples: Samples, batches: Sampler, collate: Collate, workers: int, pin_memory: bool = False) -> DataLoader:
-    """Batches read by worker processes, one thread each."""
-    return DataLoader(
-        samples,
+    """Batches read by worker processes, one thread each; their errors arrive as those of this process do."""
+    return RaisingLoader(
+        ItemsInWords(samples),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=BatchesInWords(collate),
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_interrupts,

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from timm_extra.images import UNREADABLE, as_tensor
 from timm_extra.training.interrupt import ignore_interrupts
+from timm_extra.training.workers import BatchesInWords, RaisingLoader, StreamInWords
 
 from .data import Collate, Sample, image_of
 
@@ -74,11 +75,11 @@ class Stream(IterableDataset):
 
 
 def stream_loader(stream: Stream, batch_size: int, collate: Collate, workers: int, pin_memory: bool) -> DataLoader:
-    """Batches of a stream, made by worker processes."""
-    return DataLoader(
-        stream,
+    """Batches of a stream, made by worker processes; their errors arrive as those of this process do."""
+    return RaisingLoader(
+        StreamInWords(stream),
         batch_size=batch_size,
-        collate_fn=collate,
+        collate_fn=BatchesInWords(collate),
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=True,

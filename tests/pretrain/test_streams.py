@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from timm_extra import hub
+from timm_extra.cli import main
 from timm_extra.pretrain import loop
 from timm_extra.pretrain.data import Collate
 from timm_extra.pretrain.streams import Stream, stream_loader
@@ -54,7 +55,7 @@ def test_a_stream_trains_and_says_how_it_resumes(tmp_path, capsys):
     assert run(tmp_path, dataset=dataset, num_train_steps=5, **SIMSIAM).steps == 5
     said = capsys.readouterr().err
     assert 'a stream, views of 1×16×16' in said
-    assert 'note    the images stream: resuming is not exact, it begins another pass in another order' in said
+    assert 'note    the images stream: resuming is not exact, it begins another pass, in another order if the' in said
     assert dataset.begun == [0, 1]
     assert yaml.safe_load((tmp_path / 'args.yaml').read_text())['images'] is None
     assert 'on a stream of images' in (tmp_path / 'model' / 'README.md').read_text()
@@ -129,3 +130,36 @@ def test_messages_of_workers_are_a_line(opened, tmp_path):
     with pytest.raises(ValueError, match=rf'{message} cannot be read: ') as caught:
         run(tmp_path / 'a', dataset=Broken(file, opened), num_train_steps=2, workers=2, **SIMSIAM)
     assert len(str(caught.value)) < 200 and '\n' not in str(caught.value)
+
+
+class Plain(IterableDataset):
+    """As most of them: every pass is the same."""
+
+    def __iter__(self):
+        return iter(torch.full((1, 20, 20), i, dtype=torch.uint8) for i in range(20))
+
+
+def test_what_is_said_of_resuming_is_true_of_the_stream(tmp_path, capsys):
+    run(tmp_path, dataset=Plain(), num_train_steps=1, **SIMSIAM)
+    said = ' '.join(capsys.readouterr().err.split())
+    assert 'resuming is not exact, it begins with the first image again, unless the data set shuffles by itself' in said
+    first = next(iter(Stream(Plain(), 1, first_pass=3))).image
+    assert not first.any()  # it is the first
+    assert next(iter(Stream(Numbers(), 1, first_pass=3))).image.any()
+
+
+@pytest.mark.parametrize('name', ['wds/shards', 'hfids/shards'])
+def test_streams_of_timm_shuffle_by_the_seed(name, tmp_path, monkeypatch, capsys):
+    """They do if they are of a training; labelled images for probes come in order."""
+    made = []
+
+    def create(name, **options):
+        made.append(dict(options, name=name))
+        return Numbers()
+
+    monkeypatch.setattr('timm.data.create_dataset', create)
+    words = 'pretrain simsiam --model test_vit --model-kwargs img_size=16 --input-size 1 16 16 --num-train-steps 1 -b 4'
+    more = ['--cpu', '--workers', '0', '--seed', '5', '--task-args', 'projection_size=16', '--dataset', name]
+    assert main([*words.split(), *more, '--data-dir', str(tmp_path), '--output', str(tmp_path / 'out')]) == 0
+    (options,) = made
+    assert options['name'] == name and (options['is_training'], options['seed'], options['batch_size']) == (True, 5, 4)

@@ -29,7 +29,7 @@ from .data import Collate, MakeViews, Samples, fingerprint, loader
 from .probe import PROBES, accuracies, check_probes
 from .recipes import Plan, Schedule, build_optimizer, load_optimizer, plan
 from .resume import check_resumes, settings_of, task_arguments
-from .streams import CHECKPOINT_INTERVAL, NOTE, Stream, is_stream, length_of, stream_loader
+from .streams import CHECKPOINT_INTERVAL, Stream, is_stream, length_of, note_of, stream_loader
 from .summary import summary
 from .sync_batchnorm import cross_replica
 from .tasks import METHODS, Encoder
@@ -224,7 +224,7 @@ class _Run:
             self.config, self.plan, self.task, self.accelerator,
             **facts, labelled=labelled, start=start, output=self.output,
         )  # fmt: skip
-        notes = (changes, NOTE if self.streams else '')
+        notes = (changes, note_of(self.samples.dataset) if self.streams else '')
         print_summary(dict(rows, note='; '.join(filter(None, notes))))
 
     def _prepare(self, saved: Optional[Dict[str, Any]]) -> None:

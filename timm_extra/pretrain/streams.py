@@ -12,12 +12,19 @@ from timm_extra.training.workers import BatchesInWords, RaisingLoader, StreamInW
 from .data import Collate, Sample, image_of
 
 CHECKPOINT_INTERVAL = 1000  # steps, for streams of unknown length
-NOTE = 'the images stream: resuming is not exact, it begins another pass in another order'
+NOTE = 'the images stream: resuming is not exact, it begins {}'
+NUMBERED = 'another pass, in another order if the data set shuffles'
+AGAIN = 'with the first image again, unless the data set shuffles by itself'
 
 
 def is_stream(dataset: Dataset) -> bool:
     """Whether a data set gives its images one after another only."""
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, '__len__')
+
+
+def note_of(dataset: Dataset) -> str:
+    """What resuming does with a data set that streams: only one with `set_epoch` knows which pass it is."""
+    return NOTE.format(NUMBERED if hasattr(dataset, 'set_epoch') else AGAIN)
 
 
 def length_of(dataset: Dataset) -> Optional[int]:

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from tests.shards import WRITERS, encoded, write_tar, write_tars
+from tests.shards import WRITERS, encoded, write_parquet, write_tar, write_tars
 from timm_extra.cli import main
 from timm_extra.finetune import FinetuneConfig, finetune, folder_data
 
@@ -112,3 +112,21 @@ def test_other_columns_are_not_resumed_with(tmp_path):
         data = folder_data(tmp_path / 'data', model(), config(), **other)
         with pytest.raises(ValueError, match=r'is of another training: `files` was'):
             finetune(model(), data, tmp_path / 'out', config(resume=True))
+
+
+@pytest.mark.parametrize('spared', [0, 1])
+def test_too_little_memory_is_no_unreadable_file(spared, tmp_path, monkeypatch):
+    """From the first file, which is tried before all, or in the training."""
+    data = folder_data(write_parquet(tmp_path, FILES[:16]), model(), config())
+    plain, calls = pq.ParquetFile.read_row_group, []
+
+    def fail(*args, **options):
+        calls.append(args)
+        if len(calls) <= spared:
+            return plain(*args, **options)
+        raise pa.ArrowMemoryError('realloc of size 7 failed')
+
+    monkeypatch.setattr(pq.ParquetFile, 'read_row_group', fail)
+    with pytest.raises(ValueError, match=r'row group \d, 0.0 GiB of images, does not fit into memory'):
+        finetune(model(), data, None, config(unreadable='skip'))
+    assert len(calls) > spared

@@ -563,3 +563,43 @@ def test_numbers_below_zero_are_no_classes(tmp_path):
     ]
     tar = ShardReader(write_tar(tmp_path / 'a.tar', members))
     assert tar.targets.tolist() == [-1, 1, 0] and labels(tar) == [None, 1, 0]
+
+
+@pytest.mark.parametrize('refusing', [False, True])
+def test_row_groups_that_pyarrow_cannot_read_at_once_are_read_in_parts(refusing, tmp_path, monkeypatch):
+    """Structures of more than 2 GiB, which is known before or found out."""
+    rows = [dict(bytes=file, path=None) for file in FILES]
+    path = table(tmp_path / 'a.parquet', image=rows, label=[i % 4 for i in range(40)])
+    reader, sizes = ShardReader(path), []
+    plain = pq.ParquetFile.iter_batches
+
+    def batches(self, *args, **options):
+        for batch in plain(self, *args, **options):
+            sizes.append(batch.num_rows)
+            yield batch
+
+    def refuse(self, *_, **__):
+        raise pa.ArrowNotImplementedError('Nested data conversions not implemented for chunked array outputs')
+
+    monkeypatch.setattr(pq.ParquetFile, 'iter_batches', batches)
+    if refusing:
+        monkeypatch.setattr(pq.ParquetFile, 'read_row_group', refuse)
+        assert contents(reader) == FILES and len(sizes) == 40
+        return
+    monkeypatch.setattr(parquet, 'AT_ONCE', 100)
+    monkeypatch.setattr(parquet, 'PART', 4 * len(FILES[0]))
+    assert contents(reader) == FILES and labels(reader) == [i % 4 for i in range(40)]
+    assert len(sizes) >= 32 and sum(sizes) == 40  # read once
+
+
+def test_a_row_group_that_does_not_fit_into_memory_is_no_damage(tmp_path, monkeypatch):
+    reader = ShardReader(write_parquet(tmp_path, FILES[:8]))
+
+    def fail(*_, **__):
+        raise pa.ArrowMemoryError('realloc of size 7 failed')
+
+    monkeypatch.setattr(pq.ParquetFile, 'read_row_group', fail)
+    with pytest.raises(MemoryError, match=r'^.*\.parquet: row group 1, 0.0 GiB of images, does not fit into memory: '):
+        reader[5]
+    with pytest.raises(MemoryError):
+        reader.targets  # noqa: B018

@@ -261,3 +261,19 @@ def test_a_batch_of_nothing_to_read_is_a_line_with_workers(tmp_path, capsys):
     for workers in ('0', '2'):
         assert command(folder, tmp_path / workers, '--unreadable', 'skip', '--workers', workers) == 1
         assert capsys.readouterr().err.splitlines()[-1] == 'timm-extra: none of the 4 images of a batch can be read'
+
+
+def test_too_little_memory_is_no_unreadable_image(tmp_path, monkeypatch, capsys):
+    folder = write_parquet(tmp_path / 'data', FILES[:16])
+
+    def fail(*_, **__):
+        raise pa.ArrowMemoryError('realloc of size 7 failed')
+
+    monkeypatch.setattr(pq.ParquetFile, 'read_row_group', fail)
+    for workers in ('0', '2'):
+        more = ['--unreadable', 'skip', '--workers', workers]
+        assert command(folder, tmp_path / workers, *more) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert (
+            line.startswith(f'timm-extra: {folder}/') and 'does not fit into memory: fewer --workers need less' in line
+        )

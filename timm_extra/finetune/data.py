@@ -5,7 +5,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from timm_extra.images import FileKind, FolderReader, check_classes, check_split
 from timm_extra.inputs import Inputs, inputs_of
 from timm_extra.training.interrupt import ignore_interrupts
 from timm_extra.training.order import random_state
-from timm_extra.training.workers import Failed, in_words
+from timm_extra.training.workers import Failed, RaisingLoader, in_words
 
 from .config import FinetuneConfig
 from .shards import ShardImages, ShardSplit, split_shards
@@ -252,9 +252,11 @@ class Seeded(Dataset):
             return in_words(self.dataset.__getitem__, at[1])
 
 
-def collate(items: Sequence[Any]) -> Batch:
-    """Items of `Seeded` as a batch."""
+def collate(items: Sequence[Any]) -> Union[Batch, Failed]:
+    """Items of `Seeded` as a batch; `Failed` where memory is short, which no file is to blame for."""
     errors = [item for item in items if isinstance(item, Failed)]
+    if short := next((error for error in errors if error.memory), None):
+        return short
     read = [item for item in items if not isinstance(item, Failed)]
     inputs = torch.stack([x for x, _ in read]) if read else None
     return Batch(inputs, torch.tensor([int(label) for _, label in read]), errors)
@@ -270,7 +272,7 @@ def loader(dataset: Dataset, seed: int, batches: Any, workers: int, pin_memory: 
         workers: Processes, no more than there are processors.
         pin_memory: For transfers to a GPU.
     """
-    return DataLoader(
+    return RaisingLoader(
         Seeded(dataset, seed),
         batch_sampler=batches,
         collate_fn=collate,

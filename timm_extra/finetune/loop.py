@@ -3,7 +3,6 @@
 import hashlib
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -29,6 +28,7 @@ from timm_extra.training.interrupt import Interrupted, Interruption, ignored_by_
 from timm_extra.training.log import Log, check_log
 from timm_extra.training.order import Batches, order_of, random_state
 from timm_extra.training.progress import Progress, print_summary
+from timm_extra.training.workers import Failed, in_words
 
 from .config import FinetuneConfig
 from .data import Labelled, loader
@@ -266,9 +266,12 @@ class _Run:
     def _check_model(self) -> None:
         """Refuse a model that is no classifier of the inputs, before anything is written."""
         with random_state((self.config.seed,)):
-            item = next((x for x, _ in self._readable(self.data.validation)), None)
-        if item is None:
+            first = in_words(self.data.validation.__getitem__, 0)
+        if isinstance(first, Failed):
+            if first.memory:
+                raise ValueError(first.reason)
             return
+        item = first[0]
         self.model.eval()
         try:
             with torch.inference_mode(), self.accelerator.autocast():
@@ -277,12 +280,6 @@ class _Run:
             raise ValueError(f'the model takes no inputs of {tuple(item.shape)}: {e or type(e).__name__}') from e
         if shape != (1, len(self.data.label_names)):
             raise ValueError(f'the model gives {shape} for one input, not ({1}, {len(self.data.label_names)}) logits')
-
-    @staticmethod
-    def _readable(dataset) -> Iterator[Tuple[torch.Tensor, int]]:
-        """The first item of a data set, unless it cannot be read."""
-        with suppress(ValueError):
-            yield dataset[0]
 
     def _train(self, interruption: Interruption, log: Optional[Log]) -> None:
         incoming = self._batches()
@@ -359,9 +356,6 @@ class _Run:
 
     def _check(self, batch) -> None:
         """Refuse or count what could not be read."""
-        for error in batch.errors:
-            if error.memory:
-                raise ValueError(error.reason)
         if batch.errors and self.config.unreadable == 'raise':
             raise ValueError(f"{batch.errors[0].reason}; `unreadable='skip'` leaves such files out")
         self.skipped += len(batch.errors)

@@ -1,6 +1,7 @@
 """Parquet files of images, as Hugging Face datasets writes them, read by row groups."""
 
 import json
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -12,6 +13,8 @@ from timm_extra._files import PathLike
 from ..pixels import PixelError
 
 WINDOW = 256 << 20  # bytes of row groups that are shuffled together, and that a process that reads keeps
+AT_ONCE = 1 << 30  # bytes of images that pyarrow reads at once; it cannot from 2 GiB on
+PART = 128 << 20  # bytes of images that are read at once of a larger row group
 IMAGES = ('image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'tif', 'tiff')  # names of columns, first come first served
 SEVERAL = 'lists or structs'
 LABELS = ('label', 'labels', 'cls', 'class', 'target')
@@ -109,6 +112,8 @@ class Parquets:
         for number, rows in enumerate(self._groups[:, 3]):
             try:
                 found += self._read_group(number, [label]).column(label).to_pylist() if label else [None] * int(rows)
+            except MemoryError:
+                raise
             except _errors():  # what reads its images says so
                 found += [None] * int(rows)
         return np.array(found, dtype=object)
@@ -123,6 +128,7 @@ class Parquets:
 
         Raises:
             PixelError: Its row group cannot be read, or the file has a path in its place.
+            MemoryError: Its row group does not fit into memory.
         """
         group, row = self._place(index)
         image, label = self.columns.image, self.columns.label if labelled else None
@@ -130,6 +136,10 @@ class Parquets:
         if table is None or (label and label not in table.column_names):
             try:
                 table = self._read_group(group, [name for name in (image, label) if name])
+            except MemoryError as e:  # pyarrow's is one of its other errors, too
+                where = f'{self.file_of(index)}: row group {int(self._groups[group, 1])}'
+                size = f'{self._groups[group, 4] / 2**30:.1f} GiB of images'
+                raise MemoryError(f'{where}, {size}, does not fit into memory: fewer `workers` need less') from e
             except _errors() as e:
                 raise PixelError(f'row group {int(self._groups[group, 1])}: {_reason(e)}') from e
         self._kept[group] = table  # as the last one
@@ -163,12 +173,19 @@ class Parquets:
         return group, int(index - (self._ends[group] - self._groups[group, 3]))
 
     def _read_group(self, group: int, columns: List[str]):
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         file, number = map(int, self._groups[group, :2])
+        rows, size = map(int, self._groups[group, 3:])
         # no threads of pyarrow's own: a data loader's processes are forked
+        how = dict(columns=columns, use_threads=False)
         with pq.ParquetFile(self.files[file], metadata=self._metadata[file], page_checksum_verification=True) as opened:
-            return opened.read_row_group(number, columns=columns, use_threads=False)
+            if size <= AT_ONCE or self.columns.image not in columns:
+                with suppress(pa.ArrowNotImplementedError):  # what is compressed may be larger than it says
+                    return opened.read_row_group(number, **how)
+            part = max(1, min(rows * PART // max(size, 1), rows // 32))
+            return pa.Table.from_batches(opened.iter_batches(part, row_groups=[number], **how))
 
 
 def find_columns(schema: Any, path: PathLike, input_key: Optional[str], target_key: Optional[str]) -> Columns:

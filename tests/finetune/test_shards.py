@@ -82,7 +82,7 @@ def test_shards_that_teach_nothing_are_refused(tmp_path):
         folder_data(one, model(), config())
     members = [('1.png', FILES[0]), ('1.cls', b'1'), ('2.png', FILES[1]), ('2.cls', b'0'), ('3.png', FILES[2])]
     some = write_tar(tmp_path / 'some.tar', members)
-    with pytest.raises(ValueError, match=r'1 images in .*some.tar have no class, such as some.tar: 3.png'):
+    with pytest.raises(ValueError, match=r'1 image in .*some.tar has no class, such as some.tar: 3.png'):
         folder_data(some, model(), config())
     folder = write_tars(tmp_path / 'data', FILES[:8])
     write_tar(folder / 'validation-0.tar', [('1.png', FILES[0]), ('1.cls', b'7')])
@@ -130,3 +130,52 @@ def test_too_little_memory_is_no_unreadable_file(spared, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r'row group \d, 0.0 GiB of images, does not fit into memory'):
         finetune(model(), data, None, config(unreadable='skip'))
     assert len(calls) > spared
+
+
+def damaged_labels(path, group):
+    """Overwrite the classes of a row group."""
+    data, place = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata.row_group(group).column(2)
+    assert place.path_in_schema == 'label'
+    first = place.dictionary_page_offset or place.data_page_offset
+    data[first : first + 12] = b'\xff' * 12
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_images_whose_class_is_damaged_are_left_out(split, tmp_path, capsys):
+    folder = write_parquet(tmp_path / 'data', FILES[:20], per_shard=20)
+    write_parquet(folder, FILES[20:40], per_shard=20, split='validation')
+    path = folder / f'{split}-00000-of-00001.parquet'
+    damaged_labels(path, 1)
+    with pytest.raises(
+        ValueError, match=rf'a class cannot be read, that of {path.name}: row 4: row group 1: .*; `unread'
+    ):
+        folder_data(folder, model(), config())
+    data = folder_data(folder, model(), config(unreadable='skip'))
+    kept = [0, 1, 2, 3, *range(8, 20)]
+    found = dict(train=data.train, validation=data.validation)
+    assert found.pop(split).indices.tolist() == kept
+    assert found.popitem()[1].indices.tolist() == list(range(20))
+    assert f'left out: 4 images whose class cannot be read, such as that of {path.name}: row 4' in data.source
+    done = finetune(model(), data, tmp_path / 'out', config(unreadable='skip'))
+    assert done.skipped == 0 and 'left out: 4 images' in capsys.readouterr().err
+
+
+def test_none_is_held_out_of_those_without_a_class(tmp_path):
+    write_parquet(tmp_path, FILES[:20], per_shard=20)
+    damaged_labels(tmp_path / 'train-00000-of-00001.parquet', 1)
+    data = folder_data(tmp_path, model(), config(unreadable='skip', holdout=0.25))
+    assert sorted(y for _, y in data.validation) == [0, 1, 2, 3] and len(data.train) == 12
+    for group in range(5):
+        damaged_labels(tmp_path / 'train-00000-of-00001.parquet', group)
+    with pytest.raises(ValueError, match=r'have no classes that can be read: row group 0: '):
+        folder_data(tmp_path, model(), config(unreadable='skip'))
+
+
+def test_a_tar_cut_before_a_class_loses_that_image(tmp_path):
+    folder = write_tars(tmp_path, FILES[:33], per_shard=20)
+    path = folder / 'train-00001.tar'
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b'000030.cls')])
+    data = folder_data(folder, model(), config(unreadable='skip'))
+    assert len(data.train) + len(data.validation) == 30 and '1 damaged shard' in data.source

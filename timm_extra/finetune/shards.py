@@ -86,14 +86,15 @@ def split_shards(
         raise ValueError(
             f'the shards in {folder} have one class only, {classes[0]!r}: there is nothing to tell it from'
         )
-    _check_labelled(train)
-    everything = np.arange(len(train))
+    everything = _labelled(train, config.unreadable, notes)
     if has_split(folder, 'validation'):
         validation = ShardReader(folder, 'validation', class_map=train.class_to_idx, **options)
-        _check_labelled(validation)
         notes += [validation.found] if validation.found else []
-        source = f'{len(train):,} in shards of train in {folder}, {len(validation):,} held out in those of validation'
-        return ShardSplit(train, everything, validation, np.arange(len(validation)), '; '.join([source, *notes]))
+        measured = _labelled(validation, config.unreadable, notes)
+        source = (
+            f'{len(everything):,} in shards of train in {folder}, {len(measured):,} held out in those of validation'
+        )
+        return ShardSplit(train, everything, validation, measured, '; '.join([source, *notes]))
     held_out = _drawn(train.targets, config.holdout, config.seed)
     if not len(held_out):
         raise ValueError(
@@ -108,18 +109,28 @@ def split_shards(
     return ShardSplit(train, learned, train, held_out, '; '.join([source, *notes]))
 
 
-def _check_labelled(reader: ShardReader) -> None:
-    without = np.flatnonzero(reader.targets < 0)
+def _labelled(reader: ShardReader, unreadable: str, notes: List[str]) -> np.ndarray:
+    """Numbers of the images, but for those whose class cannot be read; a note says how many these are."""
+    targets, unread = reader.targets, reader.unread_classes
+    without = np.setdiff1d(np.flatnonzero(targets < 0), list(unread))
     if len(without):
-        raise ValueError(
-            f'{len(without):,} images in {reader.root} have no class, such as {reader.filename(int(without[0]))}'
-        )
+        have = 'images in {} have' if len(without) > 1 else 'image in {} has'
+        name = reader.filename(int(without[0]))
+        raise ValueError(f'{len(without):,} {have.format(reader.root)} no class, such as {name}')
+    if unread:
+        number, reason = next(iter(unread.items()))
+        place = f'that of {reader.filename(number)}: {reason}'
+        if unreadable == 'raise':
+            raise ValueError(f"a class cannot be read, {place}; `unreadable='skip'` leaves such images out")
+        images = f'{len(unread):,} image{"s" * (len(unread) > 1)}'
+        notes.append(f'left out: {images} whose class cannot be read, such as {place}')
+    return np.flatnonzero(targets >= 0)
 
 
 def _drawn(targets: np.ndarray, part: float, seed: int) -> np.ndarray:
     """A part of each class, an image at least, that is drawn by a seed; in order."""
     drawn = [np.array([], dtype=np.int64)]
-    for label in np.unique(targets):
+    for label in np.unique(targets[targets >= 0]):
         members = np.flatnonzero(targets == label)
         number = max(int(part * len(members)), int(len(members) > 1))
         drawn.append(members[np.random.default_rng([seed, int(label)]).permutation(len(members))[:number]])

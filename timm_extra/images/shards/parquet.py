@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -93,7 +94,7 @@ class Parquets:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> Dict[str, Any]:
-        return dict(self.__dict__, _kept={})
+        return {name: value for name, value in dict(self.__dict__, _kept={}).items() if name != '_labels'}
 
     def file_of(self, index: int) -> Path:
         """File that an image is in."""
@@ -106,17 +107,27 @@ class Parquets:
 
     @property
     def labels(self) -> np.ndarray:
-        """Classes (N,) as they are written, None where there is none."""
-        found: List[Any] = []
+        """Classes (N,) as they are written, None where there is none or it cannot be read."""
+        return self._labels[0]
+
+    @property
+    def unread_labels(self) -> Dict[int, str]:
+        """Why classes cannot be read, by the number of the image."""
+        return self._labels[1]
+
+    @cached_property
+    def _labels(self) -> Tuple[np.ndarray, Dict[int, str]]:
         label = self.columns.label if self.columns else None
-        for number, rows in enumerate(self._groups[:, 3]):
+        found, unread = np.full(len(self), None, dtype=object), {}
+        for group, (number, rows) in enumerate(self._groups[:, [1, 3]].tolist()) if label else ():
+            end = int(self._ends[group])
             try:
-                found += self._read_group(number, [label]).column(label).to_pylist() if label else [None] * int(rows)
+                found[end - rows : end] = self._read_group(group, [label]).column(label).to_pylist()
             except MemoryError:
                 raise
-            except _errors():  # what reads its images says so
-                found += [None] * int(rows)
-        return np.array(found, dtype=object)
+            except _errors() as e:
+                unread.update(dict.fromkeys(range(end - rows, end), f'row group {number}: {_reason(e)}'))
+        return found, unread
 
     @property
     def distinct(self) -> Set[Any]:

@@ -123,7 +123,8 @@ class ShardReader(Reader):
         if not self._distinct:
             candidates = getattr(getattr(self.shards, 'columns', None), 'candidates', ())
             hint = f': give `target_key`, one of {", ".join(candidates)}' if candidates else ''
-            raise ValueError(f'the shards in {self.root} have no classes{hint}')
+            reasons = [f' that can be read: {reason}' for reason in self.unread_classes.values()]
+            raise ValueError(f'the shards in {self.root} have no classes{"".join(reasons[:1])}{hint}')
         classes = self._class_map
         if classes is None:
             classes = {name: number for number, name in enumerate(self._names())}
@@ -143,6 +144,11 @@ class ShardReader(Reader):
         classes, labels = self.class_to_idx, self.shards.labels
         numbers = {label: classes[self._name(label)] for label in self._distinct}
         return np.array([numbers.get(label, -1) for label in labels], dtype=np.int64)
+
+    @property
+    def unread_classes(self) -> Dict[int, str]:
+        """Why classes cannot be read where their part of a shard is damaged, by the number of the image."""
+        return getattr(self.shards, 'unread_labels', {})
 
     @cached_property
     def _distinct(self) -> Set[Any]:

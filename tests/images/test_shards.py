@@ -603,3 +603,20 @@ def test_a_row_group_that_does_not_fit_into_memory_is_no_damage(tmp_path, monkey
         reader[5]
     with pytest.raises(MemoryError):
         reader.targets  # noqa: B018
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_several_damaged_shards_are_all_named_up_to_three(kind, tmp_path):
+    paths = sorted(WRITERS[kind](tmp_path, FILES, per_shard=4).iterdir())
+    for number, path in enumerate(paths[:5], 1):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        rest = f' and {number - 3} more' if number > 3 else ''
+        with pytest.raises(ValueError, match="; `unreadable='skip'` takes what can be read of") as caught:
+            ShardReader(tmp_path)
+        message = str(caught.value)
+        assert [f'{path} is damaged: ' in message for path in paths] == [i < min(number, 3) for i in range(10)]
+        assert f'{rest} are damaged; ' in message if rest else ' more' not in message
+        assert message.endswith(' them' if number > 1 else ' it')
+        found = ShardReader(tmp_path, unreadable='skip').found
+        assert found.startswith(f'{number} damaged shard') and found.endswith(f'){rest}')
+        assert [f'{path} (' in found for path in paths] == [i < min(number, 3) for i in range(10)]

@@ -19,6 +19,7 @@ from .parquet import Parquets
 from .tars import Tars
 
 KEYS = ('input_key', 'target_key')
+NAMED = 3  # damaged shards that messages name
 LARGEST = 1_000_000  # number of a class
 
 
@@ -81,9 +82,13 @@ class ShardReader(Reader):
 
     def _checked(self, unreadable: str) -> str:
         damaged = self.shards.damaged
-        for path, reason in damaged.items():
-            if unreadable == 'raise':
-                raise ValueError(f"{path} is damaged: {reason}; `unreadable='skip'` takes what can be read of it")
+        more = f' and {len(damaged) - NAMED:,} more' if len(damaged) > NAMED else ''
+        if damaged and unreadable == 'raise':
+            named = '; '.join(f'{path} is damaged: {reason}' for path, reason in list(damaged.items())[:NAMED])
+            more = f'{more} are damaged' if more else ''
+            raise ValueError(
+                f"{named}{more}; `unreadable='skip'` takes what can be read of {'them' if len(damaged) > 1 else 'it'}"
+            )
         if not len(self):
             reasons = [f': {path} is damaged: {reason}' for path, reason in damaged.items()]
             reasons += [f': left out: {self.shards.left_out}'] * bool(self.shards.left_out)
@@ -92,9 +97,9 @@ class ShardReader(Reader):
         if self.shards.left_out:
             said.append(f'left out: {self.shards.left_out}')
         if damaged:
-            path, reason = next(iter(damaged.items()))
-            shards = f'{len(damaged)} damaged shard{"s" * (len(damaged) > 1)}'
-            said.append(f'{shards}, of which only what can be read is taken: {path} ({reason})')
+            shards = f'{len(damaged):,} damaged shard{"s" * (len(damaged) > 1)}'
+            named = ', '.join(f'{path} ({reason})' for path, reason in list(damaged.items())[:NAMED])
+            said.append(f'{shards}, of which only what can be read is taken: {named}{more}')
         return '; '.join(said)
 
     def __len__(self) -> int:

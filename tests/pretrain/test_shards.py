@@ -10,10 +10,12 @@ import time
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+from torch.utils.data import Subset
 
 from tests.shards import WRITERS, encoded, write_folder, write_parquet, write_tar, write_tars
 from timm_extra.cli import main
@@ -277,3 +279,30 @@ def test_too_little_memory_is_no_unreadable_image(tmp_path, monkeypatch, capsys)
         assert (
             line.startswith(f'timm-extra: {folder}/') and 'does not fit into memory: fewer --workers need less' in line
         )
+
+
+def test_the_order_of_row_groups_holds_in_a_subset(tmp_path):
+    whole = shard_training.dataset(write_parquet(tmp_path / 'shards', FILES, per_shard=70))
+    indices = [*range(60, 3, -1), 5]  # in another order, one of them twice
+    part = Subset(Subset(whole, indices), range(50))
+    order = order_of(part)(np.random.default_rng(0))
+    assert sorted(order) == list(range(50))
+    seen = [indices[place] for place in order]
+    kept = set(seen)
+    assert seen == [i for i in order_of(whole)(np.random.default_rng(0)) if i in kept]
+    twice = order_of(Subset(whole, indices))(np.random.default_rng(0))
+    assert sorted(twice) == list(range(len(indices)))
+    assert order_of(Subset([1, 2], [0])) is None
+
+
+def test_a_subset_is_read_by_row_groups(tmp_path, monkeypatch):
+    whole = shard_training.dataset(write_parquet(tmp_path / 'shards', FILES[:64], per_shard=64))
+    shards = whole.reader.shards
+    monkeypatch.setattr(shards, 'window', 1)  # one row group at a time
+    read, plain = [], shards._read_group
+    monkeypatch.setattr(shards, '_read_group', lambda group, columns: read.append(group) or plain(group, columns))
+    part = Subset(whole, range(0, 64, 2))
+    batches = Batches(32, 4, steps=(0, 8), seed=0, order=order_of(part))
+    for _ in loader(Samples(part, 1), batches, Collate(None), 0):
+        pass
+    assert sorted(read) == list(range(16))

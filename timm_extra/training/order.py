@@ -2,19 +2,31 @@
 
 import random
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, Subset
 
 Order = Callable[[np.random.Generator], Sequence[int]]  # of all indices, by a generator of an epoch's own
 
 
 def order_of(dataset: Any) -> Optional[Order]:
-    """The order that a data set, or its reader, wants to be read in; None if it wants none."""
+    """The order that a data set, or its reader, wants to be read in, also through a `Subset`; None if it wants none."""
+    if isinstance(dataset, Subset):
+        order = order_of(dataset.dataset)
+        return order and partial(_within, order, dataset.indices)
     found = (getattr(holder, 'epoch_order', None) for holder in (dataset, getattr(dataset, 'reader', None)))
     return next(filter(callable, found), None)
+
+
+def _within(order: Order, indices: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Places in `indices` in the order that all indices have."""
+    whole = np.asarray(order(rng))
+    places = np.empty_like(whole)
+    places[whole] = np.arange(len(whole))
+    return np.argsort(places[np.asarray(indices)], kind='stable')
 
 
 class Batches(Sampler):

@@ -517,7 +517,7 @@ def test_a_file_of_nothing_but_null_has_no_other_classes(tmp_path):
     [
         ([[0, 1], [1]], r"the column 'label' of .*a.parquet holds lists or structs, no class of an image"),
         ([dict(a=1), dict(a=2)], r"the column 'label' of .*a.parquet holds lists or structs, no class of an image"),
-        (['15778368000', '3'], 'have the class 15778368000: numbers of classes begin at 0'),
+        (['15778368000', '3'], "have the class 15778368000 in the column 'label': numbers of classes begin at 0"),
     ],
 )
 def test_columns_that_are_no_classes_are_refused(label, message, tmp_path):

@@ -200,7 +200,11 @@ class ShardReader(Reader):
             return sorted(map(str, self._distinct), key=lambda name: (natural_key(name), name))
         largest = max(map(int, self._distinct))
         if largest > LARGEST:
-            raise ValueError(f'the shards in {self.root} have the class {largest}: numbers of classes begin at 0')
+            column = getattr(getattr(self.shards, 'columns', None), 'label', None)
+            where = f' in the column {column!r}' if column else ''
+            raise ValueError(
+                f'the shards in {self.root} have the class {largest}{where}: numbers of classes begin at 0'
+            )
         return [str(number) for number in range(largest + 1)]
 
     @cached_property

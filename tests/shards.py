@@ -5,6 +5,8 @@ import json
 import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 
@@ -43,8 +45,6 @@ def write_tars(folder, files, per_shard=16, split='train'):
 
 def write_parquet(folder, files, per_shard=16, per_group=4, split='train', names=None):
     """Hugging Face's: images as bytes and path, classes by number, and their names in the metadata."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
     features = dict(image={'_type': 'Image'}, label={'names': names or list('abcd'), '_type': 'ClassLabel'})
@@ -68,3 +68,20 @@ def write_folder(folder, files):
 
 
 WRITERS = dict(tar=write_tars, parquet=write_parquet)
+
+
+def contents(reader):
+    """All images of a reader, as they are stored."""
+    return [reader[i][0].read() for i in range(len(reader))]
+
+
+def labels(reader):
+    """All classes of a reader."""
+    return [reader[i][1] for i in range(len(reader))]
+
+
+def table(path, **columns):
+    """A Parquet file of these columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Callable, Dict, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -56,12 +56,13 @@ def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def train(
-    model: torch.nn.Module, data: Data, test: Data, recipe: Dict[str, Any], epochs: int, seed: int
+    model: torch.nn.Module, data: Data, test: Optional[Data], recipe: Dict[str, Any], epochs: int, seed: int
 ) -> Dict[str, Any]:
     """Train a classifier of (N, 1, 28, 28) by AdamW under a cosine, and test it after every epoch.
 
     Returns:
-        `params` and the `curve`: for every epoch `top1` in per cent, and `train_seconds` of this thread up to then.
+        `params` and the `curve`: for every epoch `top1` in per cent, if there is a test, and `train_seconds` of this
+        thread up to then.
     """
     task = ClassificationTask(model, criterion_kwargs=dict(smoothing=recipe.get('smoothing', 0.0)), verbose=False)
     optimizer = create_optimizer_v2(model, 'adamw', lr=recipe['lr'], weight_decay=recipe['weight_decay'])
@@ -84,7 +85,8 @@ def train(
             updates += 1
             scheduler.step_update(updates)
         seconds += time.thread_time() - begin
-        curve.append(dict(top1=accuracy(model, *test), train_seconds=round(seconds, 1)))
+        tested = dict(top1=accuracy(model, *test)) if test else {}
+        curve.append(dict(tested, train_seconds=round(seconds, 1)))
     return dict(params=sum(p.numel() for p in model.parameters()), curve=curve)
 
 

@@ -22,6 +22,7 @@ OTHERS = dict(
     epochs=(3, '--epochs 3'),
     num_train_steps=(None, ''),
     batch_size=(8, '-b 8'),
+    preset=('small-images', '--preset small-images'),
     lr=(0.5, '--lr 0.5'),
     opt=('adamw', '--opt adamw'),
     weight_decay=(0.05, '--weight-decay 0.05'),

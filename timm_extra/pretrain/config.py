@@ -11,6 +11,7 @@ from timm_extra.training.accelerator import TRACKERS
 from timm_extra.training.option import check_choices, option
 
 from .data import ON_UNREADABLE
+from .presets import PRESETS
 from .probe import PROBES
 from .tasks import METHODS
 from .tasks.denoise import SCHEDULES
@@ -43,6 +44,12 @@ class PretrainConfig:
     )
     num_train_steps: Optional[int] = option(None, 'Optimizer steps, instead of epochs.')
     batch_size: int = option(256, 'Batch size per process.', flags=('-b', '--batch-size'))
+    preset: Optional[str] = option(
+        None,
+        'Named settings of views, optimizer and heads; options that are given go before it. For byol and simsiam.',
+        none='as published',
+        choices=PRESETS,
+    )
     lr: Optional[float] = option(
         None, 'Peak learning rate, used as it is.', none="the method's, times images per step / 256"
     )
@@ -151,6 +158,9 @@ class PretrainConfig:
         if twice:
             raise ValueError(f'{", ".join(twice)} cannot be in `task_args`: give {quoted(twice)} instead')
         check_parameters(self.method, [name for name in TASK_OPTIONS if getattr(self, name) is not None])
+        if self.preset and self.method not in PRESETS[self.preset].task_args:
+            methods = ', '.join(PRESETS[self.preset].task_args)
+            raise ValueError(f'preset {self.preset!r} is for {methods}, got method {self.method!r}')
         unknown = [name for name in self.task_args or {} if name not in task_parameters(self.method)]
         if unknown:
             raise TypeError(
@@ -159,9 +169,10 @@ class PretrainConfig:
             )
 
     def task_arguments(self) -> Dict[str, Any]:
-        """Arguments of the method's task that were given, by option or in `task_args`."""
+        """Arguments of the method's task: those of the preset, and that were given by option or in `task_args`."""
+        preset = PRESETS[self.preset].task_args[self.method] if self.preset else {}
         given = {name: getattr(self, name) for name in TASK_OPTIONS if getattr(self, name) is not None}
-        return {**(self.task_args or {}), **given}
+        return {**preset, **(self.task_args or {}), **given}
 
     def save(self, file: PathLike, *, model: str, images: Optional[int]) -> None:
         """Write all options as YAML.

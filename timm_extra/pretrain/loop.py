@@ -26,6 +26,7 @@ from timm_extra.training.progress import Progress, print_summary
 from .backbone import check_output, provenance, save_backbone
 from .config import PretrainConfig, check_parameters
 from .data import Collate, MakeViews, Samples, fingerprint, loader
+from .presets import PRESETS
 from .probe import PROBES, accuracies, check_probes
 from .recipes import Plan, Schedule, build_optimizer, load_optimizer, plan
 from .resume import check_resumes, settings_of, task_arguments
@@ -137,15 +138,17 @@ def pretrain(
 
 
 def _views(config: PretrainConfig, model: nn.Module, **given: Optional[View]) -> Dict[str, View]:
-    """Views that are given, or the method's with crops of another scale; none for those that the task makes itself."""
+    """Views that are given, of a preset or with crops of another scale; none where the task makes the published."""
     views = {name: view for name, view in given.items() if view is not None}
     check_parameters(config.method, list(views))
-    if config.scale is None:
-        return views
-    if views:
+    if views and config.scale is not None:
         raise ValueError(f"`scale` is for the crops of the method's own views: leave out `scale` or {', '.join(views)}")
+    if views or (config.scale is None and config.preset is None):
+        return views
     size = input_config(model, config.input_size, config.mean, config.std)
-    recipes = (replace(recipe, scale=config.scale) for recipe in RECIPES[config.method])
+    recipes = PRESETS[config.preset].views if config.preset else RECIPES[config.method]
+    if config.scale is not None:
+        recipes = [replace(recipe, scale=config.scale) for recipe in recipes]
     return {f'view{number}': RandomView(recipe, **size) for number, recipe in enumerate(recipes, 1)}
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from timm_extra.training.order import steps_per_epoch
 
 from .config import PretrainConfig
+from .presets import PRESETS, Preset
 from .streams import length_of
 
 # BYOL's code, configs/byol.py: epochs to learning rate for 256 images, weight decay, τ₀
@@ -96,6 +97,26 @@ def settings(
     return Settings(optimizer, math.nan, preset[1], warmup, decay)
 
 
+def settings_of_preset(
+    preset: Preset, epochs: float, images_per_step: int = 256, optimizer: Optional[str] = None
+) -> Settings:
+    """Settings of a preset.
+
+    Args:
+        preset: The preset.
+        epochs: Passes over the data.
+        images_per_step: Images per step of the optimizer.
+        optimizer: timm's name of another optimizer than the preset's: the rate is NaN then.
+
+    Returns:
+        The settings.
+    """
+    own = optimizer is None or optimizer.lower() == preset.optimizer
+    rate = preset.learning_rate * images_per_step / 256 if own else math.nan
+    name = preset.optimizer if own else optimizer.lower()
+    return Settings(name, rate, preset.weight_decay, preset.warmup * epochs, preset.decay)
+
+
 class Plan(NamedTuple):
     """How long a training is, and how it is optimized.
 
@@ -113,7 +134,7 @@ class Plan(NamedTuple):
 
 
 def plan(config: PretrainConfig, model: nn.Module, dataset: Dataset, processes: int) -> Plan:
-    """The published settings, but for what the options set.
+    """The published settings or those of a preset, but for what the options set.
 
     Args:
         config: The options.
@@ -136,9 +157,14 @@ def plan(config: PretrainConfig, model: nn.Module, dataset: Dataset, processes: 
     each = config.num_train_steps if length is None else steps_per_epoch(length, images)
     steps = config.epochs * each if config.num_train_steps is None else config.num_train_steps
     given = dict(learning_rate=config.lr, weight_decay=config.weight_decay, warmup_epochs=config.warmup_epochs)
-    recipe = settings(config.method, model, steps / each, images, config.opt)
+    if config.preset:
+        recipe = settings_of_preset(PRESETS[config.preset], steps / each, images, config.opt)
+    else:
+        recipe = settings(config.method, model, steps / each, images, config.opt)
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     if math.isnan(recipe.learning_rate):
+        if config.preset:
+            raise ValueError(f'preset {config.preset!r} has no learning rate for {recipe.optimizer!r}: give `lr`')
         raise ValueError(f'no learning rate is published for {config.method} with {recipe.optimizer!r}: give `lr`')
     return Plan(steps, each, images, recipe)
 

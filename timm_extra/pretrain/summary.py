@@ -47,11 +47,12 @@ def summary(
     device = str(accelerator.device.type)
     if device == 'cuda':
         device = torch.cuda.get_device_name(accelerator.device)
+    preset = f', preset {config.preset}' if config.preset else ''
     return dict(
         model=f'{model}, {sum(p.numel() for p in task.model.parameters()):,} parameters',
         images=f'{"a stream" if images is None else format(images, ",")}, views of {shape}',
         method=(
-            f'{config.method}, {recipe.optimizer}, peak lr {recipe.learning_rate:.3g}, '
+            f'{config.method}{preset}, {recipe.optimizer}, peak lr {recipe.learning_rate:.3g}, '
             f'weight decay {recipe.weight_decay:.3g}, warm-up {recipe.warmup_epochs:.3g} epochs'
         ),
         steps=(

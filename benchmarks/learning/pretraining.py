@@ -36,7 +36,7 @@ PRESET = 'small-images'
 SIZE, BATCH = (1, 28, 28), 64
 NORM = dict(mean=(MEAN,), std=(STD,))
 OURS = {'BYOL': 'byol', 'SimSiam': 'simsiam'}
-RANDOM, AVERAGED = 'random', 'positions averaged'
+RANDOM, RAW, AVERAGED = 'random', 'raw pixels', 'positions averaged'
 METHODS = (RANDOM, *OURS, *pretraining_peers.PEERS)
 _VIEW = PRESETS[PRESET].views[0]
 STUDY = {  # BYOL with one thing changed
@@ -134,7 +134,7 @@ def run(method: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
     model = network(averaged=method == AVERAGED)
     about: Dict[str, Any] = dict(method=method, seed=seed, params=sum(p.numel() for p in model.parameters()))
     if method == RANDOM:
-        about['raw pixels'] = probed(lambda x: x.flatten(1), labelled, test)
+        about[RAW] = probed(lambda x: x.flatten(1), labelled, test)
     else:
         images = TensorDataset(images)
         about.update(steps=args.steps, **train(method, model, images, (labelled, test), args.steps, seed))
@@ -145,18 +145,27 @@ def run(method: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def table(runs: List[Dict[str, Any]]) -> str:
-    """Results as a table of Markdown."""
+    """Results as a table of Markdown: means over seeds, and those of each seed."""
     few = [name for name in runs[0] if name.endswith('labels')]
-    lines = ['| seed | features | steps | minutes | 20-NN, % | linear, % |' + ''.join(f' {name}, % |' for name in few)]
-    lines.append('|---' * (6 + len(few)) + '|')
+    lines = ['| features | steps | minutes | 20-NN, % | linear, % |' + ''.join(f' {name}, % |' for name in few)]
+    lines.append('|---' * (5 + len(few)) + '|')
+    rows = {RAW: [one[RAW] for one in runs if RAW in one][:1]}
     for one in runs:
-        rows = [('raw pixels', one['raw pixels'])] if 'raw pixels' in one else []
-        for name, found in (*rows, (one['method'], one)):
-            figures = [f'{found[key]:.1f}' if key in found else '' for key in ('knn', 'linear', *few)]
-            minutes = f'{found["cpu_seconds"] / 60:.1f}' if 'cpu_seconds' in found else ''
-            cells = (str(one['seed']), name, f'{found.get("steps", 0):,}', minutes, *figures)
-            lines.append(f'| {" | ".join(cells)} |')
+        rows.setdefault(one['method'], []).append(one)
+    for name, found in rows.items():
+        if found:
+            figures = [_figures([one[key] for one in found if key in one]) for key in ('knn', 'linear', *few)]
+            minutes = [one['cpu_seconds'] / 60 for one in found if 'cpu_seconds' in one]
+            minutes = f'{sum(minutes) / len(minutes):.1f}' if minutes else ''
+            lines.append(f'| {name} | {found[0].get("steps", 0):,} | {minutes} | {" | ".join(figures)} |')
     return '\n'.join(lines)
+
+
+def _figures(values: List[float]) -> str:
+    """Mean of several seeds, and the values; nothing of none."""
+    if len(values) < 2:
+        return ''.join(f'{value:.1f}' for value in values)
+    return f'{sum(values) / len(values):.1f} ({", ".join(f"{value:.1f}" for value in values)})'
 
 
 def draw(runs: List[Dict[str, Any]], file: Path) -> None:
@@ -167,7 +176,7 @@ def draw(runs: List[Dict[str, Any]], file: Path) -> None:
         axes.plot(*zip(*((p['step'], p['knn']) for p in one['curve']), strict=True), marker='.', label=one['method'])
     for one in (one for one in runs if one['method'] == RANDOM):
         axes.axhline(one['knn'], color='0.7', linestyle=':', label='random network')
-        axes.axhline(one['raw pixels']['knn'], color='0.5', linestyle='--', label='raw pixels')
+        axes.axhline(one[RAW]['knn'], color='0.5', linestyle='--', label=RAW)
     axes.set(xlabel='step', ylabel='20-NN accuracy, %')
     axes.legend()
     figure.savefig(file)

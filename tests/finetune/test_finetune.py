@@ -101,7 +101,8 @@ def test_it_leaves_the_best_model_a_curve_and_a_log(finished):
 
 @pytest.mark.parametrize('at', [0, 60], ids=lambda at: f'read {at}')
 def test_killed_it_resumes_bit_for_bit_with_any_number_of_workers(at, finished, tmp_path):
-    child = multiprocessing.get_context('fork').Process(target=train, args=(tmp_path, at, signal.SIGKILL))
+    # not a fork, in which autograd refuses to run after it has run here
+    child = multiprocessing.get_context('spawn').Process(target=train, args=(tmp_path, at, signal.SIGKILL))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

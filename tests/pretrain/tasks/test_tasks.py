@@ -268,6 +268,13 @@ def test_byol_and_simsiam_name_bad_arguments():
         make('byol', head_norm='group', projection_hidden_size=16)
     with pytest.raises(ValueError, match="head_norm must be one of batch, group, got 'layer'"):
         make('byol', head_norm='layer')
+    for method, name, size in (
+        ('byol', 'projection_size', 1.5),
+        ('byol', 'projection_hidden_size', 0),
+        ('simsiam', 'prediction_hidden_size', True),
+    ):
+        with pytest.raises(ValueError, match=f'sizes of heads must be positive integers, got {size!r}'):
+            make(method, **{name: size})
     with pytest.raises(ValueError, match='one vector each'):
         make('byol', timm.create_model('test_resnet', num_classes=0, global_pool=''))
     with pytest.raises(ValueError, match='VisionTransformer does not take inputs of 3×32×32: '):

@@ -53,10 +53,13 @@ def mlp(
         Layers from (B, sizes[0]) to (B, sizes[-1]).
 
     Raises:
-        ValueError: `norm` is unknown, or group norm cannot divide a size.
+        ValueError: `norm` is unknown, a size is no positive integer, or group norm cannot divide it.
     """
     if norm not in HEAD_NORMS:
         raise ValueError(f'head_norm must be one of {", ".join(HEAD_NORMS)}, got {norm!r}')
+    for size in sizes:
+        if type(size) is not int or size < 1:
+            raise ValueError(f'sizes of heads must be positive integers, got {size!r}')
     dd = dict(device=device, dtype=dtype)
     linear = nn.Linear if norm == 'batch' else StandardizedLinear
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
             *('timm_extra_kernels', 'timm_extra._timm', 'timm_extra._files', 'timm_extra._nearest'),
             *('timm_extra._progress', 'timm_extra.layers'),
         ),
-        ('torch', 'einops', 'safetensors', 'timm'),
+        ('torch', 'einops', 'safetensors', 'timm', 'scipy'),
     ),
     'timm_extra.__init__': (('timm_extra._version', 'timm_extra.layers', 'timm_extra.models'), ()),
     'timm_extra.images': (

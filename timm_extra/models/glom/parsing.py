@@ -53,6 +53,7 @@ def mean_iou(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: As `foreground_adjusted_rand_index`.
+        ModuleNotFoundError: SciPy is not installed.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -111,7 +111,7 @@ def test_stated_learning_is_what_was_measured():
             assert f'reaches {last:.1f} %' in ' '.join(README.split())
 
 
-@pytest.mark.parametrize('name', ['pretraining', 'pretraining-long', 'pretraining-study'])
+@pytest.mark.parametrize('name', ['pretraining', 'pretraining-long'])
 def test_stated_pretraining_is_what_was_measured(name):
     page = (ROOT / 'docs' / 'pretraining.md').read_text()
     runs = json.loads((RESULTS / 'learning' / f'{name}.json').read_text())['runs']

@@ -55,8 +55,10 @@ def mean_iou(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         ValueError: As `foreground_adjusted_rand_index`.
         ModuleNotFoundError: SciPy is not installed.
     """
-    from scipy.optimize import linear_sum_assignment
-
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError('`mean_iou` needs SciPy: pip install scipy') from e
     scores = []
     for a, b in zip(*_aligned(predicted, true), strict=True):
         both = _table(a[b != 0], b[b != 0])  # (predicted, true)

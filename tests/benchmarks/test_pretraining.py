@@ -82,6 +82,19 @@ def test_a_peer_changes_the_network_and_its_target_follows(args):
     assert any(not torch.equal(p, q) for p, q in moved)
 
 
+def test_rows_of_the_study_change_one_thing(args, seen):
+    for row, view in pretraining.STUDY.items():
+        changed = view != pretraining.PRESETS[pretraining.PRESET].views[0]
+        assert changed != (row == pretraining.AVERAGED), row
+    found = pretraining.run(pretraining.AVERAGED, 0, args)
+    assert found['params'] == pretraining.run(pretraining.RANDOM, 0, args)['params']
+    averaged, first = torch.stack(seen), len(seen)
+    pretraining.run('no jitter', 0, args)
+    assert not torch.equal(averaged, torch.stack(seen[first:]))
+    features = [pretraining.network(averaged=averaged)(torch.zeros(1, 1, 28, 28)).shape for averaged in (False, True)]
+    assert features == [(1, 1024), (1, 64)]
+
+
 def test_the_table_has_raw_pixels_and_means_over_seeds(args):
     random = pretraining.run(pretraining.RANDOM, 0, args)
     done = [

@@ -146,7 +146,7 @@ def run(method: str, seed: int, args: argparse.Namespace) -> Dict[str, Any]:
 
 def table(runs: List[Dict[str, Any]]) -> str:
     """Results as a table of Markdown: means over seeds, and those of each seed."""
-    few = [name for name in runs[0] if name.endswith('labels')]
+    few = list(dict.fromkeys(name for one in runs for name in one if name.endswith('labels')))
     lines = ['| features | steps | minutes | 20-NN, % | linear, % |' + ''.join(f' {name}, % |' for name in few)]
     lines.append('|---' * (5 + len(few)) + '|')
     rows = {RAW: [one[RAW] for one in runs if RAW in one][:1]}
@@ -197,7 +197,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('output/learning'), help='folder for them')
     args = parser.parse_args()
     args.methods = list(STUDY) if args.study else args.methods
-    load_images(args.data, 't10k', 1)  # fail on missing files before the first run
+    for name in ('steps', 'jobs'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name} must be positive, got {getattr(args, name)}')
+    if args.num_train < NUM_LABELLED + HELD_OUT:
+        parser.error(f'--num-train must be {NUM_LABELLED + HELD_OUT:,} or more, got {args.num_train}')
+    try:
+        load_images(args.data, 't10k', 1)  # missing files are named before the first run
+    except FileNotFoundError as e:
+        parser.error(str(e))
     pretraining_peers.check_installed(args.methods)
     args.out.mkdir(parents=True, exist_ok=True)
     return args

@@ -225,3 +225,41 @@ def test_a_row_group_that_does_not_fit_into_memory_is_no_damage(tmp_path, monkey
         reader[5]
     with pytest.raises(MemoryError):
         reader.targets  # noqa: B018
+
+
+def test_a_class_that_is_not_a_number_is_none(tmp_path):
+    """Pandas writes what is missing among numbers as NaN."""
+    reader = ShardReader(table(tmp_path / 'a.parquet', image=FILES[:4], label=[0.0, float('nan'), 1.0, float('nan')]))
+    assert reader.class_to_idx == {'0.0': 0, '1.0': 1}
+    assert reader.targets.tolist() == [0, -1, 1, -1] and labels(reader) == [0, None, 1, None]
+
+
+def test_a_column_whose_name_has_a_dot_has_a_window(tmp_path):
+    rows = pa.table({'my.image': FILES, 'my': list(range(40))})
+    pq.write_table(rows, tmp_path / 'a.parquet', row_group_size=1)
+    images = parquet.Parquets([tmp_path / 'a.parquet'], input_key='my.image', window=1)
+    for index in range(40):
+        assert images.read(index)[0] == FILES[index] and len(images._kept) == 1
+
+
+@pytest.mark.parametrize('names', [['a', 'a'], [0, 1], [None, 'b'], 'ab', {'1': 'a', '0': 'b'}])
+def test_names_of_classes_that_are_no_distinct_words_are_refused(names, tmp_path):
+    reader = ShardReader(named(tmp_path / 'a.parquet', names))
+    refused(reader, 'the names of classes of .*a.parquet are no list of distinct words: ')
+    assert reader.image(1).read() == FILES[1]
+
+
+def test_names_of_classes_by_number_are_taken(tmp_path):
+    reader = ShardReader(named(tmp_path / 'a.parquet', {'0': 'cat', '1': 'dog'}))
+    assert reader.class_to_idx == dict(cat=0, dog=1) and labels(reader) == [0, 1]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    classes, images = pa.array([0, 1]), pa.array(FILES[:2])
+    pq.write_table(pa.table([images, classes, classes], names=['image', 'label', 'label']), tmp_path / 'a.parquet')
+    reader = ShardReader(tmp_path / 'a.parquet')
+    refused(reader, "a.parquet has several columns 'label'")
+    assert reader.image(1).read() == FILES[1]
+    pq.write_table(pa.table([images, images], names=['image', 'image']), tmp_path / 'b.parquet')
+    with pytest.raises(ValueError, match=r"b\.parquet has several columns 'image'"):
+        ShardReader(tmp_path / 'b.parquet', input_key='image')

@@ -159,3 +159,14 @@ def test_several_damaged_shards_are_all_named_up_to_three(kind, tmp_path):
         found = ShardReader(tmp_path, unreadable='skip').found
         assert found.startswith(f'{number} damaged shard') and found.endswith(f'){rest}')
         assert [f'{path} (' in found for path in paths] == [i < min(number, 3) for i in range(10)]
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_indices_below_zero_count_from_the_end(kind, tmp_path):
+    reader = ShardReader(WRITERS[kind](tmp_path / 'shards', FILES))
+    for index in (-1, -5, -40):
+        assert reader[index][0].read() == reader.image(index).read() == FILES[index]
+        assert reader[index][1] == (40 + index) % 4 and reader.filename(index) == reader.filename(40 + index)
+    for index in (40, -41):
+        with pytest.raises(IndexError, match=f'there are 40 images, got the index {index}'):
+            reader[index]

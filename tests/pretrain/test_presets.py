@@ -58,6 +58,15 @@ def test_views_of_ones_own_go_before_it(tmp_path):
     assert losses(tmp_path / 'preset') == losses(tmp_path / 'options')
 
 
+def test_a_second_view_of_ones_own_leaves_the_first(tmp_path):
+    first, second = (RandomView(replace(PRESET.views[0], hflip=p), (1, 16, 16), **NORM) for p in (0.5, 0.0))
+    run(tmp_path / 'preset', preset='small-images', lr=None, num_train_steps=3, view2=second, **NORM)
+    same = dict(written_out('byol'), view1=first, view2=second)
+    same.update(task_args={**same['task_args'], **HEADS['byol']})
+    run(tmp_path / 'options', **same, **NORM)
+    assert losses(tmp_path / 'preset') == losses(tmp_path / 'options')
+
+
 def test_what_it_is_not_for_is_refused(tmp_path):
     for method in ('glom', 'pixpro'):
         with pytest.raises(ValueError, match=f"^preset 'small-images' is for byol, simsiam, got method '{method}'$"):

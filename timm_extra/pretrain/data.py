@@ -66,8 +66,9 @@ class Samples(Dataset):
             image = as_tensor(image, self.channels)
         except UNREADABLE as e:
             if self.unreadable == 'raise':
-                # classes are read for probes, which leave nothing out
-                hint = '' if self.labelled else "; `unreadable='skip'` leaves such images out"
+                hint = (
+                    '; probes leave no image out' if self.labelled else "; `unreadable='skip'` leaves such images out"
+                )
                 raise ValueError(f'image {index}{self._name(index)} cannot be read: {e}{hint}') from e
             return Sample(None, -1, epoch, index)
         return Sample(image, label, epoch, index)

@@ -143,13 +143,13 @@ def _views(config: PretrainConfig, model: nn.Module, **given: Optional[View]) ->
     check_parameters(config.method, list(views))
     if views and config.scale is not None:
         raise ValueError(f"`scale` is for the crops of the method's own views: leave out `scale` or {', '.join(views)}")
-    if views or (config.scale is None and config.preset is None):
-        return views
+    if 'view1' in views or (config.scale is None and config.preset is None):
+        return views  # without a second one it is the first
     size = input_config(model, config.input_size, config.mean, config.std)
     recipes = PRESETS[config.preset].views if config.preset else RECIPES[config.method]
     if config.scale is not None:
         recipes = [replace(recipe, scale=config.scale) for recipe in recipes]
-    return {f'view{number}': RandomView(recipe, **size) for number, recipe in enumerate(recipes, 1)}
+    return {**{f'view{number}': RandomView(recipe, **size) for number, recipe in enumerate(recipes, 1)}, **views}
 
 
 @dataclass

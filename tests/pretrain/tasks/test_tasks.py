@@ -264,6 +264,8 @@ def test_byol_and_simsiam_name_bad_arguments():
         SimSiam(nn.Identity(), hidden_layer=-1, input_size=SIZE)
     with pytest.raises(ValueError, match=r'decay must be between 0 and 1, got 1\.5'):
         make('byol', decay=1.5)
+    with pytest.raises(ValueError, match="decay must be between 0 and 1, got 'x'"):
+        make('byol', decay='x')
     with pytest.raises(ValueError, match="head_norm='group' needs multiples of 16, from 32 on, got 16"):
         make('byol', head_norm='group', projection_hidden_size=16)
     with pytest.raises(ValueError, match="head_norm must be one of batch, group, got 'layer'"):

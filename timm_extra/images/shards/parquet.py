@@ -18,6 +18,7 @@ AT_ONCE = 1 << 30  # bytes of images that pyarrow reads at once; it cannot from 
 PART = 128 << 20  # bytes of images that are read at once of a larger row group
 IMAGES = ('image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'tif', 'tiff')  # names of columns, first come first served
 SEVERAL = 'lists or structs'
+TWICE = 'columns of one name'
 LABELS = ('label', 'labels', 'cls', 'class', 'target')
 
 
@@ -227,6 +228,8 @@ def find_columns(schema: Any, path: PathLike, input_key: Optional[str], target_k
     kind = schema.types[schema.names.index(input_key)]
     if not _holds_bytes(kind, pa):
         raise ValueError(f'the column {input_key!r} of {path} holds no images, but {kind}')
+    if schema.names.count(input_key) > 1:
+        raise ValueError(f'{path} has several columns {input_key!r}')
     candidates: Sequence[str] = ()
     if target_key is None:
         candidates = [name for name in schema.names if features.get(name, {}).get('_type') == 'ClassLabel']
@@ -235,7 +238,12 @@ def find_columns(schema: Any, path: PathLike, input_key: Optional[str], target_k
     if target_key is None:
         return Columns(input_key, None, None, tuple(candidates))
     label_type = _label_type(schema.types[schema.names.index(target_key)], pa)
-    return Columns(input_key, target_key, features.get(target_key, {}).get('names'), label_type=label_type)
+    if schema.names.count(target_key) > 1:
+        label_type = TWICE
+    names = features.get(target_key, {}).get('names')
+    if isinstance(names, dict) and list(names) == [str(number) for number in range(len(names))]:
+        names = list(names.values())  # as cards of the Hub have them
+    return Columns(input_key, target_key, names, label_type=label_type)
 
 
 def _label_type(kind: Any, pa: Any) -> str:
@@ -256,6 +264,13 @@ def _no_classes(path: Path, found: Columns, first_path: Path, first: Columns) ->
     """Why the classes of a file cannot be taken, alone or together with those of the first; empty if they can."""
     if found.label_type == SEVERAL:
         return f'the column {found.label!r} of {path} holds lists or structs, no class of an image'
+    if found.label_type == TWICE:
+        return f'{path} has several columns {found.label!r}'
+    names = found.label_names
+    if names and not (
+        isinstance(names, list) and all(isinstance(n, str) for n in names) and len({*names}) == len(names)
+    ):
+        return f'the names of classes of {path} are no list of distinct words: {str(names)[:80]}'
     if (found.label, found.label_type) != (first.label, first.label_type):
         ours, theirs = (f'{each.label!r} of {each.label_type}' if each.label else 'none' for each in (found, first))
         return f'columns of classes differ: {path} has {ours}, {first_path} has {theirs}'
@@ -291,7 +306,8 @@ def _row_groups(metadata: Any, column: str) -> List[Tuple[int, int, int, int]]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         chunks = [group.column(i) for i in range(group.num_columns)]
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split('.')[0] == column)
+        # parts of a struct stand after a dot; names may have one, too
+        size = sum(c.total_uncompressed_size for c in chunks if f'{c.path_in_schema}.'.startswith(f'{column}.'))
         found.append((number, first, group.num_rows, size))
         first += group.num_rows
     return [row for row in found if row[2]]

@@ -106,12 +106,21 @@ class ShardReader(Reader):
         return len(self.shards)
 
     def __getitem__(self, index: int) -> Tuple[ShardFile, Optional[int]]:
+        index = self._counted(index)
+        self._check_classes()
         content, label = self.shards.read(index)
         return ShardFile(content, partial(self.filename, index)), self._target(label)
 
     def image(self, index: int) -> ShardFile:
         """An image without a look at its class, which may be of any kind."""
+        index = self._counted(index)
         return ShardFile(self.shards.read(index, labelled=False)[0], partial(self.filename, index))
+
+    def _counted(self, index: int) -> int:
+        """An index from 0; those below count from the end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'there are {len(self):,} images, got the index {index}')
+        return index % len(self)
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """All indices in the order of an epoch, as fast as any to read."""
@@ -167,7 +176,6 @@ class ShardReader(Reader):
 
     def _target(self, label: Any) -> Optional[int]:
         """Number of a class as it is written; None where there is none."""
-        self._check_classes()
         if _is_missing(label):
             return None
         if isinstance(label, int) and self._class_map is None:
@@ -219,6 +227,7 @@ class ShardReader(Reader):
         return ', '.join([found, *(f'{name} {key}' for name, key in zip(KEYS, keys[:2], strict=True) if key)])
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        index = self._counted(index)
         path, member = self.shards.file_of(index), self.shards.member(index)
         if basename:
             return f'{path.name}: {member}'
@@ -227,7 +236,7 @@ class ShardReader(Reader):
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether a label stands for no class: empty, or below 0, as in test sets of the Hub."""
-    if isinstance(label, int):
-        return label < 0
+    """Whether a label stands for no class: empty, not a number, or below 0, as in test sets of the Hub."""
+    if isinstance(label, (int, float)):
+        return not label >= 0
     return label is None or label == '' or re.fullmatch(r'-\d+', str(label)) is not None

@@ -24,8 +24,8 @@ class MomentumTask(PretrainingTask):
     target: Optional[nn.ModuleDict]
 
     def _set_decay(self, decay: Union[float, Callable[[int], float]], num_steps: Optional[int]) -> None:
-        if not callable(decay) and not 0 <= decay <= 1:
-            raise ValueError(f'decay must be between 0 and 1, got {decay}')
+        if not callable(decay) and not (isinstance(decay, (int, float)) and 0 <= decay <= 1):
+            raise ValueError(f'decay must be between 0 and 1, got {decay!r}')
         if num_steps is not None and num_steps < 1:
             raise ValueError(f'num_steps must be positive, got {num_steps}')
         self.decay, self.num_steps = decay, num_steps

@@ -1,9 +1,10 @@
 """A world with known trees: scenes of objects, objects of parts, with the true segments of each level.
 
 A part is a textured ellipse. An object is one of six arrangements of five ellipses under a random affine map, so that
-an ellipse alone does not say which neighbours it belongs with, and only hints at the kind of its object: this ambiguity is what Culp, Sabour and Hinton ask for in "Testing
-GLOM's ability to infer wholes from ambiguous parts" (arXiv:2211.16564). Colours and textures are drawn for each part
-independently, so only the arrangement joins parts to objects. Nearer objects cover farther ones.
+an ellipse alone does not say which neighbours it belongs with, and only hints at the kind of its object: this ambiguity
+is the subject of Culp, Sabour and Hinton, "Testing GLOM's ability to infer wholes from ambiguous parts"
+(arXiv:2211.16564). Colours and textures are drawn for each part independently, so only the arrangement joins parts to
+objects. Nearer objects cover farther ones.
 """
 
 import argparse

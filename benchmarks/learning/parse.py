@@ -134,7 +134,9 @@ def cluster(name: str, vectors: torch.Tensor, true: torch.Tensor) -> torch.Tenso
 def islands(state: torch.Tensor, valid: torch.Tensor, true: torch.Tensor) -> Tuple[torch.Tensor, Dict[str, Any]]:
     """Islands (B, SIDE, SIDE) of features (B, N, L, D) at the best level and threshold of validation scenes."""
     best = choose_level_and_threshold(valid, (SIDE, SIDE), true)
-    return island_labels(state, (SIDE, SIDE), best.threshold)[:, best.level], best._asdict()
+    return island_labels(state, (SIDE, SIDE), best.threshold)[:, best.level], dict(
+        read=best.level, threshold=best.threshold
+    )
 
 
 def measure(method: str, segments: Labels, true: Labels, **about: Any) -> List[Dict[str, Any]]:
@@ -156,7 +158,10 @@ def by_level(drawn: trees.Scenes) -> Labels:
 
 
 def chance(true: Labels, seed: int) -> List[Dict[str, Any]]:
-    """Rows of random segments, and of true ones at the size of the grid of columns: the bounds of the others."""
+    """Rows of random segments of columns, and of true ones at the size of their grid: the bounds of the others.
+
+    The pixels of a column share its segment, so chance is above 0 for segments that are about as small as columns.
+    """
     random = np.random.default_rng(seed)
     at_random, at_best = {}, {}
     for level, labels in true.items():
@@ -193,7 +198,8 @@ def evaluate(name: str, parser: Parser, labelled: bool) -> List[Dict[str, Any]]:
                 for one in allowed
             ]
             best = allowed[int(np.argmax(scores))]
-            segments[level], about[level] = cluster(method, test[:, :, best], true[level]), dict(read=best)
+            segments[level] = cluster(method, test[:, :, best], true[level])
+            about[level] = dict(read=best)
         rows += measure(f'{name}, {method}', segments, true, **about)
     return rows
 

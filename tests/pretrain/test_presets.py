@@ -69,9 +69,10 @@ def test_a_second_view_of_ones_own_leaves_the_first(tmp_path):
 
 def test_what_it_is_not_for_is_refused(tmp_path):
     for method in ('glom', 'pixpro'):
-        with pytest.raises(ValueError, match=f"^preset 'small-images' is for byol, simsiam, got method '{method}'$"):
+        refusal = f"^`preset` 'small-images' is for byol, simsiam, got `method` '{method}'$"
+        with pytest.raises(ValueError, match=refusal):
             PretrainConfig(method=method, epochs=1, preset='small-images')
-    with pytest.raises(ValueError, match=r"^preset 'small-images' has no learning rate for 'lars': give `lr`$"):
+    with pytest.raises(ValueError, match=r"^`preset` 'small-images' has no learning rate for 'lars': give `lr`$"):
         run(tmp_path, preset='small-images', lr=None, opt='lars')
     run(tmp_path, num_train_steps=3)
     with pytest.raises(ValueError, match=r'is of another training: .*opt'):

@@ -160,7 +160,7 @@ class PretrainConfig:
         check_parameters(self.method, [name for name in TASK_OPTIONS if getattr(self, name) is not None])
         if self.preset and self.method not in PRESETS[self.preset].task_args:
             methods = ', '.join(PRESETS[self.preset].task_args)
-            raise ValueError(f'preset {self.preset!r} is for {methods}, got method {self.method!r}')
+            raise ValueError(f'`preset` {self.preset!r} is for {methods}, got `method` {self.method!r}')
         unknown = [name for name in self.task_args or {} if name not in task_parameters(self.method)]
         if unknown:
             raise TypeError(

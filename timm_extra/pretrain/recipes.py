@@ -164,7 +164,7 @@ def plan(config: PretrainConfig, model: nn.Module, dataset: Dataset, processes: 
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     if math.isnan(recipe.learning_rate):
         if config.preset:
-            raise ValueError(f'preset {config.preset!r} has no learning rate for {recipe.optimizer!r}: give `lr`')
+            raise ValueError(f'`preset` {config.preset!r} has no learning rate for {recipe.optimizer!r}: give `lr`')
         raise ValueError(f'no learning rate is published for {config.method} with {recipe.optimizer!r}: give `lr`')
     return Plan(steps, each, images, recipe)
 

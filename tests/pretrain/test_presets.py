@@ -49,19 +49,13 @@ def test_options_go_before_it(method, tmp_path):
     assert losses(tmp_path / 'preset') == losses(tmp_path / 'options')
 
 
-def test_views_of_ones_own_go_before_it(tmp_path):
-    view = RandomView(replace(PRESET.views[0], hflip=0.0), (1, 16, 16), **NORM)
-    run(tmp_path / 'preset', preset='small-images', lr=None, num_train_steps=3, view1=view, **NORM)
-    same = dict(written_out('byol'), view1=view, view2=view)
-    same.update(task_args={**same['task_args'], **HEADS['byol']})
-    run(tmp_path / 'options', **same, **NORM)
-    assert losses(tmp_path / 'preset') == losses(tmp_path / 'options')
-
-
-def test_a_second_view_of_ones_own_leaves_the_first(tmp_path):
-    first, second = (RandomView(replace(PRESET.views[0], hflip=p), (1, 16, 16), **NORM) for p in (0.5, 0.0))
-    run(tmp_path / 'preset', preset='small-images', lr=None, num_train_steps=3, view2=second, **NORM)
-    same = dict(written_out('byol'), view1=first, view2=second)
+@pytest.mark.parametrize('name', ['view1', 'view2'])
+def test_a_view_of_ones_own_goes_before_it(name, tmp_path):
+    """A second view follows a first one of one's own, and leaves the preset's."""
+    own = RandomView(replace(PRESET.views[0], hflip=0.0), (1, 16, 16), **NORM)
+    run(tmp_path / 'preset', preset='small-images', lr=None, num_train_steps=3, **{name: own}, **NORM)
+    first = own if name == 'view1' else RandomView(PRESET.views[0], (1, 16, 16), **NORM)
+    same = dict(written_out('byol'), view1=first, view2=own)
     same.update(task_args={**same['task_args'], **HEADS['byol']})
     run(tmp_path / 'options', **same, **NORM)
     assert losses(tmp_path / 'preset') == losses(tmp_path / 'options')

@@ -31,7 +31,7 @@ class Preset:
 
 
 # crops that still show most of the object, strong jitter, no blur of details that are one pixel wide, smaller heads:
-# docs/pretraining.md has the study
+# docs/pretraining.md says what it was measured on
 _SMALL = Recipe(scale=(0.7, 1.0), ratio=(4 / 5, 5 / 4), jitter=1.0, brightness=0.5, contrast=0.8, blur=0.0)
 PRESETS: Dict[str, Preset] = {
     'small-images': Preset(
